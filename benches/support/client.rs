@@ -1,0 +1,125 @@
+//! derrick's HTTP API on one connection that is kept open.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Client {
+    address: String,
+    stream: BufReader<TcpStream>,
+    request: Vec<u8>,
+    line: String,
+    body: Vec<u8>,
+}
+
+/// A workspace's id and the paths of its actions.
+#[derive(Debug, Clone)]
+pub(crate) struct Workspace {
+    path: String,
+}
+
+impl Client {
+    /// Connects to the provider at `address`, host and port.
+    pub(crate) fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).expect("derrick takes connections");
+        // A request is sent at once and whole: there is nothing to wait for.
+        stream.set_nodelay(true).expect("a socket takes the option");
+        Self {
+            address: address.to_owned(),
+            stream: BufReader::new(stream),
+            request: Vec::new(),
+            line: String::new(),
+            body: Vec::new(),
+        }
+    }
+
+    /// Makes a workspace.
+    pub(crate) fn create(&mut self) -> Workspace {
+        self.send("POST", "/workspaces", b"{}");
+        let answer: Value = serde_json::from_slice(&self.body).expect("the answer is JSON");
+        let id = answer["id"].as_str().expect("a new workspace has an id");
+        Workspace {
+            path: format!("/workspaces/{id}"),
+        }
+    }
+
+    /// Runs a command line to its end; it has to succeed.
+    pub(crate) fn exec(&mut self, workspace: &Workspace, cmd: &str) {
+        let body = json!({ "cmd": cmd }).to_string();
+        self.send("POST", &format!("{}/cmd", workspace.path), body.as_bytes());
+    }
+
+    /// Runs a command line that has to succeed, and takes what it printed; how many bytes came.
+    pub(crate) fn exec_with_output(&mut self, workspace: &Workspace, cmd: &str) -> usize {
+        let body = json!({ "cmd": cmd }).to_string();
+        let path = format!("{}/cmd_with_output", workspace.path);
+        self.send("POST", &path, body.as_bytes());
+        self.body.len()
+    }
+
+    /// Back to the state after setup.
+    pub(crate) fn reset(&mut self, workspace: &Workspace) {
+        self.send("POST", &format!("{}/reset", workspace.path), b"");
+    }
+
+    /// Ends the workspace.
+    pub(crate) fn delete(&mut self, workspace: Workspace) {
+        let Workspace { path } = workspace;
+        self.send("DELETE", &path, b"");
+    }
+
+    /// What derrick says of itself: nothing is done, so this is the cost of a request as such.
+    pub(crate) fn health(&mut self) -> Value {
+        self.send("GET", "/health", b"");
+        serde_json::from_slice(&self.body).expect("the answer is JSON")
+    }
+
+    /// Sends one request and reads its answer into `body`; every status but 200 ends the bench.
+    fn send(&mut self, method: &str, path: &str, body: &[u8]) {
+        self.request.clear();
+        write!(
+            self.request,
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        )
+        .expect("a vector takes everything");
+        self.request.extend_from_slice(body);
+        self.stream
+            .get_mut()
+            .write_all(&self.request)
+            .expect("derrick takes the request");
+        let status = self.read_line().to_owned();
+        let mut length = None;
+        loop {
+            let line = self.read_line();
+            if line.is_empty() {
+                break;
+            }
+            let (name, value) = line.split_once(':').expect("a header has a colon");
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse().ok();
+            }
+        }
+        self.body.resize(length.expect("an answer has a length"), 0);
+        self.stream
+            .read_exact(&mut self.body)
+            .expect("the answer is whole");
+        assert!(
+            status.starts_with("HTTP/1.1 200"),
+            "{method} {path}: {status}: {}",
+            String::from_utf8_lossy(&self.body)
+        );
+    }
+
+    fn read_line(&mut self) -> &str {
+        self.line.clear();
+        self.stream
+            .read_line(&mut self.line)
+            .expect("derrick answers");
+        self.line.trim_end()
+    }
+}

@@ -1,0 +1,52 @@
+//! `DELETE /workspaces/{id}` on a kept connection: from the request until nothing of it runs.
+//!
+//! Its files are removed in the background, which is not measured but where it competes.
+//!
+//! | case | a change means |
+//! |---|---|
+//! | `teardown/idle` | the time to end a sandbox changed: its processes, then its namespaces and mounts |
+//! | `teardown/dirty_files` | the same after 2,000 files were written: how far removal is off the path |
+//! | `teardown/busy` | the same with 100 processes running |
+
+mod support;
+
+use criterion::{Criterion, SamplingMode, criterion_group, criterion_main};
+use serde_json::json;
+use support::{Provider, sum, time};
+
+/// Each case, and what is run in the workspace before it is ended.
+const CASES: [(&str, Option<&str>); 3] = [
+    ("idle", None),
+    (
+        "dirty_files",
+        Some("mkdir /dirt && cd /dirt && for n in {1..2000}; do echo $n > $n; done"),
+    ),
+    (
+        "busy",
+        Some("for n in {1..100}; do sleep 1000 > /dev/null 2>&1 & done"),
+    ),
+];
+
+fn teardown(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("teardown");
+    group.sampling_mode(SamplingMode::Flat).sample_size(50);
+    let provider = Provider::start(&json!({ "name": "bench" }));
+    let mut client = provider.client();
+    for (name, dirt) in CASES {
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|iterations| {
+                sum(iterations, || {
+                    let workspace = client.create();
+                    if let Some(cmd) = dirt {
+                        client.exec(&workspace, cmd);
+                    }
+                    time(|| client.delete(workspace)).0
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, teardown);
+criterion_main!(benches);

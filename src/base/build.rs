@@ -1,0 +1,206 @@
+//! A layer on its way: a sandbox whose upper becomes the layer when it has ended.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::store::{LAYER_FORMAT, LayerMeta};
+use super::{Digest, Layer, LayerStore, SetupError, Stack};
+use crate::init::protocol::{Exec, Program, Unpacked};
+use crate::init::unpack::{Compression, Summary};
+use crate::pool::exec::{self, Ended};
+use crate::pool::ranges::Range;
+use crate::pool::{Gone, Sandbox};
+use crate::sandbox::{Network, Requirement, SandboxSpec};
+use crate::state::State;
+
+/// Bytes of a program's output, its end, that an error or a layer's record carries.
+pub(super) const OUTPUT_END: usize = 64 * 1024;
+
+/// A sandbox that makes a layer. What it wrote is discarded unless it is frozen.
+#[derive(Debug)]
+pub(super) struct Build {
+    state: State,
+    sandbox: Sandbox,
+    directory: PathBuf,
+    range: Range,
+}
+
+/// What is written down of a layer besides its files.
+#[derive(Debug, Default)]
+pub(super) struct About {
+    pub(super) lineage: Option<Digest>,
+    pub(super) parent: Option<Digest>,
+    pub(super) commits: Vec<(PathBuf, String)>,
+    pub(super) description: String,
+    pub(super) output: Option<String>,
+}
+
+impl Build {
+    /// Starts a sandbox on `stack`.
+    pub(super) async fn start(
+        state: &State,
+        stack: &Stack,
+        network: Network,
+        landlock: Requirement,
+    ) -> Result<Self, SetupError> {
+        let range = stack
+            .take_range(state.spawner().identity())
+            .map_err(SetupError::host("taking ids for a layer"))?;
+        let directory = state.staging().join(Uuid::now_v7().to_string());
+        state
+            .make_writable(&directory)
+            .map_err(SetupError::host("making a directory for a layer"))?;
+        let spec = SandboxSpec {
+            ids: range.ids(),
+            overlays: stack.overlays.clone(),
+            writable: directory.clone(),
+            network,
+            hostname: "setup".into(),
+            landlock,
+        };
+        match state.spawner().create(spec).await {
+            Ok(sandbox) => Ok(Self {
+                state: state.clone(),
+                sandbox,
+                directory,
+                range,
+            }),
+            Err(error) => {
+                discard(state, &directory);
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(super) fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    /// Unpacks `archive` below `directory` of the sandbox, which is made if it is not there.
+    pub(super) async fn unpack(
+        &self,
+        archive: OwnedFd,
+        compression: Compression,
+        directory: &Path,
+    ) -> Result<Summary, SetupError> {
+        let exec = Exec {
+            program: Program::Unpack(directory.to_string_lossy().into_owned(), compression),
+            directory: "/".into(),
+            environment: Vec::new(),
+            terminal: None,
+        };
+        let ended = exec::run(&self.sandbox, exec, Some(archive), None).await?;
+        let report = ended.output.into_bytes();
+        match serde_json::from_slice(&report) {
+            Ok(Unpacked::Done(summary)) => Ok(summary),
+            Ok(Unpacked::Failed {
+                errno: Some(libc::ENOSPC | libc::EDQUOT),
+                message,
+            }) => Err(SetupError::NoSpace(message)),
+            Ok(Unpacked::Failed { message, .. }) => Err(SetupError::Archive(message)),
+            Err(_) => {
+                let said = String::from_utf8_lossy(&report);
+                Err(SetupError::Archive(format!(
+                    "the unpacker died: {}",
+                    said.trim()
+                )))
+            }
+        }
+    }
+
+    /// Ends the sandbox and makes what it wrote the layer `digest`; the layer, and the first id of
+    /// whoever wrote it.
+    pub(super) async fn freeze(
+        self,
+        store: &LayerStore,
+        digest: &Digest,
+        about: About,
+    ) -> Result<Layer, SetupError> {
+        self.sandbox.end(Gone::Removed).await?;
+        let meta = LayerMeta {
+            format: LAYER_FORMAT,
+            first_id: Some(self.range.ids().first),
+            shape: format!("{:?}", self.state.spawner().identity()).to_lowercase(),
+            parent: about.parent,
+            lineage: about.lineage,
+            commits: about.commits,
+            created: crate::clock::seconds(),
+            description: about.description,
+            output: about.output,
+            bytes: None,
+        };
+        let (store, digest, upper) = (store.clone(), digest.clone(), self.directory.join("upper"));
+        let layer = tokio::task::spawn_blocking(move || store.commit(&digest, &upper, meta))
+            .await
+            .map_err(|error| SetupError::host("keeping a layer")(error.into()))?
+            .map_err(SetupError::host("keeping a layer"))?;
+        discard(&self.state, &self.directory);
+        Ok(layer)
+    }
+
+    /// Ends the sandbox and throws away what it wrote.
+    pub(super) async fn abandon(self) {
+        if let Err(error) = self.sandbox.end(Gone::Removed).await {
+            tracing::warn!(%error, "cannot end an abandoned setup");
+        }
+        discard(&self.state, &self.directory);
+    }
+}
+
+fn discard(state: &State, directory: &Path) {
+    if let Err(error) = state.discard(directory) {
+        tracing::warn!(%error, "cannot discard a layer's directory");
+    }
+}
+
+/// Runs `program` in `directory` of `sandbox` to its end, however long it takes.
+pub(super) async fn run_in(
+    sandbox: &Sandbox,
+    program: Program,
+    directory: &Path,
+    env: &[&BTreeMap<String, String>],
+) -> Result<Ended, SetupError> {
+    let exec = Exec {
+        program,
+        directory: directory.to_string_lossy().into_owned(),
+        environment: environment(env),
+        terminal: None,
+    };
+    Ok(exec::run(sandbox, exec, None, None).await?)
+}
+
+/// The environment of a command: what every command has, then each of `over` on top.
+#[must_use]
+pub fn environment(over: &[&BTreeMap<String, String>]) -> Vec<(String, String)> {
+    const EVERY: &[(&str, &str)] = &[
+        ("HOME", "/root"),
+        ("LANG", "C.UTF-8"),
+        ("LOGNAME", "root"),
+        (
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        ),
+        ("USER", "root"),
+    ];
+    let mut all: BTreeMap<&str, &str> = EVERY.iter().copied().collect();
+    for layer in over {
+        all.extend(
+            layer
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str())),
+        );
+    }
+    all.into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// A pipe whose reading end goes to a sandbox, and whose writing end the caller fills.
+pub(super) fn pipe_for_archive() -> std::io::Result<(OwnedFd, File)> {
+    let (reader, writer) = std::io::pipe()?;
+    Ok((reader.into(), File::from(OwnedFd::from(writer))))
+}

@@ -1,0 +1,26 @@
+//! Where root filesystems come from: bases, the layer store, setup.
+//!
+//! A `Stack` is what a sandbox starts from: its overlays, with the base's directories and the layers
+//! on top of them. Reading order: `setup` makes it, `bases` what it stands on, `repositories` what
+//! goes into it, `build` each layer; then where the parts come from: `host`, `skeleton`, `tarball`,
+//! and `store`, where layers are kept.
+
+mod archive;
+mod bases;
+mod build;
+mod error;
+pub mod host;
+mod repositories;
+mod setup;
+pub mod skeleton;
+mod stack;
+pub mod store;
+pub mod tarball;
+
+pub use build::environment;
+pub use error::SetupError;
+pub(crate) use repositories::take_in;
+pub use setup::Setups;
+pub(crate) use setup::{landlock, network};
+pub use stack::Stack;
+pub use store::{Digest, Layer, LayerStore};

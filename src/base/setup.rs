@@ -1,0 +1,336 @@
+//! Setup: from a config to the stack that its workspaces start from.
+//!
+//! Each layer is made once for its key, however many ask at once; the others wait. A layer is made
+//! aside, by a sandbox, and renamed into the store when it is whole; whatever fails before leaves none.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::bases::Bases;
+use super::build::{About, Build, OUTPUT_END, run_in};
+use super::repositories::Checkout;
+use super::stack::Owner;
+use super::store::LAYER_FORMAT;
+use super::{Digest, Layer, LayerStore, SetupError, Stack};
+use crate::config::{self, WorkspaceConfig};
+use crate::git::{CommitId, Mirrors};
+use crate::init::protocol::Program;
+use crate::sandbox::{Access, Enforcement, Network, Requirement};
+use crate::state::State;
+
+/// Setup layers on top of each other, after which a setup starts from the base again.
+const MAX_DEPTH: usize = 12;
+/// Makes and finds the stacks of one config. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Setups {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Arc<WorkspaceConfig>,
+    state: State,
+    store: LayerStore,
+    mirrors: Mirrors,
+    base: Stack,
+    enforcement: Enforcement,
+}
+
+impl Setups {
+    /// Resolves the config's base, unpacking it if it is not in the store yet.
+    ///
+    /// # Errors
+    /// Where the base cannot be used.
+    pub async fn open(config: Arc<WorkspaceConfig>, state: &State) -> Result<Self, SetupError> {
+        let store = LayerStore::open(state.path("layers"), state.path("trash"))
+            .map_err(SetupError::host("opening the layer store"))?;
+        let mirrors = Mirrors::open(state.path("mirrors"));
+        let base = Bases {
+            config: &config,
+            state,
+            store: &store,
+        }
+        .resolve()
+        .await?;
+        // Started once and thrown away: what a workspace could not start with is said now.
+        let trial = Build::start(state, &base, network(config.network), landlock(&config)).await?;
+        let enforcement = trial.sandbox().enforcement().clone();
+        trial.abandon().await;
+        let shared = Shared {
+            config,
+            state: state.clone(),
+            store,
+            mirrors,
+            base,
+            enforcement,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// What is enforced on a sandbox of this config.
+    #[must_use]
+    pub fn enforcement(&self) -> &Enforcement {
+        &self.shared.enforcement
+    }
+
+    /// What is weaker on this host than asked, for people.
+    #[must_use]
+    pub fn weaker(&self) -> Vec<String> {
+        let shared = &self.shared;
+        let read_only: Vec<String> = shared
+            .base
+            .overlays
+            .iter()
+            .filter(|overlay| overlay.access == Access::ReadOnly)
+            .map(|overlay| overlay.at.display().to_string())
+            .collect();
+        let read_only = (!read_only.is_empty()).then(|| {
+            let paths = read_only.join(", ");
+            format!("read-only inside, since derrick does not run as root: {paths}")
+        });
+        let identity = shared
+            .state
+            .spawner()
+            .identity()
+            .weaker()
+            .map(str::to_owned);
+        read_only
+            .into_iter()
+            .chain(identity)
+            .chain(shared.enforcement.landlock.weaker())
+            .collect()
+    }
+
+    /// Whether root inside is the user who runs derrick, because the base is that user's directory.
+    #[must_use]
+    pub fn owned_by_caller(&self) -> bool {
+        self.shared.base.owner == Owner::Caller
+    }
+
+    /// The end of what the setup script printed that made the layer `digest`, if one did.
+    #[must_use]
+    pub fn output(&self, digest: &Digest) -> Option<String> {
+        self.shared.store.get(digest)?.meta().output.clone()
+    }
+
+    /// The repositories' mirrors.
+    #[must_use]
+    pub fn mirrors(&self) -> &Mirrors {
+        &self.shared.mirrors
+    }
+
+    /// The stack that a workspace starts from now: sets up first if there is no layer for it yet.
+    ///
+    /// # Errors
+    /// Where a repository cannot be had, the script fails, or the host does.
+    pub async fn stack(&self) -> Result<Stack, SetupError> {
+        let config = &self.shared.config;
+        let root = Path::new("/");
+        if config.repositories.is_empty() && config.setup_script.is_none() && config.workdir == root
+        {
+            return Ok(self.shared.base.clone());
+        }
+        let checkouts = self.resolve_repositories().await?;
+        let digest = self.key(&checkouts);
+        let layer = match self.shared.store.get(&digest) {
+            Some(layer) => layer,
+            None => {
+                let lock = self.shared.store.lock(&digest).await;
+                let _lock = lock.map_err(SetupError::host("locking a layer"))?;
+                match self.shared.store.get(&digest) {
+                    Some(layer) => layer,
+                    None => self.make(&digest, &checkouts).await?,
+                }
+            }
+        };
+        self.stack_on(&layer)
+    }
+
+    async fn resolve_repositories(&self) -> Result<Vec<Checkout>, SetupError> {
+        let mut checkouts = Vec::new();
+        for repository in &self.shared.config.repositories {
+            let at = self.shared.mirrors.resolve(repository).await?;
+            checkouts.push(Checkout {
+                repository: repository.clone(),
+                at,
+            });
+        }
+        Ok(checkouts)
+    }
+
+    /// Everything that determines a setup layer.
+    fn key(&self, checkouts: &[Checkout]) -> Digest {
+        let commits = checkouts
+            .iter()
+            .map(|checkout| checkout.at.commit.as_str().to_owned());
+        Digest::of(std::iter::once(self.lineage().to_string()).chain(commits))
+    }
+
+    /// The same without the commits: what stays when repositories move on.
+    fn lineage(&self) -> Digest {
+        let config = &self.shared.config;
+        let determinants = serde_json::json!({
+            "format": LAYER_FORMAT,
+            "base": self.shared.base.digest,
+            "repositories": config.repositories.iter()
+                .map(|repository| (&repository.url, &repository.path, &repository.reference))
+                .collect::<Vec<_>>(),
+            "setup_script": config.setup_script,
+            "env": config.env,
+            "workdir": config.workdir,
+            "network": config.setup_network(),
+        });
+        Digest::of([determinants.to_string()])
+    }
+
+    /// The base with `layer` and those below it on top.
+    fn stack_on(&self, layer: &Layer) -> Result<Stack, SetupError> {
+        let mut chain = vec![layer.clone()];
+        while let Some(parent) = chain.last().and_then(|layer| layer.meta().parent.clone()) {
+            let below = self.shared.store.get(&parent).ok_or_else(|| {
+                let missing = format!(
+                    "layer {parent} is missing; remove layer {} to set up anew",
+                    layer.digest()
+                );
+                SetupError::host("finding the layers")(io::Error::other(missing))
+            })?;
+            chain.push(below);
+        }
+        let mut stack = self.shared.base.clone();
+        for layer in chain.iter().rev() {
+            stack = stack.with_layer(layer, layer.meta().first_id.unwrap_or(0));
+        }
+        stack.commits = layer
+            .meta()
+            .commits
+            .iter()
+            .filter_map(|(path, commit)| Some((path.clone(), commit.parse::<CommitId>().ok()?)))
+            .collect();
+        Ok(stack)
+    }
+
+    async fn make(&self, digest: &Digest, checkouts: &[Checkout]) -> Result<Layer, SetupError> {
+        let shared = &self.shared;
+        let lineage = self.lineage();
+        let previous = self.previous(&lineage)?;
+        let (start, parent) = match previous {
+            Some((stack, parent)) => (stack, Some(parent)),
+            None => (shared.base.clone(), None),
+        };
+        tracing::info!(layer = %digest, from = parent.as_ref().map(Digest::as_str), "setting up");
+        let network = network(shared.config.setup_network());
+        let build = Build::start(&shared.state, &start, network, landlock(&shared.config)).await?;
+        let output = match self.fill(&build, &start, checkouts).await {
+            Ok(output) => output,
+            Err(error) => {
+                build.abandon().await;
+                return Err(error);
+            }
+        };
+        let about = About {
+            lineage: Some(lineage),
+            parent,
+            commits: checkouts
+                .iter()
+                .map(|checkout| {
+                    (
+                        checkout.repository.path.clone(),
+                        checkout.at.commit.as_str().to_owned(),
+                    )
+                })
+                .collect(),
+            description: format!("setup of {}", shared.config.name),
+            output,
+        };
+        build.freeze(&shared.store, digest, about).await
+    }
+
+    /// The newest layer for older commits, to start from, if there is one that is not too deep.
+    fn previous(&self, lineage: &Digest) -> Result<Option<(Stack, Digest)>, SetupError> {
+        if self.shared.config.repositories.is_empty() {
+            return Ok(None);
+        }
+        let found = self
+            .shared
+            .store
+            .find_lineage(lineage)
+            .map_err(SetupError::host("searching the layer store"))?;
+        Ok(found
+            .and_then(|layer| Some((self.stack_on(&layer).ok()?, layer.digest().clone())))
+            .filter(|(stack, _)| stack.depth < MAX_DEPTH))
+    }
+
+    async fn fill(
+        &self,
+        build: &Build,
+        start: &Stack,
+        checkouts: &[Checkout],
+    ) -> Result<Option<String>, SetupError> {
+        let mirrors = &self.shared.mirrors;
+        for checkout in checkouts {
+            let before = start.commits.get(&checkout.repository.path);
+            let current = match before {
+                Some(commit) => {
+                    *commit == checkout.at.commit || checkout.update(mirrors, build).await?
+                }
+                None => false,
+            };
+            if current {
+                continue;
+            }
+            if before.is_some() {
+                checkout.clear(build).await?;
+            }
+            checkout
+                .unpack(mirrors, build, &self.shared.state.staging())
+                .await?;
+        }
+        self.run_script(build).await
+    }
+
+    /// Runs the setup script, if there is one; the end of what it printed.
+    async fn run_script(&self, build: &Build) -> Result<Option<String>, SetupError> {
+        let config = &self.shared.config;
+        let workdir = config.workdir.to_string_lossy().into_owned();
+        let make = Program::Arguments(["mkdir", "-p", "--", &workdir].map(str::to_owned).to_vec());
+        // Where it cannot be made, going there says why.
+        run_in(build.sandbox(), make, Path::new("/"), &[]).await?;
+        let Some(script) = &config.setup_script else {
+            return Ok(None);
+        };
+        let ended = run_in(
+            build.sandbox(),
+            Program::Shell(script.clone()),
+            &config.workdir,
+            &[&config.env],
+        )
+        .await?;
+        let exit_code = ended.exit_code();
+        let output = ended.output.end(OUTPUT_END);
+        if exit_code == 0 {
+            Ok(Some(output))
+        } else {
+            Err(SetupError::Script { exit_code, output })
+        }
+    }
+}
+
+/// What a sandbox's spec calls the network that the config asks for.
+pub(crate) fn network(asked: config::Network) -> Network {
+    match asked {
+        config::Network::None => Network::None,
+        config::Network::Host => Network::Host,
+    }
+}
+
+/// Whether landlock is required, as the config says.
+pub(crate) fn landlock(config: &WorkspaceConfig) -> Requirement {
+    if config.best_effort.contains(&config::Restriction::Landlock) {
+        Requirement::BestEffort
+    } else {
+        Requirement::Required
+    }
+}

@@ -1,0 +1,83 @@
+//! What a sandbox starts from: overlays with their layers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Digest, Layer};
+use crate::git::CommitId;
+use crate::pool::ranges::Range;
+use crate::sandbox::identity::Identity;
+use crate::sandbox::{Access, Lower, Overlay};
+
+/// The overlays of a workspace, ready to be mounted, and what is known of what they show.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Stack {
+    /// Names everything that determined it.
+    pub digest: Digest,
+    /// As a sandbox's spec has them.
+    pub overlays: Vec<Overlay>,
+    /// Whose ids the files are written with.
+    pub owner: Owner,
+    /// Commits that setup checked out, by path.
+    pub commits: BTreeMap<PathBuf, CommitId>,
+    /// Layers on top of the base.
+    pub depth: usize,
+}
+
+/// Who root inside is on disk, where ids are subordinate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Owner {
+    /// An id of the sandbox's own.
+    Sandbox,
+    /// The user who runs derrick: the base is a directory of that user's.
+    Caller,
+}
+
+impl Stack {
+    /// Ids for a sandbox on this stack.
+    ///
+    /// # Errors
+    /// Those of `Range::take_any`.
+    pub fn take_range(&self, identity: Identity) -> io::Result<Range> {
+        Range::take_any(identity).map(|range| self.fit(range))
+    }
+
+    /// The ids that a sandbox on this stack had before.
+    ///
+    /// # Errors
+    /// Those of `Range::take`.
+    pub fn retake_range(&self, identity: Identity, number: u32) -> io::Result<Range> {
+        Range::take(identity, number).map(|range| self.fit(range))
+    }
+
+    fn fit(&self, range: Range) -> Range {
+        match self.owner {
+            Owner::Sandbox => range,
+            Owner::Caller => range.owned_by_caller(),
+        }
+    }
+
+    /// The stack with `layer`, written by the sandbox whose root was `first_id`, on top of it.
+    #[must_use]
+    pub fn with_layer(&self, layer: &Layer, first_id: u32) -> Self {
+        let mut stack = self.clone();
+        stack.digest = layer.digest().clone();
+        stack.depth += 1;
+        for (number, overlay) in stack.overlays.iter_mut().enumerate() {
+            if overlay.access == Access::Writable {
+                overlay.lowers.insert(
+                    0,
+                    Lower {
+                        path: layer.part(number),
+                        first_id,
+                    },
+                );
+            }
+        }
+        stack
+    }
+}

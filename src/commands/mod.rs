@@ -1,0 +1,61 @@
+//! What derrick does: one file for each word of the command line.
+
+pub mod check;
+pub mod run;
+pub mod serve;
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command, LogFormat};
+use crate::config::WorkspaceConfig;
+
+/// Exit code for a failure of derrick itself, as far from a command's own as shells allow.
+const FAILED: u8 = 125;
+
+/// Does what the command line says.
+///
+/// # Errors
+/// Why it could not be done, to be printed once.
+pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        None => serve::serve(&cli.serve),
+        Some(Command::Run(arguments)) => run::run(&arguments),
+        Some(Command::Check(arguments)) => Ok(check::check(
+            &arguments.state.directory()?,
+            arguments.format(),
+        )),
+        Some(Command::Schema) => {
+            println!("{:#}", WorkspaceConfig::json_schema());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// The exit code for a failure of derrick itself.
+#[must_use]
+pub fn failed() -> ExitCode {
+    ExitCode::from(FAILED)
+}
+
+fn config(file: Option<&Path>) -> anyhow::Result<WorkspaceConfig> {
+    match file {
+        Some(file) => Ok(WorkspaceConfig::from_file(file)?),
+        None => Ok(WorkspaceConfig::built_in()),
+    }
+}
+
+fn log_to_stderr(format: LogFormat, default_level: &str) {
+    use tracing_subscriber::EnvFilter;
+    let filter =
+        EnvFilter::try_from_env("DERRICK_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}

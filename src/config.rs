@@ -1,0 +1,542 @@
+//! `WorkspaceConfig`: what a config file says, checked once, here.
+//!
+//! Nothing past this module sees raw text: paths are absolute, sizes are numbers, unknown fields
+//! and settings that derrick cannot honour have been refused with the place in the file.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+pub use secret::Secret;
+pub use tree::Position;
+
+mod reader;
+mod rules;
+mod secret;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+/// A config file is written by hand; what is larger than this, in bytes, is another file.
+const LARGEST_FILE: u64 = 1 << 20;
+
+/// A token is one line; what is larger than this, in bytes, is another file.
+const LARGEST_TOKEN: u64 = 64 << 10;
+
+/// A workspace configuration, as `-w FILE` names it.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WorkspaceConfig {
+    /// A name for people; part of each workspace's hostname.
+    ///
+    /// 1 to 63 letters, digits, `-`, `_`, `.` and spaces.
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._ -]*$")
+    )]
+    pub name: String,
+    /// Repositories to check out during setup.
+    #[serde(default)]
+    pub repositories: Vec<Repository>,
+    /// Run by a shell inside the workspace during setup, after the repositories are there.
+    #[serde(default)]
+    pub setup_script: Option<String>,
+    /// The root filesystem that the workspace starts from: an object, or just `"host"`.
+    #[serde(default)]
+    #[schemars(with = "BaseForm")]
+    pub base: Base,
+    /// Environment of the setup script and of every command.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Where commands start, unless they say otherwise. Absolute.
+    #[serde(default = "root_dir")]
+    #[schemars(extend("pattern" = "^/"))]
+    pub workdir: PathBuf,
+    /// What network commands see.
+    #[serde(default)]
+    pub network: Network,
+    /// Settings of the setup phase alone.
+    #[serde(default)]
+    pub setup: Setup,
+    /// Restrictions that may be missing on this host instead of failing the start of a sandbox.
+    #[serde(default)]
+    pub best_effort: Vec<Restriction>,
+    /// What a workspace may use. Not supported yet: refused unless absent or null.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// Pristine sandboxes kept ready. Not supported yet: refused unless absent or null.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<Pool>,
+}
+
+/// A git repository and where it goes.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Repository {
+    /// Accepted for bosun-ai/derrick's configs; used in messages.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Where it is cloned from: `https`, `http`, `ssh`, `file` or an absolute path. Without credentials.
+    pub url: String,
+    /// Where it goes in the workspace. Absolute.
+    #[schemars(extend("pattern" = "^/."))]
+    pub path: PathBuf,
+    /// Branch, tag or commit; the remote's default branch if absent.
+    #[serde(default)]
+    pub reference: Option<String>,
+    /// The environment variable of the provider that holds the access token.
+    #[serde(default)]
+    pub token_env: Option<String>,
+    /// The file on the host that holds the access token. Absolute.
+    #[serde(default)]
+    pub token_file: Option<PathBuf>,
+}
+
+/// The root filesystem that a workspace starts from, before setup.
+#[derive(Debug, Clone, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Base {
+    /// The host's own programs and libraries.
+    Host {
+        /// Further host directories to show at the same path. Absolute.
+        #[serde(default)]
+        include: Vec<PathBuf>,
+    },
+    /// A root filesystem on disk; never written.
+    Directory {
+        /// The directory on the host. Absolute.
+        path: PathBuf,
+    },
+    /// An archive of a root filesystem: `.tar`, plain or compressed with gzip, zstd or xz.
+    Tarball {
+        /// The archive on the host. Absolute.
+        path: PathBuf,
+    },
+}
+
+/// What network a phase sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// A network namespace of its own with nothing but loopback.
+    #[default]
+    None,
+    /// The host's network, host loopback included.
+    Host,
+}
+
+/// Settings of the setup phase.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Setup {
+    /// The network of the setup script; `network` of the config if absent.
+    #[serde(default)]
+    pub network: Option<Network>,
+}
+
+/// A restriction that `best_effort` may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Restriction {
+    /// Landlock: the second filesystem boundary and the scoping of signals and abstract sockets.
+    Landlock,
+}
+
+/// What a workspace may use. Not supported yet.
+///
+/// A size is a number of bytes or a text such as `"512MiB"` or `"2GB"`.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Memory of all processes together, as a size. Not supported yet.
+    #[serde(default, deserialize_with = "size")]
+    #[schemars(with = "Option<SizeForm>")]
+    pub memory: Option<ByteSize>,
+    /// Processors' worth of time, fractions allowed. Not supported yet.
+    #[serde(default)]
+    pub cpus: Option<f64>,
+    /// Processes and threads at once. Not supported yet.
+    #[serde(default)]
+    pub pids: Option<u32>,
+    /// What the workspace may write to disk, as a size. Not supported yet.
+    #[serde(default, deserialize_with = "size")]
+    #[schemars(with = "Option<SizeForm>")]
+    pub disk: Option<ByteSize>,
+}
+
+/// Pristine sandboxes kept ready for `create` and `reset`. Not supported yet.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Pool {
+    /// How many to keep at most. Not supported yet.
+    #[serde(default)]
+    pub size: Option<u32>,
+    /// How much memory they may take together, as a size. Not supported yet.
+    #[serde(default, deserialize_with = "size")]
+    #[schemars(with = "Option<SizeForm>")]
+    pub memory: Option<ByteSize>,
+}
+
+/// Why a config cannot be used. The message names the file, the place in it, and what would be right.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading the workspace config {}", file.display())]
+    Read {
+        /// The file as it was named.
+        file: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The text is no JSON, or a value in it is wrong.
+    #[error("{file}:{position}: {path}{}{reason}", if path.is_empty() { "" } else { ": " })]
+    Invalid {
+        /// The file as it was named.
+        file: String,
+        /// Where in the file.
+        position: Position,
+        /// The value, as `repositories[0].path`; empty for the document as a whole.
+        path: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+    /// A repository's token cannot be had any more; it could when the config was read.
+    #[error("getting the access token of {url}: {reason}")]
+    Token {
+        /// The repository.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl WorkspaceConfig {
+    /// Reads and checks a config file.
+    ///
+    /// # Errors
+    /// Those of [`from_json`](Self::from_json), and when the file cannot be read, is larger than
+    /// 1 MiB, or can be written by every user of the host.
+    pub fn from_file(file: &Path) -> Result<Self, ConfigError> {
+        let text = read_config(file).map_err(|source| ConfigError::Read {
+            file: file.to_owned(),
+            source,
+        })?;
+        Self::from_json(&text, &file.to_string_lossy())
+    }
+
+    /// Checks a config's text; `file` is its name for messages.
+    ///
+    /// # Errors
+    /// When it is no JSON, has a field that is not known or not supported yet, a value that
+    /// cannot be, or names a file or a variable that this host does not have.
+    pub fn from_json(text: &str, file: &str) -> Result<Self, ConfigError> {
+        Self::from_json_in(text, file, &|name| std::env::var_os(name))
+    }
+
+    fn from_json_in(
+        text: &str,
+        file: &str,
+        environment: rules::Environment<'_>,
+    ) -> Result<Self, ConfigError> {
+        let invalid = |position, path: &tree::Path, reason| ConfigError::Invalid {
+            file: file.to_owned(),
+            position,
+            path: path.to_string(),
+            reason,
+        };
+        let tree = tree::Node::parse(text)
+            .map_err(|error| invalid(error.position, &tree::Path::default(), error.reason))?;
+        let place = |offset| Position::of(text, offset);
+        if let Some(path) = tree.find_nul(tree::Path::default()) {
+            let reason = "contains a NUL character, which Linux takes in no text; remove it";
+            return Err(invalid(place(tree.locate(&path)), &path, reason.to_owned()));
+        }
+        let mut config: Self = serde_path_to_error::deserialize(&tree).map_err(|error| {
+            let (path, offset) = tree.blame(error.path().into(), error.inner());
+            invalid(place(offset), &path, error.inner().to_string())
+        })?;
+        rules::check(&mut config, environment).map_err(|broken| {
+            invalid(
+                place(tree.locate(&broken.path)),
+                &broken.path,
+                broken.reason,
+            )
+        })?;
+        Ok(config)
+    }
+
+    /// The config that is used when none is named: the host's own system, no repository, no setup.
+    #[must_use]
+    pub fn built_in() -> Self {
+        Self {
+            name: "default".to_owned(),
+            repositories: Vec::new(),
+            setup_script: None,
+            base: Base::default(),
+            env: BTreeMap::new(),
+            workdir: root_dir(),
+            network: Network::default(),
+            setup: Setup::default(),
+            best_effort: Vec::new(),
+            limits: None,
+            pool: None,
+        }
+    }
+
+    /// What network the setup script sees.
+    #[must_use]
+    pub fn setup_network(&self) -> Network {
+        self.setup.network.unwrap_or(self.network)
+    }
+
+    /// The JSON Schema of a config file, as `derrick schema` prints it and `config.schema.json` has it.
+    #[must_use]
+    pub fn json_schema() -> serde_json::Value {
+        schemars::schema_for!(Self).to_value()
+    }
+}
+
+impl Repository {
+    /// Reads the access token from where the config says it is; `None` if it names no place.
+    ///
+    /// Read at each use, so that a renewed token file takes effect.
+    ///
+    /// # Errors
+    /// When the variable or the file is gone, or its content is no token: empty, not UTF-8, or
+    /// with control characters.
+    pub fn token(&self) -> Result<Option<Secret>, ConfigError> {
+        self.read_token(&|name| std::env::var_os(name))
+            .map_err(|reason| ConfigError::Token {
+                url: self.url.clone(),
+                reason,
+            })
+    }
+
+    /// Errors with a phrase that names neither the variable nor its content: it may be the token
+    /// itself, written into the wrong field.
+    fn read_token(&self, environment: rules::Environment<'_>) -> Result<Option<Secret>, String> {
+        let (place, content) = match (&self.token_env, &self.token_file) {
+            (Some(name), _) => {
+                rules::variable(name)?;
+                let content = environment(name).ok_or(
+                    "the variable that token_env names is not set in derrick's environment; set it before the start",
+                )?;
+                (
+                    "the variable that token_env names",
+                    content.into_encoded_bytes(),
+                )
+            }
+            (None, Some(path)) => {
+                let content = read_token_file(path).map_err(|error| {
+                    format!("the file that token_file names cannot be read: {error}")
+                })?;
+                ("the file that token_file names", content)
+            }
+            (None, None) => return Ok(None),
+        };
+        Secret::from_bytes(content)
+            .map(Some)
+            .map_err(|reason| format!("{place} {reason}"))
+    }
+}
+
+impl Default for Base {
+    fn default() -> Self {
+        Self::Host {
+            include: Vec::new(),
+        }
+    }
+}
+
+/// Written by hand because serde's own reading of a tagged enum loses the path of an error.
+impl<'de> Deserialize<'de> for Base {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(BaseVisitor)
+    }
+}
+
+struct BaseVisitor;
+
+impl<'de> de::Visitor<'de> for BaseVisitor {
+    type Value = Base;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("\"host\" or an object with a \"type\"")
+    }
+
+    fn visit_str<E: de::Error>(self, word: &str) -> Result<Base, E> {
+        match word {
+            "host" => Ok(Base::default()),
+            "directory" | "tarball" => Err(E::custom(format!(
+                "a {word} needs a path; write {{\"type\": \"{word}\", \"path\": \"/…\"}}"
+            ))),
+            other => Err(E::custom(reader::unknown_word(other, BASE_TYPES))),
+        }
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Base, A::Error> {
+        let fields = BaseFields::deserialize(de::value::MapAccessDeserializer::new(map))?;
+        match fields {
+            BaseFields {
+                kind: BaseType::Host,
+                include,
+                path: None,
+            } => Ok(Base::Host {
+                include: include.unwrap_or_default(),
+            }),
+            BaseFields {
+                kind: BaseType::Directory,
+                include: None,
+                path: Some(path),
+            } => Ok(Base::Directory { path }),
+            BaseFields {
+                kind: BaseType::Tarball,
+                include: None,
+                path: Some(path),
+            } => Ok(Base::Tarball { path }),
+            BaseFields {
+                kind: BaseType::Host,
+                path: Some(_),
+                ..
+            } => Err(de::Error::unknown_field("path", &["type", "include"])),
+            BaseFields {
+                include: Some(_), ..
+            } => Err(de::Error::unknown_field("include", &["type", "path"])),
+            BaseFields { path: None, .. } => Err(de::Error::missing_field("path")),
+        }
+    }
+}
+
+const BASE_TYPES: &[&str] = &["host", "directory", "tarball"];
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BaseFields {
+    #[serde(rename = "type")]
+    kind: BaseType,
+    #[serde(default)]
+    include: Option<Vec<PathBuf>>,
+    #[serde(default)]
+    path: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum BaseType {
+    Host,
+    Directory,
+    Tarball,
+}
+
+/// How a base may be written: in short or in full.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum BaseForm {
+    /// Short for an object with this type.
+    Short(ShortBase),
+    /// In full.
+    Full(Base),
+}
+
+/// A base that needs no further fields.
+#[derive(JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum ShortBase {
+    Host,
+}
+
+/// How a size may be written: in bytes, or with a unit.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum SizeForm {
+    /// In bytes.
+    Bytes(u64),
+    /// With a unit: B, kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers of 1024).
+    Text(#[schemars(extend("pattern" = r"^[0-9]+(\.[0-9]+)? ?([kKMGT]i?)?B?$"))] String),
+}
+
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    struct Sized(#[serde(deserialize_with = "some_size")] ByteSize);
+
+    fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+        deserializer.deserialize_any(SizeVisitor)
+    }
+
+    Ok(Option::<Sized>::deserialize(deserializer)?.map(|size| size.0))
+}
+
+struct SizeVisitor;
+
+impl de::Visitor<'_> for SizeVisitor {
+    type Value = ByteSize;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a size: a number of bytes, or a text such as \"512MiB\"")
+    }
+
+    fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<ByteSize, E> {
+        Ok(ByteSize::b(bytes))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<ByteSize, E> {
+        let number = text.starts_with(|c: char| c.is_ascii_digit());
+        match text.parse::<ByteSize>() {
+            // Multiplication saturates in there, so the largest number means an overflow.
+            Ok(size) if number && size.as_u64() < u64::MAX => Ok(size),
+            _ => Err(E::custom(format!(
+                "{} is no size; write a number of bytes, or a number and B, kB, MB, GB, KiB, MiB or GiB, such as \"512MiB\"",
+                reader::quoted(text)
+            ))),
+        }
+    }
+}
+
+fn root_dir() -> PathBuf {
+    PathBuf::from("/")
+}
+
+fn read_config(file: &Path) -> io::Result<String> {
+    let opened = File::open(file)?;
+    let metadata = opened.metadata()?;
+    // Whoever writes a config chooses which host directories a workspace sees.
+    if metadata.is_file() && metadata.mode() & 0o002 != 0 {
+        return Err(io::Error::other(
+            "every user of this host can write it; run chmod o-w on it",
+        ));
+    }
+    let mut text = Vec::new();
+    opened.take(LARGEST_FILE + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > LARGEST_FILE {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    String::from_utf8(text).map_err(|_| io::Error::other("it is not UTF-8"))
+}
+
+fn read_token_file(path: &Path) -> io::Result<Vec<u8>> {
+    // Not to block on a FIFO that took the file's place.
+    let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let file = File::options()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut content = Vec::new();
+    file.take(LARGEST_TOKEN + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > LARGEST_TOKEN {
+        return Err(io::Error::other("it is larger than 64 KiB"));
+    }
+    Ok(content)
+}

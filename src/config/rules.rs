@@ -1,0 +1,514 @@
+//! What a well-typed config may still not say, and what the host must have for it.
+//!
+//! Each rule answers with a phrase that says what is wrong and what would be right; `check` adds
+//! the path. Phrases never contain the value of a field that may hold a secret.
+
+use std::ffi::OsString;
+use std::fs::{self, Metadata};
+use std::path::{Component, Path as HostPath, PathBuf};
+
+use super::tree::Path;
+use super::{Base, Limits, Pool, Repository, WorkspaceConfig, reader};
+
+/// A rule that the config breaks, and where.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub(super) path: Path,
+    pub(super) reason: String,
+}
+
+/// Environment variables of the provider; a parameter because tests cannot set real ones.
+pub(super) type Environment<'e> = &'e dyn Fn(&str) -> Option<OsString>;
+
+/// Checks all rules, in the order of the documentation, and brings paths into their plain form.
+pub(super) fn check(
+    config: &mut WorkspaceConfig,
+    environment: Environment<'_>,
+) -> Result<(), Broken> {
+    let top = Path::default;
+    name(&config.name).at(|| top().field("name"))?;
+    repositories(&mut config.repositories, environment)?;
+    base(&mut config.base, &config.repositories)?;
+    for name in config.env.keys() {
+        variable(name).at(|| top().field("env").field(name))?;
+    }
+    let workdir = absolute(&config.workdir).at(|| top().field("workdir"))?;
+    config.workdir = workdir;
+    if let Some(limits) = &config.limits {
+        unsupported_limits(limits)?;
+    }
+    if let Some(pool) = &config.pool {
+        unsupported_pool(pool)?;
+    }
+    Ok(())
+}
+
+/// Where a base of the host's own system shows files that are there for everyone. Of `/etc` it
+/// takes single files and directories; these are the ones where somebody might put a key.
+const HOST_PARTS: [&str; 8] = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib64",
+    "/opt",
+    "/etc/ssl",
+    "/etc/alternatives",
+];
+
+/// Adds the path to a rule's phrase.
+trait At<T> {
+    fn at(self, path: impl FnOnce() -> Path) -> Result<T, Broken>;
+}
+
+impl<T, R: Into<String>> At<T> for Result<T, R> {
+    fn at(self, path: impl FnOnce() -> Path) -> Result<T, Broken> {
+        self.map_err(|reason| Broken {
+            path: path(),
+            reason: reason.into(),
+        })
+    }
+}
+
+/// 1 to 63 characters, so that it fits a hostname's label.
+fn name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_. ".contains(c);
+    if let Some(odd) = name.chars().find(|c| !allowed(*c)) {
+        return Err(format!(
+            "{odd:?} is not allowed; a name has letters a-z and A-Z, digits, '-', '_', '.' and spaces"
+        ));
+    }
+    if name.len() > 63 {
+        return Err(format!(
+            "has {} characters; at most 63 are allowed",
+            name.len()
+        ));
+    }
+    if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || name.ends_with(' ') {
+        return Err("must start with a letter or a digit and not end with a space".to_owned());
+    }
+    Ok(())
+}
+
+fn repositories(all: &mut [Repository], environment: Environment<'_>) -> Result<(), Broken> {
+    for index in 0..all.len() {
+        let (before, rest) = all.split_at_mut(index);
+        let Some(repository) = rest.first_mut() else {
+            break;
+        };
+        let here = |field: &str| {
+            Path::default()
+                .field("repositories")
+                .index(index)
+                .field(field)
+        };
+        if let Some(name) = &repository.name {
+            label(name).at(|| here("name"))?;
+        }
+        url(&repository.url).at(|| here("url"))?;
+        repository.path = repository_path(&repository.path).at(|| here("path"))?;
+        apart(&repository.path, before).at(|| here("path"))?;
+        if let Some(reference) = &repository.reference {
+            self::reference(reference).at(|| here("reference"))?;
+        }
+        token(repository, environment).map_err(|(field, reason)| Broken {
+            path: here(field),
+            reason,
+        })?;
+    }
+    Ok(())
+}
+
+fn label(name: &str) -> Result<(), &'static str> {
+    if name.trim().is_empty() {
+        return Err("is empty; leave it out or give a name");
+    }
+    if name.chars().any(char::is_control) {
+        return Err("contains a control character; it must be one line of text");
+    }
+    Ok(())
+}
+
+/// The phrase for a URL that may hold a secret says nothing of its content.
+fn url(url: &str) -> Result<(), String> {
+    const FORMS: &str =
+        "use https://, http://, ssh://, file://, user@host:path, or an absolute path";
+    const CREDENTIALS: &str = "contains credentials, which would end up in logs and in the workspace; \
+                               remove them and name the token's place in token_env or token_file";
+    if url.is_empty() {
+        return Err(format!("is empty; {FORMS}"));
+    }
+    if url
+        .chars()
+        .any(|c| c.is_control() || c.is_whitespace() || c == '\\')
+    {
+        return Err(
+            "contains a space, a backslash or a control character; percent-encode it".to_owned(),
+        );
+    }
+    if url.starts_with('/') {
+        return existing_repository(HostPath::new(url));
+    }
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return scp_form(url, FORMS, CREDENTIALS);
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+    match scheme {
+        // A user name alone is refused as well: forges accept a token there.
+        "https" | "http" if authority.contains('@') => return Err(CREDENTIALS.to_owned()),
+        "https" | "http" if rest.contains(['?', '#']) => {
+            return Err(
+                "has a query or a fragment, which may hold a secret; git needs neither, remove it"
+                    .to_owned(),
+            );
+        }
+        "ssh" if user.contains(':') => return Err(CREDENTIALS.to_owned()),
+        "https" | "http" | "ssh" => {}
+        "file" if host.is_empty() || host == "localhost" => {
+            let path = rest.strip_prefix(authority).unwrap_or(rest);
+            // git decodes percent signs here; such a path is left to git.
+            if path.contains('%') {
+                return Ok(());
+            }
+            if !path.starts_with('/') {
+                return Err(
+                    "must be file:// and an absolute path, as in \"file:///srv/git/x.git\""
+                        .to_owned(),
+                );
+            }
+            return existing_repository(HostPath::new(path));
+        }
+        "file" => {
+            return Err(
+                "names a host; a file URL has three slashes, as in \"file:///srv/git/x.git\""
+                    .to_owned(),
+            );
+        }
+        _ if authority.contains('@') => return Err(CREDENTIALS.to_owned()),
+        _ => {
+            return Err(format!(
+                "{} is no URL scheme for a repository; {FORMS}",
+                reader::quoted(scheme)
+            ));
+        }
+    }
+    if host.is_empty() || host.starts_with([':', '-']) || user.starts_with('-') {
+        return Err(format!("has no host name where one must be; {FORMS}"));
+    }
+    if rest.len() == authority.len() || rest == format!("{authority}/") {
+        return Err("has no path; a repository's path follows the host".to_owned());
+    }
+    Ok(())
+}
+
+/// `[user@]host:path`, which git understands as ssh.
+fn scp_form(url: &str, forms: &str, credentials: &str) -> Result<(), String> {
+    let Some((left, path)) = url.split_once(':') else {
+        return Err(format!("is neither a URL nor an absolute path; {forms}"));
+    };
+    if path.split('/').next().unwrap_or_default().contains('@') {
+        return Err(credentials.to_owned());
+    }
+    let (user, host) = left.rsplit_once('@').unwrap_or(("git", left));
+    let odd = |c: char| !(c.is_ascii_alphanumeric() || ".-_".contains(c));
+    // `ext::command` and the like run a program of the config's choice.
+    if user.is_empty()
+        || user.starts_with('-')
+        || host.is_empty()
+        || host.starts_with('-')
+        || host.contains(odd)
+        || path.is_empty()
+        || path.starts_with(':')
+    {
+        return Err(format!("is no URL that derrick knows; {forms}"));
+    }
+    Ok(())
+}
+
+fn existing_repository(path: &HostPath) -> Result<(), String> {
+    // A directory, or a bundle, which is a file.
+    existing(path, "repository", |_| true)
+}
+
+/// A place in the workspace that setup can create.
+fn repository_path(path: &HostPath) -> Result<PathBuf, String> {
+    let path = absolute(path)?;
+    if path == HostPath::new("/") {
+        return Err("is the root of the workspace; a repository needs a directory below it, such as \"/code/project\"".to_owned());
+    }
+    for kernel in ["/proc", "/sys", "/dev"] {
+        if path.starts_with(kernel) {
+            return Err(format!(
+                "lies in {kernel}, which the kernel fills; choose a directory such as \"/code/project\""
+            ));
+        }
+    }
+    Ok(path)
+}
+
+fn apart(path: &HostPath, before: &[Repository]) -> Result<(), String> {
+    for (index, other) in before.iter().enumerate() {
+        let other = &other.path;
+        let how = if path == other {
+            "is the path of"
+        } else if path.starts_with(other) {
+            "lies inside"
+        } else if other.starts_with(path) {
+            "contains"
+        } else {
+            continue;
+        };
+        return Err(format!(
+            "{how} repositories[{index}]; each repository needs a directory of its own"
+        ));
+    }
+    Ok(())
+}
+
+/// git-check-ref-format(1), roughly; commits pass as well.
+fn reference(reference: &str) -> Result<(), String> {
+    let right =
+        "write a branch, a tag or a commit, such as \"main\", \"v1.2\" or \"refs/pull/7/head\"";
+    let odd = |c: &char| c.is_control() || " ~^:?*[\\".contains(*c);
+    if reference.is_empty() {
+        return Err(format!("is empty; leave it out or {right}"));
+    }
+    if reference.starts_with('-') {
+        return Err(format!(
+            "starts with '-', which git would take for an option; {right}"
+        ));
+    }
+    if let Some(odd) = reference.chars().find(odd) {
+        return Err(format!("{odd:?} is not allowed in a reference; {right}"));
+    }
+    let bad_part = |part: &str| part.is_empty() || part.starts_with('.') || part.ends_with(".lock");
+    if reference == "@"
+        || reference.contains("..")
+        || reference.contains("@{")
+        || reference.ends_with('.')
+        || reference.split('/').any(bad_part)
+    {
+        return Err(format!("is no valid reference name; {right}"));
+    }
+    Ok(())
+}
+
+/// Errors with the field and the phrase.
+fn token(
+    repository: &Repository,
+    environment: Environment<'_>,
+) -> Result<(), (&'static str, String)> {
+    let field = match (&repository.token_env, &repository.token_file) {
+        (None, None) => return Ok(()),
+        (Some(_), Some(_)) => {
+            let reason = "is there beside token_env; name the token's place in one of them";
+            return Err(("token_file", reason.to_owned()));
+        }
+        (Some(name), None) => {
+            variable(name).map_err(|reason| ("token_env", reason.to_owned()))?;
+            "token_env"
+        }
+        (None, Some(path)) => {
+            // The path is not echoed: a token pasted into the wrong field would be.
+            if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+                let reason = "must be the absolute path of a file, without \"..\"";
+                return Err(("token_file", reason.to_owned()));
+            }
+            "token_file"
+        }
+    };
+    if !repository.url.starts_with("https://") && !repository.url.starts_with("http://") {
+        let reason = "has no use: only https and http repositories take a token";
+        return Err((field, reason.to_owned()));
+    }
+    // Reading it now shows a missing or odd token at the start and not at the first setup.
+    repository
+        .read_token(environment)
+        .map(drop)
+        .map_err(|reason| (field, reason))
+}
+
+fn base(base: &mut Base, repositories: &[Repository]) -> Result<(), Broken> {
+    let here = |field: &str| Path::default().field("base").field(field);
+    // Directories of the host whose content the workspace can read.
+    let mut shown: Vec<PathBuf> = Vec::new();
+    match base {
+        Base::Host { include } => {
+            shown.extend(HOST_PARTS.map(PathBuf::from));
+            for index in 0..include.len() {
+                let (before, rest) = include.split_at_mut(index);
+                let Some(path) = rest.first_mut() else { break };
+                let place = || here("include").index(index);
+                *path = included(path).at(place)?;
+                if before.contains(path) {
+                    return Err("is there twice; remove one").at(place);
+                }
+                shown.push(path.clone());
+            }
+        }
+        Base::Directory { path } => {
+            *path = host_directory(path).at(|| here("path"))?;
+            if canonical(path) == HostPath::new("/") {
+                let reason = "is the host's own root, with its secrets; for the host's programs, write \"base\": \"host\"";
+                return Err(reason).at(|| here("path"));
+            }
+            shown.push(path.clone());
+        }
+        Base::Tarball { path } => {
+            *path = absolute(path).at(|| here("path"))?;
+            existing(path, "file", Metadata::is_file).at(|| here("path"))?;
+        }
+    }
+    for (index, repository) in repositories.iter().enumerate() {
+        let Some(file) = &repository.token_file else {
+            continue;
+        };
+        let file = canonical(file);
+        if let Some(directory) = shown
+            .iter()
+            .find(|shown| file.starts_with(canonical(shown)))
+        {
+            let place = || {
+                Path::default()
+                    .field("repositories")
+                    .index(index)
+                    .field("token_file")
+            };
+            return Err(format!(
+                "lies in {}, which the base shows to the workspace; move the file elsewhere",
+                directory.display()
+            ))
+            .at(place);
+        }
+    }
+    Ok(())
+}
+
+/// A host directory that `base.include` may show.
+fn included(path: &HostPath) -> Result<PathBuf, String> {
+    let path = host_directory(path)?;
+    let real = canonical(&path);
+    // Never the root or /etc, which have the host's secrets and accounts, nor what is the
+    // kernel's or has the sockets of services.
+    if real == HostPath::new("/") || real == HostPath::new("/etc") {
+        return Err(format!(
+            "{} holds the host's secrets and accounts; name the directory below it that is needed",
+            real.display()
+        ));
+    }
+    for closed in ["/proc", "/sys", "/dev", "/run"] {
+        if real.starts_with(closed) {
+            return Err(format!(
+                "lies in {closed}, which a workspace never gets from the host; remove it"
+            ));
+        }
+    }
+    Ok(path)
+}
+
+fn host_directory(path: &HostPath) -> Result<PathBuf, String> {
+    let path = absolute(path)?;
+    existing(&path, "directory", Metadata::is_dir)?;
+    Ok(path)
+}
+
+/// The absolute path in its plain form: no `.`, no doubled and no trailing slash.
+fn absolute(path: &HostPath) -> Result<PathBuf, String> {
+    let shown = reader::quoted(&path.to_string_lossy());
+    if !path.is_absolute() {
+        return Err(format!("{shown} is not absolute; write it from '/' on"));
+    }
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        if part == Component::ParentDir {
+            return Err(format!(
+                "{shown} contains \"..\"; write the path without it"
+            ));
+        }
+        if part.as_os_str().len() > 255 {
+            return Err("has a part of more than 255 bytes, which Linux does not take".to_owned());
+        }
+        plain.push(part);
+    }
+    if plain.as_os_str().len() > 4000 {
+        return Err("has more than 4000 bytes, which Linux does not take".to_owned());
+    }
+    Ok(plain)
+}
+
+fn existing(path: &HostPath, what: &str, right: fn(&Metadata) -> bool) -> Result<(), String> {
+    let shown = path.display();
+    match fs::metadata(path) {
+        Ok(metadata) if right(&metadata) => Ok(()),
+        Ok(_) => Err(format!("{shown} is no {what}; name a {what} of this host")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(format!(
+            "{shown} does not exist; name a {what} of this host"
+        )),
+        Err(error) => Err(format!("{shown} cannot be used as a {what}: {error}")),
+    }
+}
+
+/// With symlinks resolved, as far as it exists.
+fn canonical(path: &HostPath) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
+}
+
+/// The name of an environment variable. The phrase does not contain it.
+pub(super) fn variable(name: &str) -> Result<(), &'static str> {
+    if name.is_empty() {
+        return Err("an environment variable's name cannot be empty");
+    }
+    if name.contains(['=', '\0']) {
+        return Err("an environment variable's name cannot contain '=' or NUL");
+    }
+    Ok(())
+}
+
+fn unsupported_limits(limits: &Limits) -> Result<(), Broken> {
+    let Limits {
+        memory,
+        cpus,
+        pids,
+        disk,
+    } = limits;
+    let here = |field| Path::default().field("limits").field(field);
+    if let Some(cpus) = cpus
+        && (!cpus.is_finite() || *cpus <= 0.0)
+    {
+        return Err(format!(
+            "{cpus} is no number of cpus; write one above 0, such as 1.5"
+        ))
+        .at(|| here("cpus"));
+    }
+    for (field, size) in [("memory", memory), ("disk", disk)] {
+        if size.is_some_and(|size| size.as_u64() == 0) {
+            return Err("is 0; write a size above 0, such as \"512MiB\"").at(|| here(field));
+        }
+    }
+    if *pids == Some(0) {
+        return Err("is 0; write a number above 0, such as 256").at(|| here("pids"));
+    }
+    let set = [
+        ("memory", memory.is_some()),
+        ("cpus", cpus.is_some()),
+        ("pids", pids.is_some()),
+        ("disk", disk.is_some()),
+    ];
+    first_set(&set).map_or(Ok(()), |field| not_yet().at(|| here(field)))
+}
+
+fn unsupported_pool(pool: &Pool) -> Result<(), Broken> {
+    let Pool { size, memory } = pool;
+    let here = |field| Path::default().field("pool").field(field);
+    let set = [("size", size.is_some()), ("memory", memory.is_some())];
+    first_set(&set).map_or(Ok(()), |field| not_yet().at(|| here(field)))
+}
+
+fn first_set(fields: &[(&'static str, bool)]) -> Option<&'static str> {
+    fields.iter().find(|(_, set)| *set).map(|(field, _)| *field)
+}
+
+fn not_yet() -> Result<(), &'static str> {
+    Err("is not supported yet, and derrick ignores no setting; remove it")
+}

@@ -1,0 +1,213 @@
+//! Repositories: mirrors of the provider's own, and what goes from them into a workspace.
+//!
+//! The provider runs git on its own mirrors and on fresh staging checkouts, never on a tree that an
+//! agent has touched. What a workspace needs leaves here as bytes, a tar stream or a bundle, and is
+//! taken in by git inside the workspace. Tokens stay in the memory of the provider and the
+//! environment of one git process at a time.
+//!
+//! Reading order: [`reference`](Reference) (what is looked at), `upstream` (where it comes from),
+//! `process` (how git is run), `mirror`, `checkout`, `bundle`, `inside` (what a workspace's own git
+//! is to run), `error`.
+
+mod bundle;
+mod checkout;
+mod error;
+mod inside;
+mod mirror;
+mod process;
+mod reference;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Mutex as AsyncMutex, OnceCell};
+
+pub use bundle::Bundle;
+pub use error::GitError;
+pub use inside::{Have, checkout_commands, fetch_command, have_command, refresh_command};
+pub use reference::{CommitId, InvalidCommitId, Reference, Resolved};
+
+use crate::config::Repository;
+use checkout::Staging;
+use mirror::{Mirror, blocking};
+use process::Client;
+use upstream::{Access, Upstream};
+
+/// How long a transfer may stand still before it has failed.
+const STALL: Duration = Duration::from_secs(60);
+
+/// The first git that takes settings from its environment.
+const OLDEST_GIT: (u32, u32) = (2, 31);
+
+/// All mirrors of a provider. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Mirrors(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    client: Arc<Client>,
+    /// One gate for each mirror that was used, so that one task writes to it at a time.
+    gates: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
+    ready: OnceCell<()>,
+}
+
+impl Mirrors {
+    /// Mirrors below `dir`, which is made with mode 0700 when the first is needed.
+    #[must_use]
+    pub fn open(dir: PathBuf) -> Self {
+        Self::with_stall(dir, STALL)
+    }
+
+    fn with_stall(dir: PathBuf, stall: Duration) -> Self {
+        let client = Arc::new(Client::new(dir.clone(), stall));
+        Self(Arc::new(Shared {
+            dir,
+            client,
+            gates: Mutex::default(),
+            ready: OnceCell::new(),
+        }))
+    }
+
+    /// Makes the mirror equal to the upstream and finds the repository's reference in it.
+    ///
+    /// A whole commit id is a commit; else a branch is looked for, then a tag, then a commit by at
+    /// least 7 digits. Without a reference it is the upstream's default branch.
+    ///
+    /// # Errors
+    ///
+    /// Any [`GitError`]. A mirror that was good before is still good after.
+    pub async fn resolve(&self, repository: &Repository) -> Result<Resolved, GitError> {
+        self.prepare().await?;
+        let access = Access::of(repository).await?;
+        let mirror = self.mirror(access.upstream());
+        let lock = mirror.lock().await?;
+        mirror
+            .resolve(&lock, access, repository.reference.as_deref())
+            .await
+    }
+
+    /// Writes a fresh checkout at `at`, `.git` included, to `sink` as a tar stream (GNU, with PAX
+    /// records for long link targets): names relative to the repository's root, owner 0:0.
+    ///
+    /// `at` has been resolved before. It is made in a directory below `scratch` that is gone
+    /// afterwards; only after a `kill -9` a `checkout-*` is left there. `scratch` should be on
+    /// the mirrors' file system, where objects are linked and not copied.
+    ///
+    /// # Errors
+    ///
+    /// Any [`GitError`]; `sink` may hold a part of the stream then.
+    pub async fn checkout(
+        &self,
+        repository: &Repository,
+        at: &Resolved,
+        scratch: &Path,
+        sink: File,
+    ) -> Result<(), GitError> {
+        self.prepare().await?;
+        let mirror = self.mirror(&Upstream::parse(&repository.url)?);
+        let staging = match Staging::make(&mirror, at, scratch).await {
+            Err(error)
+                if self
+                    .heal(&mirror, repository, Some(&at.commit), &error)
+                    .await? =>
+            {
+                Staging::make(&mirror, at, scratch).await?
+            }
+            made => made?,
+        };
+        staging.stream(sink).await
+    }
+
+    /// Writes a bundle of the mirror's branches and tags to `sink`, without what `have` leads to:
+    /// the receiver has that. What of it the mirror does not know does not count.
+    ///
+    /// # Errors
+    ///
+    /// Any [`GitError`]; `sink` may hold a part of the bundle then.
+    pub async fn bundle(
+        &self,
+        repository: &Repository,
+        have: &Have,
+        sink: File,
+    ) -> Result<Bundle, GitError> {
+        self.prepare().await?;
+        let mirror = self.mirror(&Upstream::parse(&repository.url)?);
+        bundle::write(&mirror, have, sink).await
+    }
+
+    /// Makes a mirror anew that turned out to be missing or damaged; says whether that was it.
+    async fn heal(
+        &self,
+        mirror: &Mirror,
+        repository: &Repository,
+        commit: Option<&CommitId>,
+        error: &GitError,
+    ) -> Result<bool, GitError> {
+        if !matches!(error, GitError::Other { .. } | GitError::Io { .. })
+            || !mirror.is_damaged().await
+        {
+            return Ok(false);
+        }
+        tracing::warn!(url = repository.url, %error, "the mirror is damaged, making it anew");
+        let access = Access::of(repository).await?;
+        let lock = mirror.lock().await?;
+        mirror.rebuild(&lock, access, commit).await?;
+        Ok(true)
+    }
+
+    fn mirror(&self, upstream: &Upstream) -> Mirror {
+        let shared = &self.0;
+        let gate = {
+            let mut gates = shared
+                .gates
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            Arc::clone(gates.entry(upstream.digest()).or_default())
+        };
+        Mirror::new(
+            Arc::clone(&shared.client),
+            shared.dir.clone(),
+            upstream.clone(),
+            gate,
+        )
+    }
+
+    /// Makes the directories and looks at git's version, once.
+    async fn prepare(&self) -> Result<(), GitError> {
+        let shared = &self.0;
+        let first = async || {
+            let home = shared.client.home();
+            blocking("make the directory of mirrors", move || {
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(home)
+            })
+            .await?;
+            let version = shared.client.plain().arg("version").output().await;
+            let version =
+                version.map_err(|failure| GitError::local("ask for git's version", failure))?;
+            let found = String::from_utf8_lossy(&version).trim().to_owned();
+            if parse_version(&found).is_some_and(|version| version >= OLDEST_GIT) {
+                Ok(())
+            } else {
+                Err(GitError::TooOld { found })
+            }
+        };
+        shared.ready.get_or_try_init(first).await.copied()
+    }
+}
+
+/// `git version 2.47.3` as (2, 47).
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.strip_prefix("git version ")?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}

@@ -1,0 +1,509 @@
+//! One git process: a cleared environment, fixed settings, and its end, whatever happens.
+//!
+//! git's behaviour is never left to the host's or the repository's configuration: no hook, helper,
+//! template, prompt or transport runs that this file did not allow. All settings go through
+//! `GIT_CONFIG_*` variables (git 2.31, git-config(1)): unlike `-c` they stay out of argument lists,
+//! and unlike `git clone -c` out of the repository.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+
+use super::upstream::{Access, Scrub, Transport};
+
+/// What is kept of a process's standard error: its end, far more than is ever shown, so that no
+/// secret is cut in two before it is scrubbed.
+const STDERR: usize = 64 * 1024;
+
+/// The most that a process may answer on standard output when it is collected.
+const STDOUT: usize = 64 * 1024 * 1024;
+
+/// How long a process's pipes may stay open after its end; ssh's helpers are known to hold them.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Variables of the provider that git may see: how to find programs, and how the host reaches the
+/// network. No more, so that nobody's own git settings take part.
+const PASSED_ON: &[&str] = &[
+    "PATH",
+    "http_proxy",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "GIT_SSL_CAINFO",
+    "GIT_SSL_CAPATH",
+];
+
+const SSH: &str = "ssh -oBatchMode=yes -oConnectTimeout=30 -oServerAliveInterval=15 -oServerAliveCountMax=4 \
+                   -oForwardAgent=no -oClearAllForwardings=yes -oControlMaster=no -oControlPath=none";
+
+/// What git adds to every failure of a connection, whatever the reason.
+const ADVICE: &[&str] = &[
+    "Please make sure you have the correct access rights",
+    "and the repository exists.",
+];
+
+/// What all git processes of the provider have in common.
+#[derive(Debug)]
+pub(super) struct Client {
+    /// Where all mirrors are. Its name is the host's own business and in no message.
+    dir: PathBuf,
+    /// How long a transfer may stand still.
+    stall: Duration,
+}
+
+impl Client {
+    pub(super) fn new(dir: PathBuf, stall: Duration) -> Self {
+        Self { dir, stall }
+    }
+
+    /// An empty directory: no user's configuration, credentials or attributes are in it.
+    pub(super) fn home(&self) -> PathBuf {
+        self.dir.join("home")
+    }
+
+    /// A git process that reaches no repository but the one it is given.
+    pub(super) fn local(&self, git_dir: &Path) -> Call {
+        let mut call = self.call();
+        call.arguments.push(joined("--git-dir=", git_dir));
+        call
+    }
+
+    /// A git process without a repository.
+    pub(super) fn plain(&self) -> Call {
+        self.call()
+    }
+
+    /// A git process that may talk to the upstream, by the upstream's own transport alone.
+    ///
+    /// `trusted` is a configuration file that trusts a `file` upstream's owner.
+    pub(super) fn remote(&self, access: &Access, trusted: Option<&Path>) -> Call {
+        let mut call = self.call();
+        let transport = access.upstream().transport();
+        call.set(format!("protocol.{}.allow", transport.protocol()), "always");
+        call.set("http.lowSpeedLimit", "1");
+        call.set("http.lowSpeedTime", self.stall.as_secs().to_string());
+        // After a redirect git would send the header to the new host as well (its second request,
+        // not curl's first, carries it), so with a token there are no redirects.
+        let redirects = if access.has_token() {
+            "false"
+        } else {
+            "initial"
+        };
+        call.set("http.followRedirects", redirects);
+        if let Some((key, value)) = access.header() {
+            call.set(key, value);
+        }
+        if transport == Transport::Ssh {
+            call.variables.push(("GIT_SSH_COMMAND".into(), SSH.into()));
+            call.variables
+                .push(("GIT_SSH_VARIANT".into(), "ssh".into()));
+            let agent = std::env::var_os("SSH_AUTH_SOCK");
+            call.variables
+                .extend(agent.map(|socket| ("SSH_AUTH_SOCK".into(), socket)));
+        }
+        if let Some(trusted) = trusted {
+            // git hides GIT_CONFIG_* from the other side of a local transport, but not this.
+            call.variables
+                .push(("GIT_CONFIG_GLOBAL".into(), trusted.into()));
+        }
+        call.scrub.secrets.extend(access.secrets());
+        call
+    }
+
+    fn call(&self) -> Call {
+        let mut call = Call {
+            arguments: Vec::new(),
+            settings: Vec::new(),
+            variables: Vec::new(),
+            input: Input::Nothing,
+            scrub: Scrub {
+                secrets: vec![self.dir.display().to_string()],
+            },
+            silence: self.stall * 10,
+        };
+        for name in PASSED_ON {
+            call.variables
+                .extend(std::env::var_os(name).map(|value| ((*name).into(), value)));
+        }
+        for (name, value) in [
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+            ("GIT_CONFIG_GLOBAL", "/dev/null"),
+            ("GIT_ATTR_NOSYSTEM", "1"),
+            ("GIT_TERMINAL_PROMPT", "0"),
+            ("GIT_NO_REPLACE_OBJECTS", "1"),
+            ("GIT_NO_LAZY_FETCH", "1"),
+            // Any git that a base may have can read these formats.
+            ("GIT_DEFAULT_REF_FORMAT", "files"),
+            ("LC_ALL", "C"),
+        ] {
+            call.variables.push((name.into(), value.into()));
+        }
+        call.variables.push(("HOME".into(), self.home().into()));
+        for (key, value) in [
+            ("protocol.allow", "never"),
+            ("core.hooksPath", "/dev/null"),
+            ("core.fsmonitor", "false"),
+            // A reflog names the provider's user and host.
+            ("core.logAllRefUpdates", "false"),
+            ("core.askPass", ""),
+            ("credential.helper", ""),
+            ("safe.bareRepository", "explicit"),
+            ("submodule.recurse", "false"),
+            ("fetch.recurseSubmodules", "false"),
+            // One pack for each fetch, none of them replaced while somebody reads.
+            ("fetch.unpackLimit", "1"),
+            ("gc.auto", "0"),
+            ("maintenance.auto", "false"),
+            ("fetch.fsckObjects", "true"),
+            ("transfer.fsckObjects", "true"),
+            // Slips of old tools that are in the history of well-known projects and harm nobody.
+            ("fetch.fsck.badTimezone", "ignore"),
+            ("fsck.badTimezone", "ignore"),
+            ("fetch.fsck.missingSpaceBeforeDate", "ignore"),
+            ("fsck.missingSpaceBeforeDate", "ignore"),
+            ("fetch.fsck.zeroPaddedFilemode", "ignore"),
+            ("fsck.zeroPaddedFilemode", "ignore"),
+        ] {
+            call.set(key, value);
+        }
+        call
+    }
+}
+
+/// What a git process reads.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// End-of-file.
+    Nothing,
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// This file, kept open for as long as git runs, even if the provider is killed.
+    Held(File),
+}
+
+/// A git process to be started.
+#[derive(Debug)]
+pub(super) struct Call {
+    arguments: Vec<OsString>,
+    settings: Vec<(String, String)>,
+    variables: Vec<(OsString, OsString)>,
+    input: Input,
+    scrub: Scrub,
+    silence: Duration,
+}
+
+impl Call {
+    pub(super) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    pub(super) fn args<I: IntoIterator<Item: AsRef<OsStr>>>(mut self, arguments: I) -> Self {
+        self.arguments.extend(
+            arguments
+                .into_iter()
+                .map(|argument| argument.as_ref().to_owned()),
+        );
+        self
+    }
+
+    /// Sets the repository, for a call that got none.
+    pub(super) fn in_git_dir(mut self, git_dir: &Path) -> Self {
+        self.arguments.push(joined("--git-dir=", git_dir));
+        self
+    }
+
+    pub(super) fn in_work_tree(mut self, work_tree: &Path) -> Self {
+        self.arguments.push(joined("--work-tree=", work_tree));
+        self
+    }
+
+    pub(super) fn input(mut self, input: Input) -> Self {
+        self.input = input;
+        self
+    }
+
+    pub(super) fn setting(mut self, key: &str, value: &str) -> Self {
+        self.set(key, value);
+        self
+    }
+
+    /// Runs git to its end and gives what it printed.
+    pub(super) async fn output(self) -> Result<Vec<u8>, Failure> {
+        Ok(self.start(Stdio::piped()).await?.stdout)
+    }
+
+    /// Runs git to its end and gives its messages, scrubbed.
+    pub(super) async fn messages(self) -> Result<String, Failure> {
+        let scrub = self.scrub.clone();
+        Ok(scrub.clean(&self.start(Stdio::piped()).await?.stderr))
+    }
+
+    /// Runs git to its end; what it prints goes into `sink`.
+    pub(super) async fn output_into(self, sink: File) -> Result<(), Failure> {
+        self.start(sink.into()).await.map(drop)
+    }
+
+    fn set(&mut self, key: impl Into<String>, value: impl Into<String>) {
+        self.settings.push((key.into(), value.into()));
+    }
+
+    async fn start(self, stdout: Stdio) -> Result<Seen, Failure> {
+        let mut command = Command::new("git");
+        command.env_clear().envs(self.variables);
+        command.env("GIT_CONFIG_COUNT", self.settings.len().to_string());
+        for (number, (key, value)) in self.settings.into_iter().enumerate() {
+            command.env(format!("GIT_CONFIG_KEY_{number}"), key);
+            command.env(format!("GIT_CONFIG_VALUE_{number}"), value);
+        }
+        command.args(self.arguments).current_dir("/");
+        let (stdin, bytes) = match self.input {
+            Input::Nothing => (Stdio::null(), None),
+            Input::Bytes(bytes) => (Stdio::piped(), Some(bytes)),
+            Input::Held(file) => (file.into(), None),
+        };
+        command.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
+        // A group of its own, so that git's own children can be killed with it.
+        command.process_group(0).kill_on_drop(true);
+        let not_started = |error| Failure {
+            ended: Ended::NotStarted(error),
+            said: String::new(),
+        };
+        let mut running = Running(command.spawn().map_err(not_started)?);
+        // The command still holds the descriptors that it gave to git.
+        drop(command);
+        let stdin = running.0.stdin.take();
+        let feed = async {
+            if let (Some(mut stdin), Some(bytes)) = (stdin, bytes) {
+                // A git that ends early says why itself.
+                let _ = stdin.write_all(&bytes).await;
+            }
+        };
+        let ((ended, seen), ()) = tokio::join!(running.watch(self.silence), feed);
+        match ended {
+            Ended::With(status) if status.success() => Ok(seen),
+            ended => Err(Failure {
+                ended,
+                said: self.scrub.clean(&without_progress(&seen.stderr)),
+            }),
+        }
+    }
+}
+
+/// How a git process ended that did not succeed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) ended: Ended,
+    /// Scrubbed.
+    said: String,
+}
+
+impl Failure {
+    /// Whether git or ssh, but not the server's own `remote:` lines, said any of these, given in lower case.
+    pub(super) fn says(&self, any: &[&str]) -> bool {
+        self.own_lines()
+            .any(|line| any.iter().any(|text| line.contains(text)))
+    }
+
+    /// Whether git's own `repository '<url>' not found` (http's 404) is there.
+    pub(super) fn says_repository_not_found(&self) -> bool {
+        self.own_lines().any(|line| {
+            line.starts_with("fatal: repository '")
+                && (line.ends_with("' not found") || line.ends_with("' does not exist"))
+        })
+    }
+
+    /// All that was said.
+    pub(super) fn said(&self) -> &str {
+        &self.said
+    }
+
+    /// Whether git ended by itself, and not for want of space: its status answers a question then.
+    pub(super) fn is_an_answer(&self) -> bool {
+        let exited = matches!(&self.ended, Ended::With(status) if status.code().is_some());
+        exited && !self.says(&["no space left on device", "disk quota exceeded"])
+    }
+
+    /// The last of what was said, in one line, `limit` bytes at most.
+    pub(super) fn detail(&self, limit: usize) -> String {
+        let lines: Vec<&str> = self
+            .said
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !ADVICE.contains(line))
+            .collect();
+        let text = lines.join("; ");
+        let start = (text.len().saturating_sub(limit)..=text.len())
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or_default();
+        match (&self.ended, &text[start..]) {
+            (Ended::Stalled, "") => "nothing more came".into(),
+            (Ended::Stalled, tail) => format!("nothing more came after: {tail}"),
+            (Ended::With(status), "") => format!("git ended with {status}"),
+            (Ended::Lost(error), _) => format!("git was lost: {error}"),
+            (_, tail) => tail.to_owned(),
+        }
+    }
+
+    fn own_lines(&self) -> impl Iterator<Item = String> {
+        self.said
+            .lines()
+            .filter(|line| !line.starts_with("remote:"))
+            .map(|line| line.trim_end().to_lowercase())
+    }
+
+    #[cfg(test)]
+    pub(super) fn saying(said: &str) -> Self {
+        use std::os::unix::process::ExitStatusExt as _;
+        Self {
+            ended: Ended::With(ExitStatus::from_raw(128 << 8)),
+            said: said.to_owned(),
+        }
+    }
+}
+
+/// The end of a git process.
+#[derive(Debug)]
+pub(super) enum Ended {
+    With(ExitStatus),
+    /// It said nothing for too long and was killed.
+    Stalled,
+    NotStarted(io::Error),
+    /// It cannot be waited for, or printed more than it may.
+    Lost(io::Error),
+}
+
+/// A git process with its children; dropping it kills them all.
+struct Running(Child);
+
+/// What a process printed.
+#[derive(Default)]
+struct Seen {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Running {
+    /// Waits for the end while reading both pipes; the silence that is too long counts from the last byte.
+    async fn watch(&mut self, silence: Duration) -> (Ended, Seen) {
+        let mut stdout = self.0.stdout.take();
+        let mut stderr = self.0.stderr.take();
+        let (mut out, mut err) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
+        let mut seen = Seen::default();
+        let mut ended = None;
+        let mut deadline = pin!(tokio::time::sleep(silence));
+        while ended.is_none() || stdout.is_some() || stderr.is_some() {
+            tokio::select! {
+                read = read(&mut stdout, &mut out) => {
+                    match read {
+                        Ok(0) | Err(_) => stdout = None,
+                        Ok(count) => seen.stdout.extend_from_slice(&out[..count]),
+                    }
+                    if seen.stdout.len() > STDOUT {
+                        self.kill();
+                        return (Ended::Lost(io::Error::other("it printed too much")), seen);
+                    }
+                }
+                read = read(&mut stderr, &mut err) => {
+                    match read {
+                        Ok(0) | Err(_) => stderr = None,
+                        Ok(count) => seen.stderr.extend_from_slice(&err[..count]),
+                    }
+                    if seen.stderr.len() > 2 * STDERR {
+                        seen.stderr.drain(..seen.stderr.len() - STDERR);
+                    }
+                }
+                status = self.0.wait(), if ended.is_none() => {
+                    ended = Some(status.map_or_else(Ended::Lost, Ended::With));
+                    deadline.as_mut().reset(Instant::now() + DRAIN);
+                    continue;
+                }
+                () = &mut deadline => match ended {
+                    Some(ended) => return (ended, seen),
+                    None => {
+                        self.kill();
+                        return (Ended::Stalled, seen);
+                    }
+                },
+            }
+            if ended.is_none() {
+                deadline.as_mut().reset(Instant::now() + silence);
+            }
+        }
+        (ended.expect("the loop ends after the process"), seen)
+    }
+
+    fn kill(&self) {
+        // `id` is the process's as long as it has not been waited for, so the number cannot be
+        // another group's.
+        if let Some(group) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Reads some bytes; never ready when the pipe is gone.
+async fn read<R: AsyncRead + Unpin>(pipe: &mut Option<R>, buffer: &mut [u8]) -> io::Result<usize> {
+    match pipe {
+        Some(pipe) => pipe.read(buffer).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// git overwrites a line of progress by ending it with a carriage return; ssh ends all lines so.
+fn without_progress(stderr: &[u8]) -> Vec<u8> {
+    let mut kept = Vec::new();
+    for line in stderr.split(|&byte| byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let shown = line
+            .rsplit(|&byte| byte == b'\r')
+            .next()
+            .unwrap_or_default();
+        kept.extend([shown, b"\n"].concat());
+    }
+    kept
+}
+
+fn joined(option: &str, path: &Path) -> OsString {
+    let mut argument = OsString::from(option);
+    argument.push(path);
+    argument
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_are_the_end_of_what_was_said_without_progress() {
+        let said = b"Receiving objects:  1% (1/100)\rReceiving objects: 2% (2/100)\rerror: a\r\nfatal: \xc3\xbc\n";
+        let failure = Failure::saying(&String::from_utf8_lossy(&without_progress(said)));
+        assert_eq!(failure.detail(100), "error: a; fatal: ü");
+        assert_eq!(failure.detail(2), "ü");
+        assert_eq!(
+            Failure::saying("").detail(10),
+            "git ended with exit status: 128"
+        );
+    }
+}

@@ -1,0 +1,431 @@
+//! Over http: tokens, redirects, and connections that break, against git's own server program.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+
+use super::*;
+
+/// The user's secret. It must be found nowhere but in the header that it is sent in.
+const TOKEN: &str = "token-canary-7f3a";
+
+/// `x-access-token:` and the token, as the header has it.
+const BASIC: &str = "eC1hY2Nlc3MtdG9rZW46dG9rZW4tY2FuYXJ5LTdmM2E=";
+
+/// What the server saw.
+#[derive(Debug)]
+enum Seen {
+    Request {
+        path: String,
+        authorization: Option<String>,
+        in_arguments: bool,
+    },
+    /// The client of `/stall/` closed its connection.
+    Closed,
+}
+
+/// A server on loopback; the first part of a path says how it behaves.
+struct Server {
+    origin: String,
+    seen: mpsc::Receiver<Seen>,
+}
+
+impl Server {
+    /// Serves the repositories below `root`; `/elsewhere/` redirects to the server `other`.
+    fn start(root: &Path, other: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
+        let origin = format!("http://{}", listener.local_addr().expect("an address"));
+        let (sender, seen) = mpsc::channel();
+        let (root, other) = (root.to_owned(), other.to_owned());
+        // It ends with the test's process.
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                let (root, other, sender) = (root.clone(), other.clone(), sender.clone());
+                std::thread::spawn(move || {
+                    serve(connection.expect("a connection"), &root, &other, &sender)
+                });
+            }
+        });
+        Self { origin, seen }
+    }
+
+    fn repository(&self, path: &str, token: Option<&Path>) -> Repository {
+        let fields = serde_json::json!({
+            "url": format!("{}/{path}", self.origin), "path": "/r", "token_file": token,
+        });
+        serde_json::from_value(fields).expect("a repository")
+    }
+
+    fn requests(&self) -> Vec<(String, Option<String>)> {
+        let request = |seen| match seen {
+            Seen::Request {
+                path,
+                authorization,
+                in_arguments,
+            } => {
+                assert!(!in_arguments, "the token is in a process's arguments");
+                (path, authorization)
+            }
+            Seen::Closed => panic!("nothing stalls here"),
+        };
+        self.seen.try_iter().map(request).collect()
+    }
+}
+
+fn serve(mut connection: TcpStream, root: &Path, other: &str, seen: &mpsc::Sender<Seen>) {
+    let mut reader = BufReader::new(connection.try_clone().expect("a descriptor"));
+    let mut line = String::new();
+    let mut headers = HashMap::new();
+    reader.read_line(&mut line).expect("a request");
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let (Some(method), Some(target)) = (words.next(), words.next()) else {
+        return;
+    };
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("a header");
+        let Some((name, value)) = line.trim_end().split_once(": ") else {
+            break;
+        };
+        headers.insert(name.to_ascii_lowercase(), value.to_owned());
+    }
+    let mut body = vec![
+        0;
+        headers
+            .get("content-length")
+            .map_or(0, |length| length.parse().expect("a number"))
+    ];
+    reader.read_exact(&mut body).expect("a body");
+
+    let authorization = headers.get("authorization").cloned();
+    let request = Seen::Request {
+        path: target.clone(),
+        authorization: authorization.clone(),
+        in_arguments: token_in_arguments(),
+    };
+    // The test may have ended.
+    let _ = seen.send(request);
+    let (behaviour, path) = target[1..].split_once('/').unwrap_or_default();
+    let allowed = authorization.is_some_and(|value| value == format!("Basic {BASIC}"));
+    let redirect = |to: &str| format!("301 Moved\r\nLocation: {to}/open/{path}\r\n").into_bytes();
+    let answer = match behaviour {
+        "moved" => redirect("").to_vec(),
+        "elsewhere" => redirect(other),
+        "stall" => {
+            let _ = reader.read(&mut [0]);
+            let _ = seen.send(Seen::Closed);
+            return;
+        }
+        "private" if !allowed => {
+            let echo = headers.get("authorization").cloned().unwrap_or_default();
+            format!("401 No\r\nWWW-Authenticate: Basic realm=\"{echo}\"\r\nContent-Type: text/plain\r\n\r\nno: {echo}").into_bytes()
+        }
+        "forbidden" => b"403 No\r\n".to_vec(),
+        _ => backend(root, &method, path, &headers, &body),
+    };
+    let split = answer
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .map_or(answer.len(), |at| at + 4);
+    let (head, content) = answer.split_at(split);
+    let head = String::from_utf8_lossy(head).trim_end().to_owned();
+    let sent = if behaviour == "cut" && method == "POST" {
+        content.len() / 2
+    } else {
+        content.len()
+    };
+    let _ = write!(
+        connection,
+        "HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        content.len()
+    );
+    let _ = connection.write_all(&content[..sent]);
+}
+
+/// git-http-backend(1), by CGI.
+fn backend(
+    root: &Path,
+    method: &str,
+    target: &str,
+    headers: &HashMap<String, String>,
+    body: &[u8],
+) -> Vec<u8> {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let header = |name| headers.get(name).map_or("", String::as_str);
+    let mut child = Command::new("git")
+        .arg("http-backend")
+        .env("GIT_PROJECT_ROOT", root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .envs([
+            ("PATH_INFO", format!("/{path}").as_str()),
+            ("QUERY_STRING", query),
+            ("REQUEST_METHOD", method),
+        ])
+        .envs([
+            ("CONTENT_TYPE", header("content-type")),
+            ("HTTP_CONTENT_ENCODING", header("content-encoding")),
+        ])
+        .envs([
+            ("CONTENT_LENGTH", header("content-length")),
+            ("GIT_PROTOCOL", header("git-protocol")),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("git is installed");
+    let _ = child.stdin.take().expect("a pipe").write_all(body);
+    let answer = child.wait_with_output().expect("ends").stdout;
+    match answer.strip_prefix(b"Status: ") {
+        Some(answer) => answer.to_vec(),
+        None => [b"200 OK\r\n", answer.as_slice()].concat(),
+    }
+}
+
+/// While a request is answered, git waits with its arguments on display.
+fn token_in_arguments() -> bool {
+    let processes = std::fs::read_dir("/proc")
+        .expect("lists")
+        .filter_map(Result::ok);
+    let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
+    lines
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .any(|line| line.contains(TOKEN) || line.contains(BASIC))
+}
+
+/// An upstream, its server and the token's file.
+struct Hosted {
+    setting: Setting,
+    upstreams: TempDir,
+    upstream: Git,
+    server: Server,
+    other: Server,
+    token: PathBuf,
+    secrets: TempDir,
+}
+
+impl Hosted {
+    fn new() -> Self {
+        let (upstreams, secrets, upstream) = (
+            TempDir::new().expect("a directory"),
+            TempDir::new().expect("a directory"),
+            Git::new(),
+        );
+        upstream.write(
+            "file",
+            &"content that does not compress to nothing 0123456789\n".repeat(500),
+        );
+        upstream.commit("first");
+        let token = secrets.path().join("token");
+        std::fs::write(&token, format!("{TOKEN}\n")).expect("writes");
+        let other = Server::start(upstreams.path(), "");
+        let server = Server::start(upstreams.path(), &other.origin);
+        let hosted = Self {
+            setting: Setting::new(),
+            upstreams,
+            upstream,
+            server,
+            other,
+            token,
+            secrets,
+        };
+        hosted.publish();
+        hosted
+    }
+
+    fn publish(&self) {
+        let bare = self.upstreams.path().join("r.git");
+        if !bare.exists() {
+            self.upstream.run(&[
+                "init",
+                "-q",
+                "--bare",
+                "-b",
+                "main",
+                bare.to_str().expect("UTF-8"),
+            ]);
+        }
+        self.upstream
+            .run(&["push", "-q", bare.to_str().expect("UTF-8"), "main"]);
+    }
+
+    async fn failure(&self, path: &str, token: Option<&Path>) -> GitError {
+        let error = self
+            .setting
+            .mirrors
+            .resolve(&self.server.repository(path, token))
+            .await
+            .expect_err(path);
+        let shown = format!("{error} {error:?}");
+        assert!(!shown.contains(TOKEN) && !shown.contains(BASIC), "{shown}");
+        error
+    }
+}
+
+#[tokio::test]
+async fn a_token_opens_a_repository_and_is_found_nowhere() {
+    let hosted = Hosted::new();
+    let repository = hosted
+        .server
+        .repository("private/r.git", Some(&hosted.token));
+    let inside = hosted.setting.fresh(&repository).await;
+    assert_sound(&inside);
+    assert_eq!(
+        inside.run(&["config", "remote.origin.url"]).trim(),
+        repository.url
+    );
+    hosted.upstream.write("file", "2");
+    let second = hosted.upstream.commit("second");
+    hosted.publish();
+    assert_eq!(
+        hosted.setting.resolve(&repository).await.commit.as_str(),
+        second
+    );
+    assert_eq!(
+        hosted.setting.fetch(&repository, &inside).await,
+        Bundle::Written
+    );
+
+    let requests = hosted.server.requests();
+    assert!(requests.len() >= 4, "{requests:?}");
+    for needle in [TOKEN, BASIC, &BASIC[20..]] {
+        for place in [hosted.setting.dir.path(), inside.path()] {
+            assert_eq!(bytes_below(place, needle.as_bytes()), Vec::<PathBuf>::new());
+        }
+    }
+    // The search would find it.
+    assert_eq!(
+        bytes_below(hosted.secrets.path(), TOKEN.as_bytes()),
+        [hosted.token.as_path()].map(Path::to_owned)
+    );
+}
+
+#[tokio::test]
+async fn refusals_are_told_apart() {
+    let hosted = Hosted::new();
+    let wrong = hosted.secrets.path().join("wrong");
+    std::fs::write(&wrong, format!("{TOKEN}-wrong")).expect("writes");
+    let error = hosted.failure("private/r.git", Some(&wrong)).await;
+    assert!(
+        matches!(error, GitError::CredentialsRefused { .. }),
+        "{error}"
+    );
+    let error = hosted.failure("forbidden/r.git", Some(&hosted.token)).await;
+    assert!(
+        matches!(error, GitError::CredentialsRefused { .. }),
+        "{error}"
+    );
+    let error = hosted.failure("private/r.git", None).await;
+    assert!(
+        matches!(error, GitError::CredentialsMissing { .. }),
+        "{error}"
+    );
+    let error = hosted
+        .failure("private/absent.git", Some(&hosted.token))
+        .await;
+    assert!(
+        matches!(error, GitError::NoSuchRepository { .. }),
+        "{error}"
+    );
+    let error = hosted
+        .failure("private/r.git", Some(&hosted.secrets.path().join("absent")))
+        .await;
+    assert!(matches!(error, GitError::Token(_)), "{error}");
+    // A refusal leaves no mirror, not even a part of one.
+    let left = std::fs::read_dir(hosted.setting.dir.path().join("mirrors"))
+        .expect("lists")
+        .filter_map(Result::ok);
+    let left: Vec<_> = left
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|name| name != "lock"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_token_follows_a_redirect_only_on_its_own_host() {
+    let hosted = Hosted::new();
+    for token in [Some(hosted.token.as_path()), None] {
+        hosted
+            .setting
+            .resolve(&hosted.server.repository("moved/r.git", token))
+            .await;
+    }
+    let open = hosted.server.requests();
+    assert!(
+        open.iter()
+            .any(|(path, token)| path.starts_with("/open/") && token.is_some()),
+        "{open:?}"
+    );
+
+    let error = hosted.failure("elsewhere/r.git", Some(&hosted.token)).await;
+    let GitError::Redirected { to, .. } = error else {
+        panic!("{error}")
+    };
+    assert!(to.starts_with(&hosted.other.origin), "{to}");
+    // Without a token there is nothing to lose.
+    hosted
+        .setting
+        .resolve(&hosted.server.repository("elsewhere/r.git", None))
+        .await;
+    let there = hosted.other.requests();
+    assert!(!there.is_empty());
+    assert!(there.iter().all(|(_, token)| token.is_none()), "{there:?}");
+}
+
+#[tokio::test]
+async fn connections_that_fail_are_told_apart() {
+    let hosted = Hosted::new();
+    let error = hosted.failure("cut/r.git", Some(&hosted.token)).await;
+    assert!(matches!(error, GitError::Transfer { .. }), "{error}");
+    let dir = hosted.setting.dir.path().join("impatient");
+    let impatient = Mirrors::with_stall(dir, Duration::from_secs(1));
+    let stalling = hosted.server.repository("stall/r.git", Some(&hosted.token));
+    let error = impatient
+        .resolve(&stalling)
+        .await
+        .expect_err("nothing comes");
+    assert!(matches!(error, GitError::Transfer { .. }), "{error}");
+
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .expect("binds")
+        .local_addr()
+        .expect("an address");
+    let repository = repository(&format!("http://{closed}/r.git"), None);
+    let error = hosted
+        .setting
+        .mirrors
+        .resolve(&repository)
+        .await
+        .expect_err("nobody listens");
+    assert!(matches!(error, GitError::Unreachable { .. }), "{error}");
+    // The same directory serves the next one.
+    hosted
+        .setting
+        .resolve(&hosted.server.repository("open/r.git", None))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn git_is_killed_with_the_future_that_waits_for_it() {
+    let hosted = Hosted::new();
+    let Hosted {
+        setting, server, ..
+    } = &hosted;
+    let repository = server.repository("stall/r.git", None);
+    let mirrors = Mirrors::open(setting.dir.path().join("mirrors"));
+    let task = tokio::spawn(async move { mirrors.resolve(&repository).await });
+    // The worker's thread is needed while the server's channel is waited for.
+    tokio::task::block_in_place(|| {
+        assert!(matches!(server.seen.recv(), Ok(Seen::Request { .. })));
+        task.abort();
+        // Left alone, git would give up after this time.
+        let closed = server.seen.recv_timeout(STALL / 2);
+        assert!(
+            matches!(closed, Ok(Seen::Closed)),
+            "git's connection is still open"
+        );
+    });
+    assert!(task.await.expect_err("was aborted").is_cancelled());
+}

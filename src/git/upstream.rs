@@ -1,0 +1,393 @@
+//! Where a repository comes from: its URL, taken apart once, and the credentials for it.
+//!
+//! The token leaves this file in two ways only: as a header in the environment of one git process,
+//! and as text that is cut out of everything git says.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use sha2::{Digest as _, Sha256};
+
+use super::error::GitError;
+use crate::config::{Repository, Secret};
+
+/// What stands in for a secret in messages.
+const REDACTED: &str = "[redacted]";
+
+/// How git reaches a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transport {
+    Https,
+    Http,
+    Ssh,
+    File,
+}
+
+impl Transport {
+    /// The name in git's `protocol.<name>.allow`.
+    pub(super) fn protocol(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+            Self::Ssh => "ssh",
+            Self::File => "file",
+        }
+    }
+}
+
+/// A repository's URL, known to hold no credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Upstream {
+    url: String,
+    transport: Transport,
+}
+
+impl Upstream {
+    /// Takes `https`, `http`, `ssh` and `file` URLs, absolute paths, and ssh's `user@host:path`.
+    pub(super) fn parse(url: &str) -> Result<Self, GitError> {
+        let refuse = |reason| {
+            Err(GitError::Url {
+                url: Scrub::default().clean(url.as_bytes()),
+                reason,
+            })
+        };
+        if url.chars().any(char::is_control) {
+            return refuse("it contains control characters");
+        }
+        let transport = match url.split_once("://") {
+            Some(("https", _)) => Transport::Https,
+            Some(("http", _)) => Transport::Http,
+            Some(("ssh", _)) => Transport::Ssh,
+            Some(("file", path)) if path.starts_with('/') => Transport::File,
+            Some(_) => return refuse("only https, http, ssh, file and absolute paths are known"),
+            None if url.starts_with('/') => Transport::File,
+            None if is_scp_like(url) => Transport::Ssh,
+            None => return refuse("it is neither a URL nor an absolute path"),
+        };
+        let upstream = Self {
+            url: url.to_owned(),
+            transport,
+        };
+        let Some(authority) = upstream.authority() else {
+            return Ok(upstream);
+        };
+        let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+        match transport {
+            _ if host.is_empty() || host.starts_with('-') => refuse("it names no host"),
+            Transport::Https | Transport::Http if !user.is_empty() => {
+                refuse("credentials do not belong in it; use token_env or token_file")
+            }
+            _ if user.contains(':') => refuse("a password does not belong in it"),
+            _ => Ok(upstream),
+        }
+    }
+
+    /// As configured.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(super) fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// Names the mirror.
+    pub(super) fn digest(&self) -> String {
+        let digest = Sha256::digest(self.url.as_bytes());
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The directory on this host, if it is one.
+    pub(super) fn directory(&self) -> Option<PathBuf> {
+        match (self.transport, self.url.strip_prefix("file://")) {
+            // git decodes URLs and takes paths as they are.
+            (Transport::File, Some(path)) => Some(percent_decoded(path)),
+            (Transport::File, None) => Some(PathBuf::from(&self.url)),
+            _ => None,
+        }
+    }
+
+    /// `https://host:port` in lower case and without the scheme's own port: what a token is for.
+    fn origin(&self) -> Option<String> {
+        let default_port = match self.transport {
+            Transport::Https => ":443",
+            Transport::Http => ":80",
+            Transport::Ssh | Transport::File => return None,
+        };
+        let host = self.authority()?.to_ascii_lowercase();
+        let host = host.strip_suffix(default_port).unwrap_or(&host);
+        Some(format!("{}://{host}", self.transport.protocol()))
+    }
+
+    /// What stands between `://` and the path.
+    fn authority(&self) -> Option<&str> {
+        let (_, rest) = self.url.split_once("://")?;
+        match self.transport {
+            Transport::File => None,
+            _ => rest.split(['/', '?', '#']).next(),
+        }
+    }
+}
+
+/// An upstream with what opens it.
+#[derive(Debug)]
+pub(super) struct Access {
+    upstream: Upstream,
+    token: Option<Secret>,
+}
+
+impl Access {
+    /// Reads the repository's token, for http and https only: no other transport can use it.
+    pub(super) async fn of(repository: &Repository) -> Result<Self, GitError> {
+        let upstream = Upstream::parse(&repository.url)?;
+        if upstream.origin().is_none() {
+            return Ok(Self {
+                upstream,
+                token: None,
+            });
+        }
+        let repository = repository.clone();
+        let token = tokio::task::spawn_blocking(move || repository.token())
+            .await
+            .map_err(|error| GitError::io("read a token", std::io::Error::other(error)))??;
+        Ok(Self { upstream, token })
+    }
+
+    pub(super) fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    pub(super) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// The same token for the place that the host redirected to, if the token is for that place.
+    pub(super) fn redirected(&self, to: &str) -> Option<Self> {
+        let upstream = Upstream::parse(to).ok()?;
+        let same = upstream.origin().is_some() && upstream.origin() == self.upstream.origin();
+        same.then(|| Self {
+            upstream,
+            token: self.token.clone(),
+        })
+    }
+
+    /// The setting that gives the token to its own host. Secret: for an environment, never for arguments.
+    pub(super) fn header(&self) -> Option<(String, String)> {
+        let origin = self.upstream.origin()?;
+        let basic = basic(self.token.as_ref()?);
+        Some((
+            format!("http.{origin}/.extraHeader"),
+            format!("Authorization: Basic {basic}"),
+        ))
+    }
+
+    /// What must be cut out of messages.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = String> {
+        self.token
+            .iter()
+            .flat_map(|token| [basic(token), token.expose().to_owned()])
+    }
+}
+
+/// Hosts ignore the user's name beside a token; this one is what GitHub documents.
+fn basic(token: &Secret) -> String {
+    BASE64.encode(format!("x-access-token:{}", token.expose()))
+}
+
+/// Makes what git and the hosts said fit to be shown and logged.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Scrub {
+    pub(super) secrets: Vec<String>,
+}
+
+impl Scrub {
+    /// `said` without secrets, without user names and passwords in URLs, and without control
+    /// characters other than line ends.
+    pub(super) fn clean(&self, said: &[u8]) -> String {
+        let mut text = String::from_utf8_lossy(said).into_owned();
+        for secret in &self.secrets {
+            text = text.replace(secret, REDACTED);
+        }
+        without_userinfo(&text)
+            .chars()
+            .filter(|&char| char == '\n' || !char.is_control())
+            .collect()
+    }
+}
+
+/// `scheme://user:password@host` as `scheme://[redacted]@host`.
+///
+/// For http a lone user name may be a token, so it goes too; `ssh://git@host` stays.
+fn without_userinfo(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("://") {
+        clean.push_str(before);
+        clean.push_str("://");
+        let end = after
+            .find(|char: char| matches!(char, '/' | '?' | '#' | '\'' | '"') || char.is_whitespace())
+            .unwrap_or(after.len());
+        rest = after;
+        if let Some((user, _)) = after[..end].rsplit_once('@')
+            && (user.contains(':') || before.ends_with("http") || before.ends_with("https"))
+        {
+            clean.push_str(REDACTED);
+            rest = &after[user.len()..];
+        }
+    }
+    clean.push_str(rest);
+    clean
+}
+
+/// `[user@]host:path` with a colon before the first slash, as git-fetch(1) has it; not `helper::url`.
+fn is_scp_like(url: &str) -> bool {
+    url.split_once(':').is_some_and(|(host, path)| {
+        let name = host.rsplit('@').next().unwrap_or_default();
+        let options = [host, name]
+            .iter()
+            .any(|part| part.starts_with('-') || part.is_empty());
+        !options && !host.contains('/') && !path.is_empty() && !path.starts_with(':')
+    })
+}
+
+fn percent_decoded(text: &str) -> PathBuf {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.as_bytes();
+    while let Some((&first, rest)) = bytes.split_first() {
+        let digit = |at: usize| rest.get(at).and_then(|&byte| char::from(byte).to_digit(16));
+        match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push(u8::try_from(high * 16 + low).expect("two digits fit a byte"));
+                bytes = &rest[2..];
+            }
+            _ => {
+                decoded.push(first);
+                bytes = rest;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(decoded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_taken_apart() {
+        for (url, transport, origin) in [
+            (
+                "https://Example.org/a.git",
+                Transport::Https,
+                Some("https://example.org"),
+            ),
+            (
+                "https://example.org:443/a",
+                Transport::Https,
+                Some("https://example.org"),
+            ),
+            (
+                "http://[::1]:8080/a b",
+                Transport::Http,
+                Some("http://[::1]:8080"),
+            ),
+            ("ssh://git@example.org:22/a", Transport::Ssh, None),
+            ("git@example.org:a/b.git", Transport::Ssh, None),
+            ("file:///a%20b", Transport::File, None),
+            ("/a b", Transport::File, None),
+        ] {
+            let upstream = Upstream::parse(url).expect(url);
+            assert_eq!(upstream.transport(), transport, "{url}");
+            assert_eq!(upstream.origin().as_deref(), origin, "{url}");
+            assert_eq!(upstream.url(), url);
+        }
+        let directory = |url| Upstream::parse(url).expect(url).directory();
+        assert_eq!(
+            directory("file:///a%20b%zz"),
+            Some(PathBuf::from("/a b%zz"))
+        );
+        assert_eq!(directory("/a%20b"), Some(PathBuf::from("/a%20b")));
+    }
+
+    #[test]
+    fn what_could_run_something_or_holds_credentials_is_refused() {
+        for url in [
+            "ext::sh -c true",
+            "ext::ssh://a/b",
+            "fd::3",
+            "git://example.org/a",
+            "ftp://example.org/a",
+            "-oProxyCommand=x:a",
+            "git@-oProxyCommand=x:a",
+            "ssh://-oProxyCommand=x/a",
+            "ssh://git:canary@example.org/a",
+            "https://canary@example.org/a",
+            "https://user:canary@example.org/a",
+            "https:///a",
+            "file://host/a",
+            "relative/path",
+            "./a:b",
+            "",
+            "https://example.org/a\nb",
+        ] {
+            let error = Upstream::parse(url).expect_err(url);
+            assert!(matches!(error, GitError::Url { .. }), "{url}");
+            assert!(!error.to_string().contains("canary"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_only_for_its_own_origin() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "canary\n").expect("writes");
+        let repository = |url| {
+            let fields = serde_json::json!({"url": url, "path": "/r", "token_file": file.path()});
+            serde_json::from_value::<Repository>(fields).expect("a repository")
+        };
+        let ssh = Access::of(&repository("ssh://git@example.org/old"))
+            .await
+            .expect("no token is read");
+        assert!(!ssh.has_token() && ssh.header().is_none());
+        let access = Access::of(&repository("https://example.org/old"))
+            .await
+            .expect("the token is read");
+        assert!(access.redirected("https://example.org/new/").is_some());
+        for elsewhere in [
+            "http://example.org/old",
+            "https://example.com/old",
+            "https://example.org:8443/",
+            "/old",
+        ] {
+            assert!(access.redirected(elsewhere).is_none(), "{elsewhere}");
+        }
+        let (key, value) = access.header().expect("a header");
+        assert_eq!(key, "http.https://example.org/.extraHeader");
+        assert_eq!(value, "Authorization: Basic eC1hY2Nlc3MtdG9rZW46Y2FuYXJ5");
+    }
+
+    #[test]
+    fn messages_are_scrubbed() {
+        let scrub = Scrub {
+            secrets: vec!["Y2FuYXJ5".into(), "canary".into()],
+        };
+        for (said, shown) in [
+            ("fatal: canary Y2FuYXJ5", "fatal: [redacted] [redacted]"),
+            ("at 'https://user:p@ss@h/x'", "at 'https://[redacted]@h/x'"),
+            (
+                "http://tok@h http://a:b@c",
+                "http://[redacted]@h http://[redacted]@c",
+            ),
+            (
+                "ssh://git@h/x ssh://a:b@h/x",
+                "ssh://git@h/x ssh://[redacted]@h/x",
+            ),
+            ("https://h/a@b", "https://h/a@b"),
+            ("a\x1b[31mb\u{9b}c\nd", "a[31mbc\nd"),
+        ] {
+            assert_eq!(scrub.clean(said.as_bytes()), shown);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! One command: forked from init, given its descriptors, executed.
+
+use std::ffi::CString;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::protocol::{Attempt, Exec, Program, Refusal, Unpacked};
+use super::unpack;
+use crate::sys::process::{
+    Child, OneThread, Standard, become_standard, close_all_except, close_on_exec_from_three,
+    execute, exit_now, fork_child, reset_signals,
+};
+use crate::sys::terminal;
+
+/// Shells for command lines, the preferred first, and what each is called.
+const SHELLS: &[(&str, &str)] = &[
+    ("/bin/bash", "bash"),
+    ("/usr/bin/bash", "bash"),
+    ("/bin/sh", "sh"),
+    ("/usr/bin/sh", "sh"),
+];
+
+/// Where programs are looked up if the environment has no `PATH`, as execvp(3) does.
+const DEFAULT_PATH: &str = "/usr/local/bin:/bin:/usr/bin";
+
+/// A command on its way: forked, and not executed yet as far as init knows.
+#[derive(Debug)]
+pub struct Starting {
+    /// The leader of its process tree.
+    pub leader: Child,
+    /// The master of its terminal, if it has one.
+    pub terminal: Option<OwnedFd>,
+    /// Ends when the program is executed, which is the good news; or says why it cannot be.
+    news: io::PipeReader,
+}
+
+/// Forks a command. It may be a while until it is executed, or for ever: what is inside can stop it.
+///
+/// # Errors
+/// Why it cannot be forked.
+pub fn start(one: OneThread, exec: &Exec, descriptors: Vec<OwnedFd>) -> Result<Starting, Refusal> {
+    let refuse = |error: io::Error| Refusal {
+        attempt: Attempt::Start,
+        errno: error.raw_os_error().unwrap_or(libc::EIO),
+    };
+    let (terminal, stdio) = match exec.terminal {
+        Some(size) => {
+            let (master, slave) = terminal::open(size).map_err(refuse)?;
+            (Some(master), Stdio::Terminal(slave))
+        }
+        None => (None, Stdio::from_descriptors(descriptors).map_err(refuse)?),
+    };
+    let (news, teller) = io::pipe().map_err(refuse)?;
+    let leader = fork_child(one, || {
+        let refusal = become_command(exec, &stdio);
+        // With the provider gone nobody reads it.
+        let _ = (&teller).write_all(&serde_json::to_vec(&refusal).unwrap_or_default());
+        1
+    })
+    .map_err(refuse)?;
+    Ok(Starting {
+        leader,
+        terminal,
+        news,
+    })
+}
+
+impl Starting {
+    /// What becomes readable when there is news.
+    pub fn news(&self) -> BorrowedFd<'_> {
+        self.news.as_fd()
+    }
+
+    /// The news, which must be there.
+    ///
+    /// # Errors
+    /// Why the command cannot be executed. A program that is not there is no such reason: that is
+    /// the exec's outcome, 127.
+    pub fn hear(&mut self) -> Result<(), Refusal> {
+        let mut bad_news = Vec::new();
+        // Small enough to have been written at once.
+        let heard = self.news.read_to_end(&mut bad_news);
+        if heard.is_ok() && bad_news.is_empty() {
+            return Ok(());
+        }
+        let unknown = Refusal {
+            attempt: Attempt::Start,
+            errno: libc::EIO,
+        };
+        Err(serde_json::from_slice(&bad_news).unwrap_or(unknown))
+    }
+}
+
+enum Stdio {
+    Terminal(OwnedFd),
+    Descriptors {
+        input: OwnedFd,
+        output: OwnedFd,
+        error: OwnedFd,
+    },
+}
+
+impl Stdio {
+    fn from_descriptors(descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        let mut descriptors = descriptors.into_iter().rev();
+        match (descriptors.next(), descriptors.next(), descriptors.next()) {
+            (Some(error), Some(output), input) => {
+                let input = match input {
+                    Some(input) => input,
+                    None => std::fs::File::open("/dev/null")?.into(),
+                };
+                Ok(Self::Descriptors {
+                    input,
+                    output,
+                    error,
+                })
+            }
+            _ => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        }
+    }
+
+    fn install(&self) -> io::Result<()> {
+        let (input, output, error) = match self {
+            Self::Terminal(slave) => {
+                terminal::take_control(slave.as_fd())?;
+                (slave, slave, slave)
+            }
+            Self::Descriptors {
+                input,
+                output,
+                error,
+            } => (input, output, error),
+        };
+        become_standard(input.as_fd(), Standard::Input)?;
+        become_standard(output.as_fd(), Standard::Output)?;
+        become_standard(error.as_fd(), Standard::Error)
+    }
+}
+
+/// Turns the calling process into the command; returns only if that cannot be.
+fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
+    let refusal = |attempt, error: &io::Error| Refusal {
+        attempt,
+        errno: error.raw_os_error().unwrap_or(libc::EIO),
+    };
+    let prepared = (|| {
+        rustix::process::setsid()?;
+        stdio.install()?;
+        // Orphans of this tree come to its leader and not to init: a deadline finds them below it.
+        // Survives execve(2); the seccomp profile keeps the command from giving it up.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        io::Result::Ok(())
+    })();
+    if let Err(error) = prepared {
+        return refusal(Attempt::Start, &error);
+    }
+    if let Err(error) = rustix::process::chdir(&exec.directory) {
+        return refusal(Attempt::Directory, &error.into());
+    }
+    reset_signals();
+    match &exec.program {
+        Program::Unpack(directory, compression) => {
+            // Nothing is executed that would close the teller, and with it tell the good news.
+            if let Err(error) = close_all_except(&[]) {
+                return refusal(Attempt::Start, &error);
+            }
+            exit_now(run_unpacker(directory, *compression))
+        }
+        Program::Shell(line) => run_shell(line, &exec.environment),
+        Program::Arguments(arguments) => run_program(arguments, &exec.environment),
+    }
+}
+
+fn run_unpacker(directory: &str, compression: unpack::Compression) -> i32 {
+    let limits = unpack::UnpackLimits::default();
+    let result = std::fs::create_dir_all(directory)
+        .map_err(|source| unpack::UnpackError::Destination {
+            path: directory.to_owned(),
+            source,
+        })
+        .and_then(|()| {
+            unpack::unpack(io::stdin().lock(), compression, directory.as_ref(), &limits)
+        });
+    let (report, code) = match result {
+        Ok(summary) => (Unpacked::Done(summary), 0),
+        Err(error) => (describe(&error), 1),
+    };
+    let tell = |json: Vec<u8>| {
+        let mut stdout = io::stdout().lock();
+        // The process ends without running what would flush it.
+        stdout.write_all(&json).and_then(|()| stdout.flush())
+    };
+    let told = serde_json::to_vec(&report).is_ok_and(|json| tell(json).is_ok());
+    if told { code } else { 1 }
+}
+
+fn describe(error: &unpack::UnpackError) -> Unpacked {
+    let cause =
+        std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    let message = match cause {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    };
+    Unpacked::Failed {
+        message,
+        errno: cause.and_then(io::Error::raw_os_error),
+    }
+}
+
+fn run_shell(line: &str, environment: &[(String, String)]) -> Refusal {
+    let mut error = io::Error::from_raw_os_error(libc::ENOENT);
+    for (path, name) in SHELLS {
+        let arguments = [*name, "-c", line].map(str::to_owned);
+        error = run(path, &arguments, environment);
+        if error.raw_os_error() != Some(libc::ENOENT) {
+            break;
+        }
+    }
+    let what = match error.raw_os_error() {
+        Some(libc::ENOENT) => "no shell (bash or sh) in this workspace",
+        _ => "the command line",
+    };
+    fail_as_a_shell(what, &error)
+}
+
+fn run_program(arguments: &[String], environment: &[(String, String)]) -> Refusal {
+    let Some(name) = arguments.first() else {
+        return Refusal {
+            attempt: Attempt::Start,
+            errno: libc::EINVAL,
+        };
+    };
+    if name.contains('/') {
+        let error = run(name, arguments, environment);
+        return fail_as_a_shell(name, &error);
+    }
+    let path = environment
+        .iter()
+        .rev()
+        .find(|(key, _)| key == "PATH")
+        .map_or(DEFAULT_PATH, |(_, value)| value);
+    let mut error = io::Error::from_raw_os_error(libc::ENOENT);
+    for directory in path.split(':') {
+        let directory = if directory.is_empty() { "." } else { directory };
+        let tried = run(&format!("{directory}/{name}"), arguments, environment);
+        // As execvp(3): go on past what is not there, remember what may not be executed.
+        match tried.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => {}
+            Some(libc::EACCES) => error = tried,
+            _ => return fail_as_a_shell(name, &tried),
+        }
+    }
+    fail_as_a_shell(name, &error)
+}
+
+/// Executes the file at `path`; returns only an error.
+fn run(path: &str, arguments: &[String], environment: &[(String, String)]) -> io::Error {
+    let prepared = (|| {
+        let program = CString::new(path)?;
+        let arguments = arguments
+            .iter()
+            .map(|text| CString::new(text.as_str()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let environment = environment
+            .iter()
+            .map(|(name, value)| CString::new(format!("{name}={value}")))
+            .collect::<Result<Vec<_>, _>>()?;
+        close_on_exec_from_three()?;
+        io::Result::Ok((program, arguments, environment))
+    })();
+    match prepared {
+        Ok((program, arguments, environment)) => execute(&program, &arguments, &environment),
+        Err(error) => error,
+    }
+}
+
+/// Ends as a shell would that was given this command: 127 if it is not there, 126 if it may not be
+/// executed, with a message on stderr. Anything else is derrick's to report.
+fn fail_as_a_shell(name: &str, error: &io::Error) -> Refusal {
+    let code = match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => 127,
+        Some(libc::EACCES | libc::ENOEXEC | libc::EISDIR | libc::ELIBBAD) => 126,
+        Some(libc::E2BIG) => 126,
+        errno => {
+            return Refusal {
+                attempt: Attempt::Start,
+                errno: errno.unwrap_or(libc::EIO),
+            };
+        }
+    };
+    let _ = writeln!(io::stderr(), "derrick: {name}: {error}");
+    exit_now(code)
+}

@@ -1,0 +1,174 @@
+//! PID 1 of a sandbox: assembles its world, gives up what it may do, then serves one request after another.
+//!
+//! Single-threaded from birth, so plain blocking code and `fork` are sound here. Must stay so: no
+//! tokio, no threads. It is a fork of the spawner and never executes a file, so that nothing of the
+//! host's needs to be in the sandbox and nothing in the sandbox can replace it.
+//!
+//! The provider trusts nothing that init says: it runs where a workspace could reach it.
+
+pub mod exec;
+pub mod files;
+pub mod protocol;
+mod serve;
+mod tree;
+pub mod unpack;
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_behavior};
+use rustix::thread::UnshareFlags;
+
+use crate::sandbox::identity::{act_as_range, set_root, unshare_user};
+use crate::sandbox::seccomp::Profile;
+use crate::sandbox::{
+    At, Enforcement, Failure, Network, SandboxSpec, Step, capabilities, landlock, limits, mounts,
+    network,
+};
+use crate::sys::channel::Channel;
+use crate::sys::keyring;
+use crate::sys::process::{
+    OneThread, Standard, become_standard, close_all_except, fork_child, unshare,
+};
+use protocol::{Birth, Go};
+
+/// The life of a sandbox's first process, from the fork of the spawner on; its exit code.
+///
+/// `parent` leads to the spawner and is used until the sandbox is ready; `provider` is served after it.
+#[must_use]
+pub fn be_born(
+    one: OneThread,
+    spec: &SandboxSpec,
+    profile: &Profile,
+    parent: &Channel,
+    provider: &Channel,
+) -> i32 {
+    let outcome = close_all_except(&[parent.as_fd(), provider.as_fd()])
+        .at(Step::Process, "closing the spawner's descriptors")
+        .and_then(|()| leave_the_host(one, spec, parent))
+        .and_then(|()| {
+            // The pid namespace is that of children: the first of them is PID 1.
+            fork_child(one, || live(one, spec, profile, parent, provider))
+                .at(Step::Process, "forking init")
+        });
+    match outcome {
+        Ok(_) => 0,
+        Err(failure) => report(parent, failure),
+    }
+}
+
+/// Enters new namespaces of every kind.
+fn leave_the_host(one: OneThread, spec: &SandboxSpec, parent: &Channel) -> Result<(), Failure> {
+    limits::offer_to_oom_killer()?;
+    act_as_range(spec.ids)?;
+    unshare_user(one)?;
+    let step = Step::UserNamespace;
+    parent
+        .send(&Birth::Unshared, &[])
+        .at(step, "telling the spawner")?;
+    hear(parent, step)?;
+    set_root()?;
+    match keyring::join_new_session() {
+        // A kernel without keyrings has none to leave.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
+        joined => joined.at(Step::Keyring, "joining a new session keyring")?,
+    }
+    let mut flags = UnshareFlags::NEWNS
+        | UnshareFlags::NEWPID
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWUTS
+        | UnshareFlags::NEWCGROUP;
+    if spec.network == Network::None {
+        flags |= UnshareFlags::NEWNET;
+    }
+    unshare(one, flags).at(
+        Step::Namespaces,
+        "creating the namespaces; see 'derrick check'",
+    )
+}
+
+/// Waits for the spawner's next word, and takes what comes with it.
+fn hear(parent: &Channel, step: Step) -> Result<Vec<OwnedFd>, Failure> {
+    let word = parent
+        .receive::<Go>()
+        .at(step, "hearing from the spawner")?
+        .ok_or_else(|| Failure::new(step, "the spawner is gone"))?;
+    Ok(word.descriptors)
+}
+
+fn live(
+    one: OneThread,
+    spec: &SandboxSpec,
+    profile: &Profile,
+    parent: &Channel,
+    provider: &Channel,
+) -> i32 {
+    let born = assemble(spec, profile, parent).and_then(|enforcement| {
+        let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+            .at(Step::Serve, "opening a pidfd of init")?;
+        parent
+            .send(&Birth::Ready(enforcement), &[myself.as_fd()])
+            .at(Step::Serve, "telling the spawner")
+    });
+    if let Err(failure) = born {
+        return report(parent, failure);
+    }
+    // Nothing but the provider's socket stays open.
+    if close_all_except(&[provider.as_fd()]).is_err() {
+        return 1;
+    }
+    serve::serve(one, provider)
+}
+
+/// Each restriction in the one order that works: what needs the host's view, then what needs
+/// capabilities, then the capabilities, then landlock, which forbids mounting, and seccomp, which
+/// forbids everything that came before.
+fn assemble(
+    spec: &SandboxSpec,
+    profile: &Profile,
+    parent: &Channel,
+) -> Result<Enforcement, Failure> {
+    // The host's umask must not decide what modes the sandbox's directories get.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    mounts::assemble(spec, || hear(parent, Step::Overlay))?;
+    stand_alone()?;
+    network::prepare(spec.network)?;
+    nix::unistd::sethostname(&spec.hostname).at(Step::Hostname, "setting the hostname")?;
+    limits::apply()?;
+    let capabilities = capabilities::drop_all_but_kept()?;
+    // Nobody inside can trace init or read its memory, descriptors or program file.
+    rustix::thread::set_name(c"derrick-init").at(Step::Process, "setting init's name")?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .at(Step::Process, "becoming non-dumpable")?;
+    rustix::thread::set_no_new_privs(true).at(Step::Capabilities, "setting no_new_privs")?;
+    let landlock = landlock::enter(spec.landlock)?;
+    let seccomp_filters = profile.install()?;
+    Ok(Enforcement {
+        ids: spec.ids.count,
+        landlock,
+        seccomp_filters,
+        capabilities,
+        network: spec.network,
+    })
+}
+
+/// Lets go of the host's standard descriptors and session.
+fn stand_alone() -> Result<(), Failure> {
+    let step = Step::Process;
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .at(step, "opening /dev/null of the sandbox")?;
+    for number in [Standard::Input, Standard::Output, Standard::Error] {
+        become_standard(null.as_fd(), number).at(step, "replacing the standard descriptors")?;
+    }
+    rustix::process::setsid()
+        .map(drop)
+        .at(step, "starting a session")
+}
+
+fn report(parent: &Channel, failure: Failure) -> i32 {
+    // A spawner that is gone needs no report.
+    let _ = parent.send(&Birth::Failed(failure), &[]);
+    1
+}

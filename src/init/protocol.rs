@@ -1,0 +1,171 @@
+//! What spawner, init and provider say to each other about one sandbox.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::unpack::Compression;
+use crate::sandbox::{Enforcement, Failure};
+use crate::sys::terminal::Size;
+
+/// Said by a sandbox's first process to the spawner, in this order; a failure ends it.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Birth {
+    /// It is in a user namespace that waits for its maps.
+    Unshared,
+    /// It is PID 1 of an assembled sandbox; comes with a pidfd of it.
+    Ready(Enforcement),
+    /// A step failed.
+    Failed(Failure),
+}
+
+/// Said by the spawner to a sandbox's first process, in this order.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Go {
+    /// The maps are written.
+    Mapped,
+    /// The overlays are mounted; comes with them, in the order of the spec.
+    Mounted,
+}
+
+/// The provider's name for one request; replies carry it.
+pub type RequestId = u64;
+
+/// Asked by the provider.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Start a command. Comes with its stdout and stderr, or with stdin, stdout and stderr; without
+    /// any for a terminal. Without a stdin, it reads the sandbox's `/dev/null`.
+    Exec(RequestId, Exec),
+    /// Kill the whole process tree of the exec that was started by this request.
+    Kill(RequestId),
+    /// Open the regular file at this absolute path for reading.
+    Open(RequestId, String),
+    /// Open a new file that is to replace the one at this absolute path.
+    Create(RequestId, String),
+    /// Put the file of that `Create` in its place.
+    Commit(RequestId),
+    /// Drop the file of that `Create`.
+    Abort(RequestId),
+    /// Count the processes of the sandbox, init apart.
+    Count(RequestId),
+}
+
+/// A command to start.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Exec {
+    /// What to run.
+    pub program: Program,
+    /// Where; absolute.
+    pub directory: String,
+    /// Its whole environment.
+    pub environment: Vec<(String, String)>,
+    /// A terminal of the sandbox's own of this size, instead of descriptors.
+    pub terminal: Option<Size>,
+}
+
+/// What an exec runs.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Program {
+    /// A command line for bash, or sh where there is no bash.
+    Shell(String),
+    /// A program, looked up in `PATH` of the exec's environment, and its arguments.
+    Arguments(Vec<String>),
+    /// The built-in unpacker: reads an archive from stdin, writes below a directory, reports an
+    /// `Unpacked` in JSON on stdout.
+    Unpack(String, Compression),
+}
+
+/// What the built-in unpacker reports.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Unpacked {
+    /// All of it.
+    Done(super::unpack::Summary),
+    /// Why not.
+    Failed {
+        /// What was wrong with which entry.
+        message: String,
+        /// The kernel's errno, if it refused.
+        errno: Option<i32>,
+    },
+}
+
+/// Answered by init.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// The exec's program runs; comes with the master of its terminal if it has one.
+    Started(RequestId),
+    /// The exec that was started by this request ended.
+    Exited(RequestId, Exit),
+    /// The file is open; comes with its descriptor.
+    Opened(RequestId),
+    /// Done.
+    Done(RequestId),
+    /// This many processes.
+    Counted(RequestId, u64),
+    /// It cannot be done.
+    Refused(RequestId, Refusal),
+}
+
+impl Reply {
+    /// The request that this answers.
+    #[must_use]
+    pub fn request(&self) -> RequestId {
+        match self {
+            Self::Started(id)
+            | Self::Exited(id, _)
+            | Self::Opened(id)
+            | Self::Done(id)
+            | Self::Counted(id, _)
+            | Self::Refused(id, _) => *id,
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// As wait(2) tells.
+    pub status: Status,
+    /// Whether it was alive when init killed its tree.
+    pub killed: bool,
+}
+
+/// As wait(2) tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Status {
+    /// Its exit code.
+    Code(i32),
+    /// The signal that ended it.
+    Signal(i32),
+}
+
+/// Why a request cannot be done, from the sandbox's point of view.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What was attempted.
+    pub attempt: Attempt,
+    /// The kernel's errno.
+    pub errno: i32,
+}
+
+/// What init attempted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Attempt {
+    /// Going to the exec's directory.
+    Directory,
+    /// Starting a process.
+    Start,
+    /// Opening or replacing a file.
+    File,
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Directory => "entering the working directory",
+            Self::Start => "starting the command",
+            Self::File => "opening the file",
+        })
+    }
+}

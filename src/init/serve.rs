@@ -1,0 +1,214 @@
+//! Init's loop: one request or one ended child at a time, until the provider is gone.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::io::Errno;
+use rustix::process::WaitOptions;
+
+use super::protocol::{Attempt, Exit, Refusal, Reply, Request, RequestId, Status};
+use super::{exec, files, tree};
+use crate::sys::channel::{Channel, Received};
+use crate::sys::events::Events;
+use crate::sys::process::OneThread;
+
+/// An exec that has not ended.
+#[derive(Debug)]
+struct Running {
+    request: RequestId,
+    killed: bool,
+    /// Until it is known whether its program runs.
+    starting: Option<exec::Starting>,
+}
+
+struct Init<'a> {
+    one: OneThread,
+    provider: &'a Channel,
+    execs: HashMap<i32, Running>,
+    replacements: files::Replacements,
+}
+
+/// Serves until the provider's end of the socket closes; the exit of PID 1 then ends all others.
+pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
+    let Ok(events) = Events::watch() else {
+        return 1;
+    };
+    let mut init = Init {
+        one,
+        provider,
+        execs: HashMap::new(),
+        replacements: files::Replacements::default(),
+    };
+    loop {
+        let news = init
+            .execs
+            .values()
+            .filter_map(|running| running.starting.as_ref());
+        let Ok(happened) = events.wait(provider, news.map(exec::Starting::news)) else {
+            return 1;
+        };
+        if happened.others && init.tell_news().is_err() {
+            return 0;
+        }
+        if happened.child_ended && init.reap().is_err() {
+            return 0;
+        }
+        if happened.message {
+            match provider.receive::<Request>() {
+                Ok(Some(received)) => {
+                    if init.answer(received).is_err() {
+                        return 0;
+                    }
+                }
+                Ok(None) => return 0,
+                Err(_) => return 1,
+            }
+        }
+    }
+}
+
+impl Init<'_> {
+    fn tell(&self, reply: &Reply, descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+        self.provider.send(reply, descriptors)
+    }
+
+    fn answer(&mut self, received: Received<Request>) -> std::io::Result<()> {
+        match received.message {
+            Request::Exec(id, order) => match exec::start(self.one, &order, received.descriptors) {
+                Ok(starting) => {
+                    let pid = starting.leader.id();
+                    let starting = Some(starting);
+                    self.execs.insert(
+                        pid,
+                        Running {
+                            request: id,
+                            killed: false,
+                            starting,
+                        },
+                    );
+                    Ok(())
+                }
+                Err(refusal) => self.tell(&Reply::Refused(id, refusal), &[]),
+            },
+            Request::Kill(id) => self.kill(id),
+            Request::Open(id, path) => self.tell_opened(id, files::open_for_reading(&path)),
+            Request::Create(id, path) => {
+                let created = self.replacements.create(id, &path);
+                self.tell_opened(id, created)
+            }
+            Request::Commit(id) => {
+                let done = self.replacements.commit(id);
+                self.tell_done(id, done)
+            }
+            Request::Abort(id) => {
+                let done = self.replacements.abort(id);
+                self.tell_done(id, done)
+            }
+            Request::Count(id) => self.tell(&Reply::Counted(id, tree::count()?), &[]),
+        }
+    }
+
+    fn tell_opened(&self, id: RequestId, opened: Result<OwnedFd, Errno>) -> std::io::Result<()> {
+        match opened {
+            Ok(file) => self.tell(&Reply::Opened(id), &[file.as_fd()]),
+            Err(errno) => self.tell(&refused(id, errno), &[]),
+        }
+    }
+
+    fn tell_done(&self, id: RequestId, done: Result<(), Errno>) -> std::io::Result<()> {
+        match done {
+            Ok(()) => self.tell(&Reply::Done(id), &[]),
+            Err(errno) => self.tell(&refused(id, errno), &[]),
+        }
+    }
+
+    /// Kills the tree of an exec. An error ends init, and with it the whole sandbox: that is sure.
+    fn kill(&mut self, id: RequestId) -> std::io::Result<()> {
+        let mut execs = self.execs.iter_mut();
+        let Some((leader, running)) = execs.find(|(_, running)| running.request == id) else {
+            // It ended before, and was reported before.
+            return Ok(());
+        };
+        if tree::is_alive(*leader)? {
+            running.killed = true;
+            tree::kill_tree(*leader)?;
+        }
+        Ok(())
+    }
+
+    /// Tells of every starting exec of which there is news.
+    fn tell_news(&mut self) -> std::io::Result<()> {
+        let mut started: Vec<i32> = Vec::new();
+        for (pid, running) in &self.execs {
+            let news = running.starting.as_ref().map(exec::Starting::news);
+            if news.is_some_and(is_readable) {
+                started.push(*pid);
+            }
+        }
+        started
+            .into_iter()
+            .try_for_each(|pid| self.tell_news_of(pid))
+    }
+
+    fn tell_news_of(&mut self, pid: i32) -> std::io::Result<()> {
+        let Some(running) = self.execs.get_mut(&pid) else {
+            return Ok(());
+        };
+        let Some(mut starting) = running.starting.take() else {
+            return Ok(());
+        };
+        let request = running.request;
+        match starting.hear() {
+            Ok(()) => {
+                let terminal: Vec<_> = starting.terminal.iter().map(AsFd::as_fd).collect();
+                self.tell(&Reply::Started(request), &terminal)
+            }
+            Err(refusal) => {
+                // Its end, which comes, is no exec's.
+                self.execs.remove(&pid);
+                self.tell(&Reply::Refused(request, refusal), &[])
+            }
+        }
+    }
+
+    /// Takes the end of every child that ended, orphans of others included.
+    fn reap(&mut self) -> std::io::Result<()> {
+        loop {
+            let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some(ended)) => ended,
+                Ok(None) | Err(Errno::CHILD) => return Ok(()),
+                Err(_) => continue,
+            };
+            let status = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => Status::Code(code),
+                (_, Some(signal)) => Status::Signal(signal),
+                _ => continue,
+            };
+            // It has ended: whatever news there was is there.
+            self.tell_news_of(pid.as_raw_nonzero().get())?;
+            if let Some(running) = self.execs.remove(&pid.as_raw_nonzero().get()) {
+                let exit = Exit {
+                    status,
+                    killed: running.killed,
+                };
+                self.tell(&Reply::Exited(running.request, exit), &[])?;
+            }
+        }
+    }
+}
+
+fn refused(id: RequestId, errno: Errno) -> Reply {
+    Reply::Refused(
+        id,
+        Refusal {
+            attempt: Attempt::File,
+            errno: errno.raw_os_error(),
+        },
+    )
+}
+
+fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut event = [PollFd::new(descriptor, PollFlags::POLLIN)];
+    matches!(poll(&mut event, PollTimeout::ZERO), Ok(1..))
+}

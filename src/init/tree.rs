@@ -1,0 +1,188 @@
+//! Process trees of the sandbox, read from its own `/proc`, proc_pid_stat(5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+use std::{fs, io};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A process that is alive, or dead and not reaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Process {
+    parent: i32,
+    alive: bool,
+}
+
+/// How many processes are alive, init apart.
+pub(super) fn count() -> io::Result<u64> {
+    let processes = scan()?;
+    let alive = processes
+        .iter()
+        .filter(|(pid, process)| **pid != 1 && process.alive)
+        .count();
+    Ok(u64::try_from(alive).unwrap_or(u64::MAX))
+}
+
+/// Whether `leader` has not ended yet.
+pub(super) fn is_alive(leader: i32) -> io::Result<bool> {
+    Ok(scan()?.get(&leader).is_some_and(|process| process.alive))
+}
+
+/// Scans in a row that find nothing new, after which nothing is taken to be there: a process can live
+/// shorter than one scan, and be followed by its child.
+const CLEAN_SCANS: u32 = 40;
+/// How long a tree may take to be killed.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Kills `leader` and everything below it, however fast it forks.
+///
+/// The leader is its tree's child subreaper, so every process of the tree stays below it while it
+/// lives. All are stopped until no new one shows, since what is stopped cannot fork; then all but
+/// the leader are killed until none is left to find; the leader goes last.
+///
+/// # Errors
+/// `TimedOut` if something keeps it from being done, and those of reading `/proc`: then processes of
+/// the tree may be left, and only the end of the whole sandbox ends them.
+pub(super) fn kill_tree(leader: i32) -> io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    let mut stopped = BTreeSet::new();
+    until_clean(until, || {
+        let fresh: Vec<i32> = living_below(leader)?
+            .into_iter()
+            .filter(|pid| !stopped.contains(pid))
+            .collect();
+        for pid in &fresh {
+            send(*pid, Signal::SIGSTOP);
+            stopped.insert(*pid);
+        }
+        Ok(fresh.is_empty())
+    })?;
+    until_clean(until, || {
+        let mut below = living_below(leader)?;
+        below.remove(&leader);
+        for pid in &below {
+            send(*pid, Signal::SIGKILL);
+        }
+        Ok(below.is_empty())
+    })?;
+    send(leader, Signal::SIGKILL);
+    Ok(())
+}
+
+/// Repeats `scan` until it was clean often enough in a row.
+fn until_clean(until: Instant, mut scan: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    let mut clean = 0;
+    while clean < CLEAN_SCANS {
+        if Instant::now() > until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        clean = if scan()? { clean + 1 } else { 0 };
+    }
+    Ok(())
+}
+
+fn send(pid: i32, signal: Signal) {
+    // What is gone already needs no signal.
+    let _ = kill(Pid::from_raw(pid), signal);
+}
+
+/// `leader` and its descendants that are alive.
+fn living_below(leader: i32) -> io::Result<BTreeSet<i32>> {
+    let processes = scan()?;
+    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for (pid, process) in &processes {
+        children.entry(process.parent).or_default().push(*pid);
+    }
+    let mut found = BTreeSet::new();
+    let mut waiting = vec![leader];
+    while let Some(pid) = waiting.pop() {
+        if found.insert(pid) {
+            waiting.extend(children.get(&pid).into_iter().flatten());
+        }
+    }
+    found.retain(|pid| processes.get(pid).is_some_and(|process| process.alive));
+    Ok(found)
+}
+
+fn scan() -> io::Result<BTreeMap<i32, Process>> {
+    let mut processes = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        // One that ended meanwhile has no file any more.
+        if let Ok(stat) = fs::read(format!("/proc/{pid}/stat"))
+            && let Some(process) = parse(&stat)
+        {
+            processes.insert(pid, process);
+        }
+    }
+    Ok(processes)
+}
+
+/// The name in the second field is the process's own choice, parentheses included: what counts
+/// begins after the last one. A process whose first thread ended is shown as a zombie while others
+/// of its threads run.
+fn parse(stat: &[u8]) -> Option<Process> {
+    let end_of_name = stat.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(&stat[end_of_name + 1..]).ok()?;
+    let mut fields = rest.split_whitespace();
+    let ended = matches!(fields.next()?, "Z" | "X" | "x");
+    let parent = fields.next()?.parse().ok()?;
+    // The 20th field of all.
+    let threads: u32 = fields.nth(15)?.parse().ok()?;
+    Some(Process {
+        parent,
+        alive: !ended || threads > 1,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_a_name_nor_an_ended_first_thread_hides_a_process() {
+        let rest = "0 0 0 0 0 0 0 0 0 0 0 0 0 0 0";
+        for (start, threads, expected) in [
+            (
+                &b"7 (sh) S 3"[..],
+                1,
+                Some(Process {
+                    parent: 3,
+                    alive: true,
+                }),
+            ),
+            (
+                b"7 (a) R 1 (b) Z 9",
+                1,
+                Some(Process {
+                    parent: 9,
+                    alive: false,
+                }),
+            ),
+            (
+                b"7 (a) Z 9",
+                2,
+                Some(Process {
+                    parent: 9,
+                    alive: true,
+                }),
+            ),
+            (
+                b"7 (\xff\n) T 4",
+                1,
+                Some(Process {
+                    parent: 4,
+                    alive: true,
+                }),
+            ),
+            (b"7 (sh", 1, None),
+        ] {
+            let stat = [start, format!(" {rest} {threads} 0").as_bytes()].concat();
+            assert_eq!(parse(&stat), expected);
+        }
+    }
+}

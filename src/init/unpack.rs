@@ -1,0 +1,243 @@
+//! Unpacks a tar archive below one directory, on the assumption that a hostile hand wrote it.
+//!
+//! It runs inside a sandbox, so the kernel already keeps it from the host. It is strict all the
+//! same: what it writes becomes a layer that later steps trust. Every name is resolved by the
+//! kernel relative to the destination (`RESOLVE_IN_ROOT`), nothing is replaced that is not named,
+//! control attributes of overlayfs and devices never get through, and the first error ends it.
+//!
+//! Must stay single-threaded, without tokio, `/proc`, name service or locale; memory does not grow
+//! with the size of the archive, but for eight bytes a directory.
+//!
+//! Whiteouts (`.wh.*`) are ordinary names here: only an image format gives them a meaning.
+
+mod archive;
+mod place;
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use archive::Archive;
+use place::Placer;
+
+/// Size of a tar record; headers and padding come in these.
+const BLOCK: usize = 512;
+
+/// How an archive is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// A bare tar.
+    Plain,
+    /// gzip, of one or more members (RFC 1952).
+    Gzip,
+    /// zstd, of one or more frames (RFC 8878), with a window of at most 128 MiB.
+    Zstd,
+    /// xz, of one or more streams.
+    Xz,
+}
+
+impl Compression {
+    /// Tells the compression from the first 512 bytes of an archive, or fewer if it has not as many.
+    ///
+    /// # Errors
+    ///
+    /// [`UnpackError::UnsupportedCompression`] for a known format that derrick does not read,
+    /// [`UnpackError::NotAnArchive`] for anything else.
+    pub fn detect(start: &[u8]) -> Result<Self, UnpackError> {
+        const SUPPORTED: [(&[u8], Compression); 3] = [
+            (&[0x1f, 0x8b], Compression::Gzip),
+            (&[0x28, 0xb5, 0x2f, 0xfd], Compression::Zstd),
+            (&[0xfd, b'7', b'z', b'X', b'Z', 0], Compression::Xz),
+        ];
+        const UNSUPPORTED: [(&[u8], &str); 6] = [
+            (b"BZh", "bzip2"),
+            (b"LZIP", "lzip"),
+            (&[0x04, 0x22, 0x4d, 0x18], "lz4"),
+            (&[0x1f, 0x9d], "compress"),
+            (&[0x5d, 0, 0], "lzma"),
+            (b"PK\x03\x04", "zip"),
+        ];
+        // A header comes first: the name of a file may well begin like a compressed stream.
+        if start.len() >= BLOCK && archive::starts_like_tar(&start[..BLOCK]) {
+            return Ok(Self::Plain);
+        }
+        if let Some((_, found)) = SUPPORTED.iter().find(|(magic, _)| start.starts_with(magic)) {
+            return Ok(*found);
+        }
+        // zstd may begin with a skippable frame; pzstd always does.
+        if matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]) {
+            return Ok(Self::Zstd);
+        }
+        match UNSUPPORTED
+            .iter()
+            .find(|(magic, _)| start.starts_with(magic))
+        {
+            Some((_, name)) => Err(UnpackError::UnsupportedCompression(name)),
+            None => Err(UnpackError::NotAnArchive),
+        }
+    }
+
+    /// Tells the compression of a stream; gives the stream back with nothing lost.
+    ///
+    /// # Errors
+    ///
+    /// As [`Compression::detect`], and [`UnpackError::Read`].
+    pub fn sniff<R: Read>(mut archive: R) -> Result<(Self, impl Read), UnpackError> {
+        let mut start = Vec::with_capacity(BLOCK);
+        archive
+            .by_ref()
+            .take(BLOCK as u64)
+            .read_to_end(&mut start)
+            .map_err(UnpackError::Read)?;
+        let found = Self::detect(&start)?;
+        Ok((found, io::Cursor::new(start).chain(archive)))
+    }
+}
+
+/// What an archive may cost at most.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnpackLimits {
+    /// Bytes of the archive once decompressed; no file in it may be longer either, holes included.
+    pub bytes: u64,
+    /// Files, directories and links, parent directories made on the way included.
+    pub entries: u64,
+    /// Directories, of those entries.
+    pub directories: u64,
+    /// Components of a name.
+    pub depth: usize,
+    /// Decompressed bytes for each compressed one.
+    pub ratio: u64,
+    /// Decompressed bytes from which on `ratio` counts: small archives of zeros are harmless.
+    pub ratio_from: u64,
+}
+
+impl Default for UnpackLimits {
+    fn default() -> Self {
+        Self {
+            bytes: 64 << 30,
+            entries: 20_000_000,
+            directories: 4_000_000,
+            depth: 1024,
+            ratio: 200,
+            ratio_from: 1 << 30,
+        }
+    }
+}
+
+/// What was unpacked, and what of it could not be done to the letter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Entries placed, parent directories made on the way included.
+    pub entries: u64,
+    /// Bytes written to files.
+    pub bytes: u64,
+    /// Entries whose owner has no id here; they belong to the caller and lost setuid and setgid.
+    pub owners_squashed: u64,
+    /// Device nodes, left out.
+    pub devices_skipped: u64,
+    /// Extended attributes that were left out, or that the filesystem refused.
+    pub xattrs_dropped: u64,
+    /// Entries at or below another mount, left out: they would have been hidden anyway.
+    pub under_mounts_skipped: u64,
+}
+
+/// Why an archive could not be unpacked. Part of it may be on disk.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// Neither a tar nor anything that could hold one.
+    #[error("not a tar archive, plain or compressed")]
+    NotAnArchive,
+    /// A known format that derrick does not read.
+    #[error("{0} compression is not supported; use gzip, zstd or xz")]
+    UnsupportedCompression(&'static str),
+    /// It ends in the middle.
+    #[error("archive is truncated: it ends after {offset} bytes (decompressed)")]
+    Truncated {
+        /// Where, in bytes of the decompressed archive.
+        offset: u64,
+    },
+    /// It contradicts its format.
+    #[error("archive is damaged at byte {offset} (decompressed): {reason}")]
+    Corrupt {
+        /// Where, in bytes of the decompressed archive.
+        offset: u64,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// Reading the archive failed.
+    #[error("cannot read the archive")]
+    Read(#[source] io::Error),
+    /// The destination is not a directory that can be opened.
+    #[error("cannot open the destination {path}")]
+    Destination {
+        /// The destination, escaped.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It exceeds one of [`UnpackLimits`].
+    #[error("archive exceeds the limit of {limit} {what}")]
+    TooMuch {
+        /// The unit.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// An entry is what no archive should hold.
+    #[error("refused entry '{entry}': {reason}")]
+    Refused {
+        /// Its name, escaped and shortened.
+        entry: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A call for an entry failed.
+    #[error("cannot {action} for entry '{entry}'")]
+    Failed {
+        /// Its name, escaped and shortened.
+        entry: String,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed, with its errno.
+        source: io::Error,
+    },
+}
+
+/// Unpacks `archive` below the existing directory `dest`.
+///
+/// Owners, modes, times, hard links, holes, `user.*` attributes and file capabilities are kept.
+/// Files and links already there are replaced by entries of the same name; a directory entry
+/// keeps a link to a directory; links in the way are followed, but never out of `dest`.
+///
+/// # Errors
+///
+/// The first thing that is wrong with the archive or the destination; see [`UnpackError`].
+pub fn unpack(
+    archive: impl Read,
+    compression: Compression,
+    dest: &Path,
+    limits: &UnpackLimits,
+) -> Result<Summary, UnpackError> {
+    let mut archive = Archive::new(archive, compression, limits)?;
+    let mut placer = Placer::new(dest, limits)?;
+    while let Some(member) = archive.next_member()? {
+        placer.place(&member, &mut archive)?;
+    }
+    placer.finish()
+}
+
+/// A name as it may stand in a message: one line, ASCII, not too long.
+fn escape(name: &[u8]) -> String {
+    const SHOWN: usize = 200;
+    let shown = name[..name.len().min(SHOWN)].escape_ascii();
+    if name.len() > SHOWN {
+        format!("{shown}...")
+    } else {
+        shown.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests;

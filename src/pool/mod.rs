@@ -1,0 +1,19 @@
+//! Sandboxes to be had: the provider's side of the spawner and of each init.
+//!
+//! Asynchronous, with every wait on an event. A sandbox is made on request; its end is waited for.
+
+mod channel;
+pub mod exec;
+pub mod output;
+pub mod ranges;
+mod sandbox;
+mod spawner;
+
+pub use sandbox::{CreatedFile, Gone, Running, Sandbox, SandboxError};
+pub use spawner::{Spawner, SpawnerError};
+
+/// Whether an error says that the disk, its inodes or a quota are full.
+#[must_use]
+pub fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}

@@ -1,0 +1,458 @@
+//! One living sandbox, as the provider holds it: requests to its init, and its end.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use super::channel::{AsyncChannel, watch};
+use super::is_full;
+use super::spawner::{Spawner, SpawnerError};
+use crate::init::protocol::{Exec, Exit, Refusal, Reply, Request, RequestId};
+use crate::sandbox::Enforcement;
+use crate::sys::channel::{Peer, Received};
+
+/// How long a sandbox may take to end by itself where it cannot be killed.
+const OWN_END: Duration = Duration::from_secs(10);
+
+/// Why a sandbox did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Its init refused, for a reason inside.
+    #[error("{} failed inside: {}", .0.attempt, io::Error::from_raw_os_error(.0.errno))]
+    Refused(Refusal),
+    /// It ended.
+    #[error("the sandbox is gone: {0}")]
+    Gone(Gone),
+    /// Its socket failed.
+    #[error("the sandbox cannot be reached")]
+    Unreachable(#[source] io::Error),
+}
+
+/// Why a sandbox ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// Its workspace was reset.
+    Reset,
+    /// Its workspace was removed, or its work was done.
+    Removed,
+    /// The provider is ending.
+    Shutdown,
+    /// Nobody asked for it: its init died or said what no init says.
+    Lost,
+}
+
+/// A living sandbox; clones share it. With the last one it ends.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    spawner: Spawner,
+    connection: Arc<Connection>,
+    init: AsyncFd<OwnedFd>,
+    enforcement: Enforcement,
+    next: AtomicU64,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    channel: AsyncChannel,
+    /// `None` once the sandbox ended.
+    waiting: Mutex<Option<HashMap<RequestId, Waiter>>>,
+    gone: OnceLock<Gone>,
+}
+
+#[derive(Debug)]
+enum Waiter {
+    Reply(oneshot::Sender<Received<Reply>>),
+    /// An exec that was started.
+    Exit(oneshot::Sender<Exit>),
+    /// An exec that was not yet: its first reply, then its exit.
+    Exec(oneshot::Sender<Received<Reply>>, oneshot::Sender<Exit>),
+}
+
+/// A command in a sandbox, from the moment that its init was asked for it.
+#[derive(Debug)]
+pub struct Running {
+    sandbox: Sandbox,
+    id: RequestId,
+    first_reply: Option<oneshot::Receiver<Received<Reply>>>,
+    exit: oneshot::Receiver<Exit>,
+}
+
+/// A file that replaces another one when it is committed.
+#[derive(Debug)]
+pub struct CreatedFile {
+    sandbox: Sandbox,
+    id: RequestId,
+    /// For writing; empty at first.
+    pub file: File,
+}
+
+impl SandboxError {
+    /// Whether the disk, its inodes or a quota are full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => is_full(&io::Error::from_raw_os_error(refusal.errno)),
+            Self::Gone(_) => false,
+            Self::Unreachable(error) => is_full(error),
+        }
+    }
+}
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reset => "its workspace was reset",
+            Self::Removed => "its workspace was removed",
+            Self::Shutdown => "derrick is ending",
+            Self::Lost => "its init died or was taken over",
+        })
+    }
+}
+
+impl Sandbox {
+    pub(super) fn new(
+        spawner: Spawner,
+        socket: OwnedFd,
+        init: OwnedFd,
+        enforcement: Enforcement,
+    ) -> io::Result<Self> {
+        let connection = Arc::new(Connection {
+            channel: AsyncChannel::new(socket, Peer::Untrusted)?,
+            waiting: Mutex::new(Some(HashMap::new())),
+            gone: OnceLock::new(),
+        });
+        let init = watch(init, Interest::READABLE)?;
+        // Aborted with the last handle, which closes the socket, on which init ends.
+        let reader = tokio::spawn(Arc::clone(&connection).read());
+        let shared = Shared {
+            spawner,
+            connection,
+            init,
+            enforcement,
+            next: AtomicU64::new(1),
+            reader,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// What the kernel enforces on it.
+    #[must_use]
+    pub fn enforcement(&self) -> &Enforcement {
+        &self.shared.enforcement
+    }
+
+    /// Why it ended, if it did.
+    #[must_use]
+    pub fn gone(&self) -> Option<Gone> {
+        self.shared.connection.gone.get().copied()
+    }
+
+    /// Asks for a command. `descriptors` are stdout and stderr, or stdin, stdout and stderr.
+    ///
+    /// # Errors
+    /// `Gone`.
+    pub async fn exec(
+        &self,
+        exec: Exec,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Running, SandboxError> {
+        let (first, first_reply) = oneshot::channel();
+        let (exited, exit) = oneshot::channel();
+        let id = self.expect(Waiter::Exec(first, exited))?;
+        self.send(&Request::Exec(id, exec), descriptors).await?;
+        let sandbox = self.clone();
+        Ok(Running {
+            sandbox,
+            id,
+            first_reply: Some(first_reply),
+            exit,
+        })
+    }
+
+    /// Opens a regular file for reading.
+    ///
+    /// # Errors
+    /// `Refused`, with the errno.
+    pub async fn open(&self, path: String) -> Result<File, SandboxError> {
+        let (_, file) = self.ask_for_file(|id| Request::Open(id, path)).await?;
+        Ok(file)
+    }
+
+    /// Opens a new file that replaces the one at `path` when it is committed.
+    ///
+    /// # Errors
+    /// `Refused`, with the errno.
+    pub async fn create_file(&self, path: String) -> Result<CreatedFile, SandboxError> {
+        let (id, file) = self.ask_for_file(|id| Request::Create(id, path)).await?;
+        Ok(CreatedFile {
+            sandbox: self.clone(),
+            id,
+            file,
+        })
+    }
+
+    /// How many processes are in it, init apart; as its init says.
+    ///
+    /// # Errors
+    /// `Gone`.
+    pub async fn count_processes(&self) -> Result<u64, SandboxError> {
+        let (_, reply) = self.ask(Request::Count).await?;
+        match reply.message {
+            Reply::Counted(_, count) => Ok(count),
+            other => Err(self.not_done(other)),
+        }
+    }
+
+    /// Ends it, and waits until no process of it is left.
+    ///
+    /// Init ends when its socket does. The spawner kills it all the same, in case it was taken over.
+    ///
+    /// # Errors
+    /// Where the spawner cannot kill it and it does not end by itself.
+    pub async fn end(&self, reason: Gone) -> Result<(), SpawnerError> {
+        self.shared.connection.die(reason);
+        self.shared.connection.channel.shut_down();
+        let killed = self.shared.spawner.end(self.shared.init.as_fd()).await;
+        match killed {
+            Ok(()) => self.wait_for_end().await,
+            // A spawner that was started anew cannot kill what the one before it made.
+            Err(error) => tokio::time::timeout(OWN_END, self.wait_for_end())
+                .await
+                .map_err(|_| error)?,
+        }
+        Ok(())
+    }
+
+    /// Waits until init, and with it every process, is gone.
+    async fn wait_for_end(&self) {
+        // A pidfd is readable when its process ended, pidfd_open(2). Only a closed runtime fails.
+        let _ = self.shared.init.readable().await;
+    }
+
+    async fn ask_for_file(
+        &self,
+        request: impl FnOnce(RequestId) -> Request,
+    ) -> Result<(RequestId, File), SandboxError> {
+        let (id, mut reply) = self.ask(request).await?;
+        match (reply.message, reply.descriptors.pop()) {
+            (Reply::Opened(_), Some(descriptor)) => Ok((id, checked(descriptor)?)),
+            (other, _) => Err(self.not_done(other)),
+        }
+    }
+
+    async fn ask(
+        &self,
+        request: impl FnOnce(RequestId) -> Request,
+    ) -> Result<(RequestId, Received<Reply>), SandboxError> {
+        let (sender, reply) = oneshot::channel();
+        let id = self.expect(Waiter::Reply(sender))?;
+        self.send(&request(id), &[]).await?;
+        Ok((id, reply.await.map_err(|_| self.ended())?))
+    }
+
+    fn expect(&self, waiter: Waiter) -> Result<RequestId, SandboxError> {
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let mut waiting = self
+            .shared
+            .connection
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match waiting.as_mut() {
+            Some(waiting) => {
+                waiting.insert(id, waiter);
+                Ok(id)
+            }
+            None => {
+                drop(waiting);
+                Err(self.ended())
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        request: &Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), SandboxError> {
+        match self
+            .shared
+            .connection
+            .channel
+            .send(request, descriptors)
+            .await
+        {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(self.ended()),
+            Err(error) => Err(SandboxError::Unreachable(error)),
+        }
+    }
+
+    fn ended(&self) -> SandboxError {
+        SandboxError::Gone(self.gone().unwrap_or(Gone::Lost))
+    }
+
+    /// A reply that is no success.
+    fn not_done(&self, reply: Reply) -> SandboxError {
+        match reply {
+            Reply::Refused(_, refusal) => SandboxError::Refused(refusal),
+            _ => {
+                self.shared.connection.die(Gone::Lost);
+                SandboxError::Gone(Gone::Lost)
+            }
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Connection {
+    async fn read(self: Arc<Self>) {
+        // An init that says what no init says has been taken over: it is as good as gone.
+        while let Ok(Some(reply)) = self.channel.receive::<Reply>().await {
+            self.deliver(reply);
+        }
+        self.die(Gone::Lost);
+    }
+
+    fn deliver(&self, reply: Received<Reply>) {
+        let mut guard = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(waiting) = guard.as_mut() else {
+            return;
+        };
+        let id = reply.message.request();
+        // A send fails only where nobody waits any more.
+        match (waiting.remove(&id), &reply.message) {
+            (Some(Waiter::Exec(first, exit)), Reply::Started(_)) => {
+                waiting.insert(id, Waiter::Exit(exit));
+                let _ = first.send(reply);
+            }
+            (Some(Waiter::Exec(first, _) | Waiter::Reply(first)), _) => {
+                let _ = first.send(reply);
+            }
+            (Some(Waiter::Exit(exited)), Reply::Exited(_, exit)) => {
+                let _ = exited.send(*exit);
+            }
+            (Some(waiter @ Waiter::Exit(_)), _) => {
+                waiting.insert(id, waiter);
+            }
+            (None, _) => {}
+        }
+    }
+
+    fn die(&self, reason: Gone) {
+        let _ = self.gone.set(reason);
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+}
+
+impl Running {
+    /// Kills its whole process tree, if it runs yet; its exit comes all the same.
+    ///
+    /// # Errors
+    /// `Gone`.
+    pub async fn kill(&self) -> Result<(), SandboxError> {
+        self.sandbox.send(&Request::Kill(self.id), &[]).await
+    }
+
+    /// Waits until its program runs; the master of its terminal, if it was given one. Cancel safe.
+    ///
+    /// # Errors
+    /// `Refused` if its directory or process cannot be had, `Gone`.
+    pub async fn started(&mut self) -> Result<Option<OwnedFd>, SandboxError> {
+        let Some(first_reply) = self.first_reply.as_mut() else {
+            return Ok(None);
+        };
+        let reply = first_reply.await;
+        self.first_reply = None;
+        let mut reply = reply.map_err(|_| self.sandbox.ended())?;
+        match reply.message {
+            Reply::Started(_) => Ok(reply.descriptors.pop()),
+            other => Err(self.sandbox.not_done(other)),
+        }
+    }
+
+    /// Waits for its end. Cancel safe.
+    ///
+    /// # Errors
+    /// Those of `started`; `Gone` if the sandbox ended first.
+    pub async fn exit(&mut self) -> Result<Exit, SandboxError> {
+        self.started().await?;
+        (&mut self.exit).await.map_err(|_| self.sandbox.ended())
+    }
+}
+
+impl CreatedFile {
+    /// Puts it in its place.
+    ///
+    /// # Errors
+    /// `Refused`, with the errno; nothing is replaced then.
+    pub async fn commit(self) -> Result<(), SandboxError> {
+        let request = Request::Commit(self.id);
+        self.finish(request).await
+    }
+
+    /// Drops it.
+    ///
+    /// # Errors
+    /// `Gone`.
+    pub async fn abort(self) -> Result<(), SandboxError> {
+        let request = Request::Abort(self.id);
+        self.finish(request).await
+    }
+
+    async fn finish(self, request: Request) -> Result<(), SandboxError> {
+        let (sender, reply) = oneshot::channel();
+        {
+            let connection = &self.sandbox.shared.connection;
+            let mut waiting = connection
+                .waiting
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let Some(waiting) = waiting.as_mut() else {
+                return Err(self.sandbox.ended());
+            };
+            waiting.insert(self.id, Waiter::Reply(sender));
+        }
+        self.sandbox.send(&request, &[]).await?;
+        match reply.await.map_err(|_| self.sandbox.ended())?.message {
+            Reply::Done(_) => Ok(()),
+            other => Err(self.sandbox.not_done(other)),
+        }
+    }
+}
+
+/// Init is not trusted: whatever it says, what it handed out must be a regular file.
+fn checked(descriptor: OwnedFd) -> Result<File, SandboxError> {
+    let status =
+        rustix::fs::fstat(&descriptor).map_err(|error| SandboxError::Unreachable(error.into()))?;
+    if rustix::fs::FileType::from_raw_mode(status.st_mode) == rustix::fs::FileType::RegularFile {
+        Ok(File::from(descriptor))
+    } else {
+        Err(SandboxError::Gone(Gone::Lost))
+    }
+}

@@ -1,0 +1,277 @@
+//! The provider's side of the spawner: starts it, asks it, starts it anew if it died.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use tokio::sync::oneshot;
+
+use super::channel::AsyncChannel;
+use super::is_full;
+use super::sandbox::Sandbox;
+use crate::sandbox::identity::Identity;
+use crate::sandbox::{Failure, SandboxSpec};
+use crate::spawner::NAME;
+use crate::spawner::protocol::{Hello, Reply, Request, RequestId};
+use crate::sys::channel::{Channel, Peer, Received};
+
+/// Why the spawner did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnerError {
+    /// A step failed in it.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+    /// A sandbox could not be started.
+    #[error("cannot start sandbox")]
+    NotCreated(#[source] Failure),
+    /// It could not be started or reached.
+    #[error("the spawner cannot be reached")]
+    Unreachable(#[source] io::Error),
+    /// It died before it answered.
+    #[error("the spawner died")]
+    Died,
+}
+
+/// A handle to the spawner; clones share it.
+#[derive(Debug, Clone)]
+pub struct Spawner {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    scratch: PathBuf,
+    lock: File,
+    identity: Identity,
+    next: AtomicU64,
+    connection: tokio::sync::Mutex<Arc<Connection>>,
+}
+
+type Waiting = HashMap<RequestId, oneshot::Sender<Received<Reply>>>;
+
+/// One life of the spawner.
+#[derive(Debug)]
+struct Connection {
+    channel: AsyncChannel,
+    /// `None` once it died.
+    waiting: Mutex<Option<Waiting>>,
+}
+
+impl Spawner {
+    /// Starts the spawner. `scratch` is an empty directory of the provider's; `lock` is a lock that
+    /// is to hold until the spawner has ended, and with it every sandbox.
+    ///
+    /// # Errors
+    /// The step that failed, where this host does not let it make sandboxes.
+    pub async fn start(scratch: PathBuf, lock: File) -> Result<Self, SpawnerError> {
+        let (connection, identity) = Connection::open(&scratch, &lock).await?;
+        let shared = Shared {
+            scratch,
+            lock,
+            identity,
+            next: AtomicU64::new(1),
+            connection: tokio::sync::Mutex::new(connection),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// How sandboxes get their ids.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.shared.identity
+    }
+
+    /// Makes a sandbox.
+    ///
+    /// # Errors
+    /// The step that failed; nothing of the sandbox is left then but its directories.
+    pub async fn create(&self, spec: SandboxSpec) -> Result<Sandbox, SpawnerError> {
+        let mut reply = self
+            .ask(|id| Request::Create(id, Box::new(spec)), &[])
+            .await?;
+        let init = reply.descriptors.pop();
+        let socket = reply.descriptors.pop();
+        match (reply.message, socket, init) {
+            (Reply::Created(_, enforcement), Some(socket), Some(init)) => {
+                Sandbox::new(self.clone(), socket, init, enforcement)
+                    .map_err(SpawnerError::Unreachable)
+            }
+            (Reply::Failed(_, failure), ..) => Err(SpawnerError::NotCreated(failure)),
+            _ => Err(SpawnerError::Died),
+        }
+    }
+
+    /// Kills the sandbox of `init`, a pidfd.
+    pub(super) async fn end(&self, init: BorrowedFd<'_>) -> Result<(), SpawnerError> {
+        done(self.ask(Request::End, &[init]).await?)
+    }
+
+    /// Removes `path`, a directory of the provider's, with all that is in it, whoever owns it.
+    ///
+    /// # Errors
+    /// The step that failed; part of it may be left.
+    pub async fn remove(&self, path: PathBuf) -> Result<(), SpawnerError> {
+        done(self.ask(|id| Request::Remove(id, path), &[]).await?)
+    }
+
+    async fn ask(
+        &self,
+        request: impl FnOnce(RequestId) -> Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Received<Reply>, SpawnerError> {
+        let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let connection = self.connection().await?;
+        let answer = connection.expect(id).ok_or(SpawnerError::Died)?;
+        connection
+            .channel
+            .send(&request(id), descriptors)
+            .await
+            .map_err(SpawnerError::Unreachable)?;
+        answer.await.map_err(|_| SpawnerError::Died)
+    }
+
+    /// The living spawner; a new one if the last one died.
+    async fn connection(&self) -> Result<Arc<Connection>, SpawnerError> {
+        let mut current = self.shared.connection.lock().await;
+        if current.is_dead() {
+            tracing::error!("the spawner died; starting it anew");
+            let (connection, _) = Connection::open(&self.shared.scratch, &self.shared.lock).await?;
+            *current = connection;
+        }
+        Ok(Arc::clone(&current))
+    }
+}
+
+fn done(reply: Received<Reply>) -> Result<(), SpawnerError> {
+    match reply.message {
+        Reply::Done(_) => Ok(()),
+        Reply::Failed(_, failure) => Err(failure.into()),
+        Reply::Created(..) => Err(SpawnerError::Died),
+    }
+}
+
+impl SpawnerError {
+    /// Whether the disk, its inodes or a quota are full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Failed(failure) | Self::NotCreated(failure) => {
+                is_full(&io::Error::from_raw_os_error(failure.errno))
+            }
+            Self::Unreachable(_) | Self::Died => false,
+        }
+    }
+}
+
+impl Connection {
+    async fn open(scratch: &Path, lock: &File) -> Result<(Arc<Self>, Identity), SpawnerError> {
+        let socket = launch(scratch, lock).map_err(SpawnerError::Unreachable)?;
+        let channel =
+            AsyncChannel::new(socket, Peer::Trusted).map_err(SpawnerError::Unreachable)?;
+        let hello = channel
+            .receive::<Hello>()
+            .await
+            .map_err(SpawnerError::Unreachable)?;
+        let identity = match hello.ok_or(SpawnerError::Died)?.message {
+            Hello::Ready(identity) => identity,
+            Hello::Failed(failure) => return Err(failure.into()),
+        };
+        let connection = Arc::new(Self {
+            channel,
+            waiting: Mutex::new(Some(Waiting::new())),
+        });
+        // Ends with the spawner's life.
+        let reader = Arc::clone(&connection);
+        tokio::spawn(async move {
+            while let Ok(Some(reply)) = reader.channel.receive::<Reply>().await {
+                reader.deliver(reply);
+            }
+            reader.die();
+        });
+        Ok((connection, identity))
+    }
+
+    fn expect(&self, id: RequestId) -> Option<oneshot::Receiver<Received<Reply>>> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.as_mut()?.insert(id, sender);
+        Some(receiver)
+    }
+
+    fn deliver(&self, reply: Received<Reply>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiter = waiting
+            .as_mut()
+            .and_then(|waiting| waiting.remove(&reply.message.request()));
+        if let Some(waiter) = waiter {
+            // Who asked may have gone; a sandbox that nobody takes ends with its socket.
+            let _ = waiter.send(reply);
+        }
+    }
+
+    fn die(&self) {
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+
+    fn is_dead(&self) -> bool {
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none()
+    }
+}
+
+/// Executes derrick as the spawner; the provider's end of its socket.
+///
+/// From a sealed copy in memory: what runs in each sandbox as init has no file that could be
+/// written to. With an empty environment: what the provider's holds is nobody's business there. The
+/// lock takes the place of its stdout, which it does not use.
+fn launch(scratch: &Path, lock: &File) -> io::Result<OwnedFd> {
+    let (ours, theirs) = Channel::pair(Peer::Trusted)?;
+    let program = sealed_copy_of_this_program()?;
+    let path = format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(&program)
+    );
+    let mut child = Command::new(path)
+        .arg0(NAME)
+        .env_clear()
+        // newuidmap and newgidmap are looked up there.
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+        .stdin(Stdio::from(theirs.into_socket()))
+        .stdout(Stdio::from(lock.try_clone()?))
+        // Not named in its arguments: those of init, which everyone inside reads, are the same.
+        .current_dir(scratch)
+        .spawn()?;
+    // Reaped when it ends, which is when the provider's end of the socket closes.
+    std::thread::Builder::new()
+        .name("spawner-reaper".into())
+        .spawn(move || child.wait())?;
+    Ok(ours.into_socket())
+}
+
+fn sealed_copy_of_this_program() -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // A kernel before 6.3 does not know the flag, and lets every memfd be executed.
+    let memfd =
+        memfd_create(NAME, flags | MemfdFlags::EXEC).or_else(|_| memfd_create(NAME, flags))?;
+    let mut copy = File::from(memfd);
+    io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
+    fcntl_add_seals(
+        copy.as_fd(),
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )?;
+    Ok(copy.into())
+}

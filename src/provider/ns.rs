@@ -1,0 +1,342 @@
+//! The `ns` mode: workspaces made of namespaces, overlayfs, seccomp and landlock on this host.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{
+    Command, Description, Error, Fetched, FileContent, FilePath, Finished, OpenFile, Outcome,
+    Provider, Receipt,
+};
+use crate::base::SetupError;
+use crate::chain;
+use crate::config::WorkspaceConfig;
+use crate::init::protocol::{Attempt, Program, Refusal, Status};
+use crate::pool::exec::Ended;
+use crate::pool::{Gone, SandboxError};
+use crate::sandbox::identity::Identity;
+use crate::state::{State, Use};
+use crate::workspace::{Launch, Workspace, WorkspaceError, WorkspaceId, Workspaces};
+
+/// `PATH_MAX` of the kernel.
+const MAX_PATH: usize = 4096;
+
+/// A provider of this mode. Clones share it.
+#[derive(Debug, Clone)]
+pub struct NsProvider {
+    config: Arc<WorkspaceConfig>,
+    state: State,
+    workspaces: Workspaces,
+}
+
+impl NsProvider {
+    /// Resolves the config's base and finds the workspaces on disk.
+    ///
+    /// # Errors
+    /// Where the base cannot be used.
+    pub async fn open(config: WorkspaceConfig, state: State) -> Result<Self, WorkspaceError> {
+        let config = Arc::new(config);
+        let workspaces = Workspaces::open(Arc::clone(&config), state.clone(), Use::Serve).await?;
+        Ok(Self {
+            config,
+            state,
+            workspaces,
+        })
+    }
+
+    /// Whether a process in a workspace has, on the host, the uid that derrick runs as.
+    #[must_use]
+    pub fn shares_uid_with_workspaces(&self) -> bool {
+        self.state.spawner().identity() == Identity::Single
+            || self.workspaces.setups().owned_by_caller()
+    }
+
+    fn get(&self, id: &WorkspaceId) -> Result<Arc<Workspace>, Error> {
+        self.workspaces.get(id).map_err(|error| error_of(error, ""))
+    }
+}
+
+#[async_trait]
+impl Provider for NsProvider {
+    async fn create(&self, env: BTreeMap<String, String>) -> Result<WorkspaceId, Error> {
+        check_environment(&env)?;
+        let this = self.clone();
+        to_its_end(async move {
+            let created = this.workspaces.create(env).await;
+            let workdir = this.config.workdir.to_string_lossy();
+            Ok(created
+                .map_err(|error| error_of(error, &workdir))?
+                .id()
+                .clone())
+        })
+        .await
+    }
+
+    fn list(&self) -> Vec<WorkspaceId> {
+        self.workspaces.list()
+    }
+
+    fn describe(&self, id: &WorkspaceId) -> Result<Description, Error> {
+        let workspace = self.get(id)?;
+        let sandbox = workspace.current();
+        let (state, state_detail) = match &sandbox {
+            Some(_) => (super::State::Running, None),
+            None => (
+                super::State::Stopped,
+                Some("its processes are gone; its files are there, and the next command starts it on them".to_owned()),
+            ),
+        };
+        let mut enforcement = self.enforcement();
+        if let Some(sandbox) = sandbox
+            && let Ok(own) = serde_json::to_value(sandbox.enforcement())
+        {
+            enforcement["sandbox"] = own;
+        }
+        Ok(Description {
+            id: id.clone(),
+            state,
+            state_detail,
+            setup_output: self.workspaces.setups().output(&workspace.layer()),
+            layer: workspace.layer().to_string(),
+            created: workspace.created(),
+            execs: workspace.execs(),
+            enforcement,
+        })
+    }
+
+    async fn remove(&self, id: &WorkspaceId) -> Result<bool, Error> {
+        let (this, id) = (self.clone(), id.clone());
+        to_its_end(async move {
+            this.workspaces
+                .remove(&id)
+                .await
+                .map_err(|error| error_of(error, ""))
+        })
+        .await
+    }
+
+    async fn run(&self, id: &WorkspaceId, command: Command) -> Result<Finished, Error> {
+        check_environment(&command.env)?;
+        check_text("cmd", &command.cmd)?;
+        let directory = command.working_dir.clone().unwrap_or_default();
+        check_path(&directory)?;
+        let launch = Launch {
+            program: Program::Shell(command.cmd),
+            directory: command.working_dir,
+            env: command.env,
+        };
+        let workspace = self.get(id)?;
+        to_its_end(async move {
+            let ended = workspace.run(launch, command.timeout).await;
+            Ok(finished(
+                ended.map_err(|error| error_of(error, &directory))?,
+            ))
+        })
+        .await
+    }
+
+    async fn write_file(
+        &self,
+        id: &WorkspaceId,
+        target: FilePath,
+        content: FileContent,
+    ) -> Result<(), Error> {
+        check_file_path(&target)?;
+        let workspace = self.get(id)?;
+        to_its_end(async move {
+            workspace
+                .replace_file(target.working_dir.as_deref(), &target.path, content)
+                .await
+                .map_err(|error| error_of(error, &target.path))
+        })
+        .await
+    }
+
+    async fn read_file(&self, id: &WorkspaceId, source: FilePath) -> Result<OpenFile, Error> {
+        check_file_path(&source)?;
+        let file = self
+            .get(id)?
+            .open_file(source.working_dir.as_deref(), &source.path)
+            .await
+            .map_err(|error| error_of(error, &source.path))?;
+        let size = file
+            .metadata()
+            .map_err(|error| Error::Host(error.to_string()))?
+            .len();
+        Ok(OpenFile { file, size })
+    }
+
+    async fn reset(&self, id: &WorkspaceId) -> Result<Receipt, Error> {
+        let workspace = self.get(id)?;
+        let reset =
+            to_its_end(async move { workspace.reset().await.map_err(|error| error_of(error, "")) })
+                .await?;
+        Ok(Receipt {
+            id: id.clone(),
+            layer: reset.layer.to_string(),
+            upper_entries: reset.upper_entries,
+            processes_killed: reset.processes_killed,
+            duration_us: u64::try_from(reset.duration.as_micros()).unwrap_or(u64::MAX),
+        })
+    }
+
+    async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error> {
+        let (this, workspace) = (self.clone(), self.get(id)?);
+        let fetched = to_its_end(async move {
+            workspace
+                .fetch(this.workspaces.setups(), &this.config.repositories)
+                .await
+                .map_err(|error| error_of(error, ""))
+        })
+        .await?;
+        Ok(fetched
+            .into_iter()
+            .map(|one| Fetched {
+                url: one.url,
+                path: one.path,
+                reference: one.reference,
+                old_commit: one.old_commit.to_string(),
+                new_commit: one.new_commit.to_string(),
+            })
+            .collect())
+    }
+
+    fn enforcement(&self) -> serde_json::Value {
+        let setups = self.workspaces.setups();
+        serde_json::json!({
+            "provisioning_mode": "ns",
+            "identity": self.state.spawner().identity(),
+            "sandbox": setups.enforcement(),
+            "weaker": setups.weaker(),
+        })
+    }
+
+    async fn shutdown(&self) {
+        self.workspaces.shutdown().await;
+        self.state.close().await;
+    }
+}
+
+/// Does `work` in a task of its own: a caller that goes away leaves nothing half done.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::Host(format!("derrick failed: {error}"))),
+    }
+}
+
+fn finished(ended: Ended) -> Finished {
+    let outcome = match (ended.deadline, ended.status) {
+        (true, _) => Outcome::Deadline,
+        (false, Status::Code(code)) => Outcome::Exited { code },
+        (false, Status::Signal(signal)) => Outcome::Signaled { signal },
+    };
+    Finished {
+        omitted: ended.output.omitted(),
+        output: ended.output.into_bytes(),
+        outcome,
+    }
+}
+
+fn check_environment(env: &BTreeMap<String, String>) -> Result<(), Error> {
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(Error::Invalid(format!(
+                "{name:?} is no name of an environment variable: it must not be empty and have no '=' or NUL in it"
+            )));
+        }
+        check_text(name, value)?;
+    }
+    Ok(())
+}
+
+fn check_text(name: &str, text: &str) -> Result<(), Error> {
+    if text.contains('\0') {
+        Err(Error::Invalid(format!("{name} has a NUL in it")))
+    } else {
+        Ok(())
+    }
+}
+
+fn check_path(path: &str) -> Result<(), Error> {
+    check_text("the path", path)?;
+    if path.len() >= MAX_PATH {
+        return Err(Error::Invalid(format!(
+            "the path has {} bytes; at most {MAX_PATH} fit",
+            path.len()
+        )));
+    }
+    Ok(())
+}
+
+fn check_file_path(path: &FilePath) -> Result<(), Error> {
+    if path.path.is_empty() {
+        return Err(Error::Invalid("the path is empty".into()));
+    }
+    check_path(path.working_dir.as_deref().unwrap_or_default())?;
+    check_path(&path.path)
+}
+
+/// What the API calls an error; `path` is what the caller named.
+fn error_of(error: WorkspaceError, path: &str) -> Error {
+    if error.is_no_space() {
+        return Error::NoSpace(chain::text(&error));
+    }
+    match error {
+        WorkspaceError::NotFound(id) => Error::NoSuchWorkspace(id.to_string()),
+        WorkspaceError::Setup(error) => setup_error_of(error, path),
+        WorkspaceError::Sandbox(error) => sandbox_error_of(error, path),
+        WorkspaceError::Moved => Error::Conflict(error.to_string()),
+        other => Error::Host(chain::text(&other)),
+    }
+}
+
+fn setup_error_of(error: SetupError, path: &str) -> Error {
+    match error {
+        SetupError::Script { exit_code, output } => Error::SetupFailed { exit_code, output },
+        SetupError::Git(_) | SetupError::GitInside { .. } => Error::Repository(chain::text(&error)),
+        SetupError::Sandbox(error) => sandbox_error_of(error, path),
+        other => Error::Host(chain::text(&other)),
+    }
+}
+
+fn sandbox_error_of(error: SandboxError, path: &str) -> Error {
+    match error {
+        SandboxError::Gone(Gone::Reset) => {
+            Error::Conflict("the workspace was reset meanwhile".into())
+        }
+        SandboxError::Gone(Gone::Removed) => {
+            Error::Conflict("the workspace was removed meanwhile".into())
+        }
+        SandboxError::Gone(Gone::Shutdown) => Error::Conflict("the provider is ending".into()),
+        SandboxError::Refused(refusal) => refusal_of(&refusal, path),
+        SandboxError::Gone(Gone::Lost) | SandboxError::Unreachable(_) => Error::Host(format!(
+            "the workspace's sandbox is lost: {}",
+            chain::text(&error)
+        )),
+    }
+}
+
+fn refusal_of(refusal: &Refusal, path: &str) -> Error {
+    let reason = io::Error::from_raw_os_error(refusal.errno);
+    let what = match refusal.attempt {
+        Attempt::Directory => format!("the working directory '{path}' cannot be entered"),
+        Attempt::Start => "the command cannot be started".to_owned(),
+        Attempt::File => format!("'{path}' cannot be opened as a file"),
+    };
+    let text = format!("{what}: {reason}");
+    match (refusal.attempt, refusal.errno) {
+        (Attempt::File, libc::ENOENT) => Error::NoSuchFile(text),
+        (Attempt::File, libc::EINVAL) => Error::Invalid(format!("'{path}' is no regular file")),
+        (_, libc::EACCES | libc::EPERM | libc::EROFS) => Error::Forbidden(text),
+        (_, libc::ENOSPC | libc::EDQUOT) => Error::NoSpace(text),
+        (Attempt::Start, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
+            Error::Host(text)
+        }
+        _ => Error::Invalid(text),
+    }
+}

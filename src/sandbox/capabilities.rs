@@ -1,0 +1,71 @@
+//! Capabilities, capabilities(7): what root inside keeps, over its own user namespace alone.
+
+use std::io;
+
+use caps::{CapSet, Capability, CapsHashSet};
+
+use super::{At, Failure, Step};
+
+/// What installing packages, changing owners and serving low ports needs; Docker's default set
+/// without `CAP_NET_RAW`. Nothing here reaches mounts, networks, modules or other processes' memory.
+const KEPT: &[Capability] = &[
+    Capability::CAP_AUDIT_WRITE,
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_FOWNER,
+    Capability::CAP_FSETID,
+    Capability::CAP_KILL,
+    Capability::CAP_MKNOD,
+    Capability::CAP_NET_BIND_SERVICE,
+    Capability::CAP_SETFCAP,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETPCAP,
+    Capability::CAP_SETUID,
+    Capability::CAP_SYS_CHROOT,
+];
+
+/// Drops every other capability from every set of the calling process, for good; the names of what is kept.
+///
+/// # Errors
+/// The failed step.
+pub fn drop_all_but_kept() -> Result<Vec<String>, Failure> {
+    let kept: CapsHashSet = KEPT.iter().copied().collect();
+    // The kernel can know capabilities that the caps crate does not: walk them by number.
+    for number in 0..=last_capability() {
+        if !KEPT.iter().any(|capability| capability.index() == number) {
+            drop_from_bounding(number).at(
+                Step::Capabilities,
+                format_args!("dropping capability {number}"),
+            )?;
+        }
+    }
+    let set = |which, value: &CapsHashSet| {
+        caps::set(None, which, value).map_err(io::Error::other).at(
+            Step::Capabilities,
+            format_args!("setting the {which:?} set"),
+        )
+    };
+    caps::clear(None, CapSet::Ambient)
+        .map_err(io::Error::other)
+        .at(Step::Capabilities, "clearing the ambient set")?;
+    set(CapSet::Inheritable, &CapsHashSet::new())?;
+    set(CapSet::Effective, &kept)?;
+    set(CapSet::Permitted, &kept)?;
+    Ok(KEPT.iter().map(ToString::to_string).collect())
+}
+
+fn last_capability() -> u8 {
+    std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(63)
+}
+
+fn drop_from_bounding(number: u8) -> io::Result<()> {
+    let set = rustix::thread::CapabilitySet::from_bits_retain(1 << number);
+    match rustix::thread::remove_capability_from_bounding_set(set) {
+        // A number that this kernel does not know.
+        Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,136 @@
+//! What a sandbox is to be: the one message that the spawner needs.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that determines one sandbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Which ids the ids inside are.
+    pub ids: IdMap,
+    /// The root filesystem, then what is mounted in it, parents first. Overlay `n` keeps what is
+    /// written to it in `upper/n` of `writable`.
+    pub overlays: Vec<Overlay>,
+    /// A directory of the provider's own with `upper` and `work` in it.
+    pub writable: PathBuf,
+    /// What network the sandbox has.
+    pub network: Network,
+    /// The hostname inside.
+    pub hostname: String,
+    /// Whether a kernel without landlock is refused.
+    pub landlock: Requirement,
+}
+
+/// A run of ids: `0..count` inside are `first..first + count` of the spawner's user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct IdMap {
+    /// What root inside is.
+    pub first: u32,
+    /// How many ids there are.
+    pub count: u32,
+}
+
+/// One overlay filesystem.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Overlay {
+    /// Where it is mounted inside; absolute, `/` for the first.
+    pub at: PathBuf,
+    /// Its lower directories, the topmost first.
+    pub lowers: Vec<Lower>,
+    /// Whether it can be written to.
+    pub access: Access,
+}
+
+/// A lower directory and whose files it holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Lower {
+    /// On the host; absolute, the provider's or the operator's, never made of a workspace's text.
+    pub path: PathBuf,
+    /// The id, in the spawner's user namespace, that owns on disk what root owns inside. Where it is
+    /// not the sandbox's own first id, the lower is shown through an idmapped mount.
+    pub first_id: u32,
+}
+
+/// Whether an overlay has an upper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// Writes go to the upper.
+    Writable,
+    /// There is no upper; writes give `EROFS`.
+    ReadOnly,
+}
+
+/// What network a sandbox has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// A namespace of its own with loopback alone.
+    None,
+    /// The host's.
+    Host,
+}
+
+/// What to do where a restriction cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Requirement {
+    /// Refuse to start.
+    Required,
+    /// Start without it and say so.
+    BestEffort,
+}
+
+/// What the kernel enforces on a sandbox, as its init found it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Enforcement {
+    /// Ids inside.
+    pub ids: u32,
+    /// How much of the landlock domain is in force.
+    pub landlock: Landlock,
+    /// Seccomp filters in force.
+    pub seccomp_filters: u32,
+    /// Capabilities that root inside has, over the sandbox alone.
+    pub capabilities: Vec<String>,
+    /// The network it has.
+    pub network: Network,
+}
+
+/// How much of the landlock domain a kernel enforces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Landlock {
+    /// All of it.
+    Full {
+        /// The kernel's ABI version.
+        abi: i32,
+    },
+    /// A part: this kernel is older than some of it.
+    Partial {
+        /// The kernel's ABI version.
+        abi: i32,
+        /// What is missing, for people.
+        missing: Vec<String>,
+    },
+    /// Nothing.
+    Off {
+        /// The kernel's ABI version; 0 if it has none.
+        abi: i32,
+    },
+}
+
+impl Landlock {
+    /// What is missing, for people; nothing where all is in force.
+    #[must_use]
+    pub fn weaker(&self) -> Option<String> {
+        match self {
+            Self::Full { .. } => None,
+            Self::Partial { abi, missing } => Some(format!(
+                "landlock ABI {abi} of this kernel is without {}",
+                missing.join(", ")
+            )),
+            Self::Off { .. } => {
+                Some("landlock is off: this kernel has none, or too old a one".to_owned())
+            }
+        }
+    }
+}

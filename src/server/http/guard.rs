@@ -1,0 +1,276 @@
+//! What is checked on every request before anything else looks at it.
+//!
+//! A web page in a browser of the provider's user reaches loopback too, so being there proves
+//! nothing: the page's requests are told by `Host` (DNS rebinding), `Origin` (cross-site requests,
+//! WebSocket handshakes) and the content type (requests that need no preflight). No
+//! `Access-Control-Allow-*` header is ever sent.
+
+use std::sync::Arc;
+
+use axum::body::HttpBody;
+use axum::extract::{Request, State};
+use axum::http::HeaderMap;
+use axum::http::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, HeaderValue, ORIGIN,
+    WWW_AUTHENTICATE,
+};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::connection::{Connection, Peer};
+use super::problem::{Kind, Problem};
+use super::{App, HttpOptions};
+
+/// The layer that lets a request through to its route.
+pub(super) async fn guard(
+    State(app): State<Arc<App>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    // The order is from the cheapest lie to the most telling answer: a page learns nothing about
+    // tokens, and nobody without one learns which routes there are.
+    let connection = request.extensions().get::<Connection>();
+    let connection = connection.ok_or_else(|| {
+        let detail = "the connection was not accepted by derrick's own listener";
+        Problem::new(Kind::PeerRefused, detail)
+    })?;
+    check_host(connection, &app.options, &request)?;
+    check_origin(&app.options, request.headers())?;
+    check_identity(connection, &app.options, request.headers())?;
+    if !request.body().is_end_stream() {
+        check_content_type(request.headers())?;
+    }
+    Ok(next.run(request).await)
+}
+
+/// `Host` must be a name of this server's that no other site's DNS can have given it.
+fn check_host(
+    connection: &Connection,
+    options: &HttpOptions,
+    request: &Request,
+) -> Result<(), Problem> {
+    let Some(local) = connection.local else {
+        // No page can make a browser connect to a Unix socket.
+        return Ok(());
+    };
+    let refused = |host: &str| {
+        let detail = format!(
+            "the host {} is none of this server's names; ask for localhost:{} or have the name allowed",
+            shortened(host),
+            local.port()
+        );
+        Problem::new(Kind::HostRefused, detail)
+    };
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return Err(refused(""));
+    };
+    let host = host.to_str().map_err(|_| refused(""))?;
+    // A target in absolute form carries a host as well (RFC 9112, section 3.2.2).
+    let target = request.uri().authority().map(|host| host.as_str());
+    for host in std::iter::once(host).chain(target) {
+        if !is_own_name(host, local, &options.allowed_hosts) {
+            return Err(refused(host));
+        }
+    }
+    Ok(())
+}
+
+fn is_own_name(host: &str, local: std::net::SocketAddr, allowed: &[String]) -> bool {
+    let port = local.port();
+    // 80 is the port of a host without one.
+    let is = |name: &str| {
+        host.eq_ignore_ascii_case(&format!("{name}:{port}"))
+            || (port == 80 && host.eq_ignore_ascii_case(name))
+    };
+    let address = match local.ip().to_canonical() {
+        std::net::IpAddr::V4(ip) => ip.to_string(),
+        std::net::IpAddr::V6(ip) => format!("[{ip}]"),
+    };
+    // An address as such is safe: rebinding needs a name.
+    ["127.0.0.1", "[::1]", "localhost", &address]
+        .into_iter()
+        .any(is)
+        || allowed
+            .iter()
+            .any(|name| host.eq_ignore_ascii_case(name) || is(name))
+}
+
+/// Only pages send `Origin`, so only a page that the operator lists may.
+fn check_origin(options: &HttpOptions, headers: &HeaderMap) -> Result<(), Problem> {
+    let allowed = |origin: &HeaderValue| {
+        let listed = options.allowed_origins.iter();
+        listed
+            .into_iter()
+            .any(|listed| listed.as_bytes() == origin.as_bytes())
+    };
+    match headers
+        .get_all(ORIGIN)
+        .iter()
+        .find(|origin| !allowed(origin))
+    {
+        None => Ok(()),
+        Some(origin) => {
+            let origin = String::from_utf8_lossy(origin.as_bytes());
+            let detail = format!("the origin {} is not allowed", shortened(&origin));
+            Err(Problem::new(Kind::OriginRefused, detail))
+        }
+    }
+}
+
+/// The peer's uid where there is no token and on a Unix socket; the token where there is one.
+fn check_identity(
+    connection: &Connection,
+    options: &HttpOptions,
+    headers: &HeaderMap,
+) -> Result<(), Problem> {
+    match (&connection.peer, &options.token) {
+        (Peer::Refused(reason), _) => Err(Problem::new(Kind::PeerRefused, reason.clone())),
+        (Peer::Anybody, None) => {
+            let detail = "the connection's user was not looked up";
+            Err(Problem::new(Kind::PeerRefused, detail))
+        }
+        (Peer::Trusted, None) => Ok(()),
+        (Peer::Trusted | Peer::Anybody, Some(token)) => {
+            let mut given = headers.get_all(AUTHORIZATION).iter();
+            let challenge = |detail, challenge| {
+                Problem::new(Kind::Unauthorized, detail)
+                    .with_header(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+            };
+            match (given.next(), given.next()) {
+                (None, _) => Err(challenge(
+                    "the request has no 'Authorization: Bearer' header",
+                    r#"Bearer realm="derrick""#,
+                )),
+                (Some(header), None)
+                    if bearer(header).is_some_and(|presented| token.matches(presented)) =>
+                {
+                    Ok(())
+                }
+                _ => Err(challenge(
+                    "the Authorization header does not carry this server's token",
+                    r#"Bearer realm="derrick", error="invalid_token""#,
+                )),
+            }
+        }
+    }
+}
+
+/// The token in an `Authorization` header (RFC 6750, section 2.1).
+fn bearer(header: &HeaderValue) -> Option<&[u8]> {
+    let (scheme, token) = header.as_bytes().split_at_checked("Bearer ".len())?;
+    scheme
+        .eq_ignore_ascii_case(b"Bearer ")
+        .then(|| token.trim_ascii())
+}
+
+/// A body must say that it is JSON, which a page cannot say without asking first, and must be
+/// sent as it is: nothing here unpacks.
+pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let is = |name: HeaderName, wanted: &str| {
+        headers.get(name).map(|value| {
+            let value = value.to_str().unwrap_or_default();
+            let essence = value.split(';').next().unwrap_or_default();
+            essence.trim().eq_ignore_ascii_case(wanted)
+        })
+    };
+    let refused = |detail| Err(Problem::new(Kind::UnsupportedMediaType, detail));
+    if is(CONTENT_TYPE, "application/json") != Some(true) {
+        return refused("the body must come with 'Content-Type: application/json'");
+    }
+    if is(CONTENT_ENCODING, "identity") == Some(false) {
+        return refused("the body must come without a Content-Encoding");
+    }
+    Ok(())
+}
+
+/// Text of a caller's for a message: quoted, escaped, and not long.
+fn shortened(text: &str) -> String {
+    let mut characters = text.chars();
+    let start: String = characters.by_ref().take(100).collect();
+    let more = if characters.next().is_some() {
+        "…"
+    } else {
+        ""
+    };
+    format!("{start:?}{more}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_ours_only_by_a_name_that_rebinding_cannot_give_it() {
+        let allowed = ["box.example".to_owned(), "proxy.example:443".to_owned()];
+        for (host, local, ours) in [
+            ("127.0.0.1:50080", "127.0.0.1:50080", true),
+            ("localhost:50080", "127.0.0.1:50080", true),
+            ("LOCALHOST:50080", "127.0.0.1:50080", true),
+            ("[::1]:50080", "[::1]:50080", true),
+            ("192.0.2.7:50080", "192.0.2.7:50080", true),
+            ("192.0.2.7:50080", "[::ffff:192.0.2.7]:50080", true),
+            ("box.example:50080", "127.0.0.1:50080", true),
+            ("Box.Example", "127.0.0.1:50080", true),
+            ("proxy.example:443", "127.0.0.1:50080", true),
+            ("localhost", "127.0.0.1:80", true),
+            ("localhost", "127.0.0.1:50080", false),
+            ("localhost:50081", "127.0.0.1:50080", false),
+            ("localhost.:50080", "127.0.0.1:50080", false),
+            ("localhost.evil.example:50080", "127.0.0.1:50080", false),
+            ("evil.example:50080", "127.0.0.1:50080", false),
+            ("127.0.0.1:50080@evil.example", "127.0.0.1:50080", false),
+            ("user@127.0.0.1:50080", "127.0.0.1:50080", false),
+            ("127.1:50080", "127.0.0.1:50080", false),
+            ("box.example:1", "127.0.0.1:50080", false),
+            ("proxy.example", "127.0.0.1:50080", false),
+            ("", "127.0.0.1:80", false),
+        ] {
+            let local = local.parse().unwrap();
+            assert_eq!(is_own_name(host, local, &allowed), ours, "{host:?} {local}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_read_from_a_bearer_header_alone() {
+        for (header, token) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer  abc ", Some("abc")),
+            ("Bearer", None),
+            ("Basic abc", None),
+            ("Bearerabc", None),
+        ] {
+            let value = HeaderValue::from_static(header);
+            assert_eq!(bearer(&value), token.map(str::as_bytes), "{header:?}");
+        }
+    }
+
+    #[test]
+    fn only_plain_json_is_a_body() {
+        for (kind, encoding, accepted) in [
+            (Some("application/json"), None, true),
+            (Some("Application/JSON; charset=utf-8"), None, true),
+            (Some("application/json"), Some("identity"), true),
+            (Some("application/json"), Some("gzip"), false),
+            (Some("application/x-www-form-urlencoded"), None, false),
+            (Some("text/plain; application/json"), None, false),
+            (Some("application/jsonp"), None, false),
+            (None, None, false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [(CONTENT_TYPE, kind), (CONTENT_ENCODING, encoding)] {
+                if let Some(value) = value {
+                    headers.insert(name, HeaderValue::from_static(value));
+                }
+            }
+            let found = check_content_type(&headers).is_ok();
+            assert_eq!(found, accepted, "{kind:?} {encoding:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_caller_sent_is_quoted_and_cut() {
+        assert_eq!(shortened("a\n\"b"), r#""a\n\"b""#);
+        assert_eq!(shortened(&"x".repeat(200)).chars().count(), 103);
+    }
+}

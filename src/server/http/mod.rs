@@ -1,0 +1,167 @@
+//! The HTTP front end: bosun-ai/derrick's wire format, problem details for errors, and the checks
+//! that keep web pages and other users of the host away from the provider.
+//!
+//! Reading order: [`serve`] accepts connections and learns who is at the other end; [`app`] is the
+//! table of routes. A request passes `observe` (id, span, shape of errors), then `guard` (host,
+//! origin, identity, content type), and only then a handler of `routes`.
+
+mod body;
+mod connection;
+mod guard;
+mod listener;
+mod observe;
+mod peer;
+mod problem;
+mod routes;
+mod token;
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::provider::Provider;
+
+pub use listener::{BindError, Listener};
+pub use token::{Token, TokenError};
+
+use connection::{Acceptor, Owner};
+
+/// What the operator decides about the HTTP front end.
+#[derive(Debug, Clone)]
+pub struct HttpOptions {
+    /// The bearer token that every request must carry. Without one a TCP listener must be on
+    /// loopback, and only the provider's own user and root are served.
+    pub token: Option<Token>,
+    /// Names that `Host` may carry besides the loopback names and the address that the connection
+    /// came in on: `name` (with the listener's port or none) or `name:port`.
+    pub allowed_hosts: Vec<String>,
+    /// Values of `Origin` that are let in, e.g. `https://ui.example`. A request with any other is
+    /// refused; one without the header is not sent by a page.
+    pub allowed_origins: Vec<String>,
+    /// Connections served at once; further ones wait in the kernel's queue.
+    pub max_connections: usize,
+    /// How long a client may take for a request's header, and between two pieces of its body.
+    pub read_timeout: Duration,
+    /// How long requests under way may take to end once the shutdown began; then they are dropped.
+    pub drain: Duration,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self {
+            token: None,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            max_connections: 1024,
+            read_timeout: Duration::from_secs(30),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Serves `provider` on `listener` until `shutdown` completes; then ends the provider, and waits for
+/// the connections.
+///
+/// A Unix socket is removed at the end.
+///
+/// # Errors
+///
+/// `InvalidInput` if `options` do not allow to serve on this listener, see [`Listener::tcp`]. A
+/// connection that fails is logged and ends nothing else.
+pub async fn serve(
+    listener: Listener,
+    provider: Arc<dyn Provider>,
+    options: HttpOptions,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
+    serve_as(
+        Owner::of_this_process(),
+        listener,
+        provider,
+        options,
+        shutdown,
+    )
+    .await
+}
+
+/// [`serve`] for a given owner, so that a test can be somebody else.
+async fn serve_as(
+    owner: Owner,
+    mut listener: Listener,
+    provider: Arc<dyn Provider>,
+    options: HttpOptions,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
+    listener.check(&options)?;
+    tracing::info!("listening on {listener}");
+
+    let drain = options.drain;
+    let slots = Arc::new(Semaphore::new(options.max_connections));
+    let options = Arc::new(options);
+    let stopping = CancellationToken::new();
+    let acceptor = Acceptor::new(
+        owner,
+        app(Arc::clone(&provider), Arc::clone(&options)),
+        options,
+        stopping.clone(),
+    );
+    let mut connections = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    loop {
+        // The slot first: a connection that nobody can serve yet stays in the kernel's queue.
+        let accepted = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, listener.accept().await)
+        };
+        let (slot, stream) = tokio::select! {
+            (slot, stream) = accepted => (slot.map_err(io::Error::other)?, stream),
+            () = &mut shutdown => break,
+        };
+        connections.spawn(acceptor.converse(stream, slot));
+        while connections.try_join_next().is_some() {}
+    }
+
+    // No new connections from here on, and the Unix socket is gone.
+    drop(listener);
+    stopping.cancel();
+    // Commands under way get their answer from this.
+    provider.shutdown().await;
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(drain, drained).await.is_err() {
+        tracing::warn!(
+            connections = connections.len(),
+            "requests still under way are dropped"
+        );
+        connections.shutdown().await;
+    }
+    Ok(())
+}
+
+/// The table of routes over `provider`, with every check.
+///
+/// It refuses each request that did not come through [`serve`], which alone knows who is at the
+/// other end of the connection.
+pub fn app(provider: Arc<dyn Provider>, options: Arc<HttpOptions>) -> Router {
+    routes::table(Arc::new(App {
+        provider,
+        options,
+        uploads: body::Uploads::new(),
+    }))
+}
+
+/// What every handler shares.
+struct App {
+    provider: Arc<dyn Provider>,
+    options: Arc<HttpOptions>,
+    uploads: body::Uploads,
+}

@@ -1,0 +1,86 @@
+//! What every request gets, whatever becomes of it: an id, a span, and errors of one shape.
+//!
+//! Never logged: bodies, headers, queries, environments. A path is logged as the route that matched
+//! it.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::header::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
+use futures_util::FutureExt;
+use tracing::Instrument;
+
+use super::problem::{Kind, Problem};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The outermost layer.
+pub(super) async fn observe(request: Request, next: Next) -> Response {
+    // Ours, always: an id that the client chose could be made to look like another request's.
+    let id = uuid::Uuid::now_v7().to_string();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("-", MatchedPath::as_str);
+    let span = tracing::info_span!("request", id, method = %request.method(), route);
+    answer(id, request, next).instrument(span).await
+}
+
+async fn answer(id: String, request: Request, next: Next) -> Response {
+    let mut unanswered = Unanswered {
+        since: Instant::now(),
+        answered: false,
+    };
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = answer.unwrap_or_else(|_| {
+        use axum::response::IntoResponse;
+        // What the panic said went to stderr, and is not for the caller.
+        let detail = "derrick failed while it worked on the request; its log has the request_id";
+        Problem::new(Kind::Internal, detail).into_response()
+    });
+    let status = response.status();
+    let problem = response.extensions_mut().remove::<Problem>().or_else(|| {
+        let error = status.is_client_error() || status.is_server_error();
+        error.then(|| Problem::from_status(status))
+    });
+    let duration = unanswered.since.elapsed();
+    unanswered.answered = true;
+    match problem {
+        Some(problem) if status.is_server_error() => {
+            tracing::error!(
+                status = status.as_u16(),
+                ?duration,
+                detail = problem.detail(),
+                "failed"
+            );
+            response = problem.render(&id, &response);
+        }
+        problem => {
+            tracing::info!(status = status.as_u16(), ?duration, "answered");
+            if let Some(problem) = problem {
+                response = problem.render(&id, &response);
+            }
+        }
+    }
+    if let Ok(id) = HeaderValue::try_from(id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+/// Logs a request whose client went away: its future is dropped, so nothing else would.
+struct Unanswered {
+    since: Instant,
+    answered: bool,
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        if !self.answered {
+            tracing::info!(duration = ?self.since.elapsed(), "dropped before its answer: the client went away, or derrick stops");
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Errors as RFC 9457 problem details: one shape for every refusal and failure.
+//!
+//! `type` is `urn:derrick:problem:` and a word from the table in [`Kind::row`], which never changes
+//! its meaning. 4xx is what the caller did or asked for; 5xx is only what derrick or the host did.
+
+use axum::body::Body;
+use axum::http::StatusCode;
+use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value};
+
+use crate::provider;
+
+/// What went wrong, as the caller can tell it from other things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    InvalidRequest,
+    Unauthorized,
+    PeerRefused,
+    OriginRefused,
+    PermissionDenied,
+    NoSuchRoute,
+    NoSuchWorkspace,
+    NoSuchFile,
+    MethodNotAllowed,
+    RequestTimeout,
+    Conflict,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    HostRefused,
+    CommandFailed,
+    SetupFailed,
+    RepositoryUnavailable,
+    NotPossible,
+    Internal,
+    NoSpace,
+    /// A status that axum gave by itself and that has no kind here.
+    Other(StatusCode),
+}
+
+impl Kind {
+    /// Status, last part of `type`, and `title`.
+    fn row(self) -> (StatusCode, &'static str, &'static str) {
+        use StatusCode as S;
+        match self {
+            Self::InvalidRequest => (
+                S::BAD_REQUEST,
+                "invalid-request",
+                "The request is not valid",
+            ),
+            Self::Unauthorized => (
+                S::UNAUTHORIZED,
+                "unauthorized",
+                "The token is missing or wrong",
+            ),
+            Self::PeerRefused => (S::FORBIDDEN, "peer-refused", "This user is not served"),
+            Self::OriginRefused => (S::FORBIDDEN, "origin-refused", "Web pages are not served"),
+            Self::PermissionDenied => (
+                S::FORBIDDEN,
+                "permission-denied",
+                "The workspace forbids it",
+            ),
+            Self::NoSuchRoute => (S::NOT_FOUND, "no-such-route", "There is no such route"),
+            Self::NoSuchWorkspace => (
+                S::NOT_FOUND,
+                "no-such-workspace",
+                "There is no such workspace",
+            ),
+            Self::NoSuchFile => (S::NOT_FOUND, "no-such-file", "There is no such file"),
+            Self::MethodNotAllowed => (
+                S::METHOD_NOT_ALLOWED,
+                "method-not-allowed",
+                "The route does not have this method",
+            ),
+            Self::RequestTimeout => (
+                S::REQUEST_TIMEOUT,
+                "request-timeout",
+                "The request did not arrive in time",
+            ),
+            Self::Conflict => (
+                S::CONFLICT,
+                "conflict",
+                "Something else happened to the workspace meanwhile",
+            ),
+            Self::BodyTooLarge => (
+                S::PAYLOAD_TOO_LARGE,
+                "body-too-large",
+                "The request's body is too large",
+            ),
+            Self::UnsupportedMediaType => (
+                S::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported-media-type",
+                "The request's body is not JSON",
+            ),
+            Self::HostRefused => (
+                S::MISDIRECTED_REQUEST,
+                "host-refused",
+                "The request is for another host",
+            ),
+            Self::CommandFailed => (
+                S::UNPROCESSABLE_ENTITY,
+                "command-failed",
+                "The command failed",
+            ),
+            Self::SetupFailed => (
+                S::UNPROCESSABLE_ENTITY,
+                "setup-failed",
+                "The setup script failed",
+            ),
+            Self::RepositoryUnavailable => (
+                S::UNPROCESSABLE_ENTITY,
+                "repository-unavailable",
+                "A repository cannot be brought in",
+            ),
+            Self::NotPossible => (
+                S::UNPROCESSABLE_ENTITY,
+                "not-possible",
+                "The workspace cannot do that",
+            ),
+            Self::Internal => (
+                S::INTERNAL_SERVER_ERROR,
+                "internal",
+                "derrick or the host failed",
+            ),
+            Self::NoSpace => (
+                S::INSUFFICIENT_STORAGE,
+                "no-space",
+                "There is no space left",
+            ),
+            Self::Other(status) => (
+                status,
+                "other",
+                status.canonical_reason().unwrap_or("The request failed"),
+            ),
+        }
+    }
+}
+
+/// One problem. As a response it is a status and itself as an extension, which `observe` turns
+/// into the body, as only there the request's id is known.
+#[derive(Debug, Clone)]
+pub(super) struct Problem {
+    kind: Kind,
+    detail: String,
+    members: Map<String, Value>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Problem {
+    /// `detail` names the object, for people: lowercase, no full stop.
+    pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        Self {
+            kind,
+            detail: detail.into(),
+            members: Map::new(),
+            headers: Vec::new(),
+        }
+    }
+
+    /// For a status that came without a problem.
+    pub(super) fn from_status(status: StatusCode) -> Self {
+        let detail = status.canonical_reason().unwrap_or("the request failed");
+        Self::new(Kind::Other(status), detail.to_ascii_lowercase())
+    }
+
+    /// Adds an extension member.
+    pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.members.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Adds a header to the response.
+    pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.kind.row().0
+    }
+
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// The response for the request `request_id`, on top of the headers of `response`.
+    pub(super) fn render(self, request_id: &str, response: &Response) -> Response {
+        let (status, word, title) = self.kind.row();
+        let mut members = self.members;
+        for (name, value) in [
+            ("type", Value::from(format!("urn:derrick:problem:{word}"))),
+            ("title", Value::from(title)),
+            ("status", Value::from(status.as_u16())),
+            ("detail", Value::from(self.detail)),
+            ("request_id", Value::from(request_id)),
+        ] {
+            members.insert(name.to_owned(), value);
+        }
+        let mut rendered = Response::new(Body::from(Value::Object(members).to_string()));
+        *rendered.status_mut() = status;
+        rendered.headers_mut().extend(self.headers);
+        // axum names the methods of a route there, after the problem was made.
+        if let Some(methods) = response.headers().get(ALLOW) {
+            rendered.headers_mut().insert(ALLOW, methods.clone());
+        }
+        let json = HeaderValue::from_static("application/problem+json");
+        rendered.headers_mut().insert(CONTENT_TYPE, json);
+        rendered
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<provider::Error> for Problem {
+    fn from(error: provider::Error) -> Self {
+        use provider::Error as E;
+        let kind = match &error {
+            E::NoSuchWorkspace(_) => Kind::NoSuchWorkspace,
+            E::NoSuchFile(_) => Kind::NoSuchFile,
+            // Well-formed, or it would have been refused before the call: 422, not 400.
+            E::Invalid(_) => Kind::NotPossible,
+            E::Forbidden(_) => Kind::PermissionDenied,
+            E::Conflict(_) => Kind::Conflict,
+            E::SetupFailed { .. } => Kind::SetupFailed,
+            // The other side's fault or the config's, neither derrick's nor the host's.
+            E::Repository(_) => Kind::RepositoryUnavailable,
+            E::NoSpace(_) => Kind::NoSpace,
+            E::Host(_) => Kind::Internal,
+        };
+        let problem = Self::new(kind, error.to_string());
+        match error {
+            E::SetupFailed { exit_code, output } => {
+                problem.with("exit_code", exit_code).with("output", output)
+            }
+            _ => problem,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_the_provider_has_its_status_and_type() {
+        use provider::Error as E;
+        let text = || "x".to_owned();
+        let failed = E::SetupFailed {
+            exit_code: 3,
+            output: text(),
+        };
+        for (error, status, word) in [
+            (E::NoSuchWorkspace(text()), 404, "no-such-workspace"),
+            (E::NoSuchFile(text()), 404, "no-such-file"),
+            (E::Invalid(text()), 422, "not-possible"),
+            (E::Forbidden(text()), 403, "permission-denied"),
+            (E::Conflict(text()), 409, "conflict"),
+            (failed, 422, "setup-failed"),
+            (E::Repository(text()), 422, "repository-unavailable"),
+            (E::NoSpace(text()), 507, "no-space"),
+            (E::Host(text()), 500, "internal"),
+        ] {
+            let (found, name, _) = Problem::from(error).kind.row();
+            assert_eq!((found.as_u16(), name), (status, word));
+        }
+    }
+}

@@ -1,0 +1,1128 @@
+//! The wire, byte by byte: the front end on real sockets, over a provider that only echoes.
+//!
+//! Commands of the fake provider name the outcome they want; nothing runs.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+use super::connection::Owner;
+use super::{HttpOptions, Listener, Token, serve_as};
+use crate::provider::{
+    Command, Description, Error, Fetched, FileContent, FilePath, Finished, OpenFile, Outcome,
+    Provider, Receipt, State, WorkspaceId,
+};
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+/// One workspace, `w`, and what was asked of it.
+#[derive(Default)]
+struct Fake {
+    calls: Mutex<Vec<String>>,
+    written: Mutex<Vec<u8>>,
+    started: Notify,
+    dropped: Arc<Notify>,
+}
+
+impl Fake {
+    fn call(&self, id: &WorkspaceId, call: String) -> Result<(), Error> {
+        self.calls.lock().unwrap().push(call);
+        if id.as_str() == "w" {
+            Ok(())
+        } else {
+            Err(Error::NoSuchWorkspace(id.to_string()))
+        }
+    }
+}
+
+#[async_trait]
+impl Provider for Fake {
+    async fn create(&self, env: BTreeMap<String, String>) -> Result<WorkspaceId, Error> {
+        if env.contains_key("FAIL") {
+            return Err(Error::SetupFailed {
+                exit_code: 7,
+                output: "no such package".to_owned(),
+            });
+        }
+        self.calls.lock().unwrap().push(format!("create {env:?}"));
+        Ok("w".parse().unwrap())
+    }
+
+    fn list(&self) -> Vec<WorkspaceId> {
+        vec!["w".parse().unwrap()]
+    }
+
+    fn describe(&self, id: &WorkspaceId) -> Result<Description, Error> {
+        self.call(id, "describe".to_owned())?;
+        Ok(Description {
+            id: id.clone(),
+            state: State::Running,
+            state_detail: None,
+            layer: "l".to_owned(),
+            setup_output: None,
+            created: 5,
+            execs: 0,
+            enforcement: json!({"landlock": "full"}),
+        })
+    }
+
+    async fn remove(&self, id: &WorkspaceId) -> Result<bool, Error> {
+        Ok(self.call(id, "remove".to_owned()).is_ok())
+    }
+
+    async fn run(&self, id: &WorkspaceId, command: Command) -> Result<Finished, Error> {
+        self.call(id, format!("{command:?}"))?;
+        let finished = |output: &[u8], outcome| Finished {
+            output: output.to_owned(),
+            omitted: 0,
+            outcome,
+        };
+        Ok(match command.cmd.as_str() {
+            "exit 3" => finished(b"oh\n", Outcome::Exited { code: 3 }),
+            "segfault" => finished(b"", Outcome::Signaled { signal: 11 }),
+            "sleep" => finished(b"so far", Outcome::Deadline),
+            "binary" => finished(b"a\xff\x00b", Outcome::Exited { code: 0 }),
+            "flood" => Finished {
+                omitted: 12345,
+                ..finished(b"start end", Outcome::Exited { code: 0 })
+            },
+            "host" => return Err(Error::Host("cannot start sandbox: EMFILE".to_owned())),
+            "panic" => panic!("a secret of the provider"),
+            "wait" => {
+                struct OnDrop(Arc<Notify>);
+                impl Drop for OnDrop {
+                    fn drop(&mut self) {
+                        self.0.notify_one();
+                    }
+                }
+                let _dropped = OnDrop(Arc::clone(&self.dropped));
+                self.started.notify_one();
+                std::future::pending().await
+            }
+            _ => finished(b"hello\n", Outcome::Exited { code: 0 }),
+        })
+    }
+
+    async fn write_file(
+        &self,
+        id: &WorkspaceId,
+        target: FilePath,
+        mut content: FileContent,
+    ) -> Result<(), Error> {
+        self.call(id, format!("{target:?}"))?;
+        let mut bytes = Vec::new();
+        content
+            .read_to_end(&mut bytes)
+            .map_err(|error| Error::Host(format!("cannot write: {error}")))?;
+        *self.written.lock().unwrap() = bytes;
+        Ok(())
+    }
+
+    async fn read_file(&self, id: &WorkspaceId, source: FilePath) -> Result<OpenFile, Error> {
+        self.call(id, format!("{source:?}"))?;
+        if source.path == "none" {
+            return Err(Error::NoSuchFile("there is no file none".to_owned()));
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"line\n\x00\xff and what came later")
+            .unwrap();
+        file.rewind().unwrap();
+        Ok(OpenFile { file, size: 7 })
+    }
+
+    async fn reset(&self, id: &WorkspaceId) -> Result<Receipt, Error> {
+        self.call(id, "reset".to_owned())?;
+        Ok(Receipt {
+            id: id.clone(),
+            layer: "l".to_owned(),
+            upper_entries: 0,
+            processes_killed: 2,
+            duration_us: 900,
+        })
+    }
+
+    async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error> {
+        self.call(id, "fetch".to_owned())?;
+        Ok(vec![Fetched {
+            url: "https://git.example/r".to_owned(),
+            path: PathBuf::from("/r"),
+            reference: "main".to_owned(),
+            old_commit: "a".to_owned(),
+            new_commit: "b".to_owned(),
+        }])
+    }
+
+    fn enforcement(&self) -> Value {
+        json!({"identity": "full", "missing": []})
+    }
+
+    async fn shutdown(&self) {}
+}
+
+/// A front end that serves until it is stopped.
+struct Server {
+    address: Option<SocketAddr>,
+    fake: Arc<Fake>,
+    stop: oneshot::Sender<()>,
+    served: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    fn on(listener: Listener, owner: Owner, options: HttpOptions) -> Self {
+        let address = listener.address();
+        let fake = Arc::new(Fake::default());
+        let provider = Arc::clone(&fake) as Arc<dyn Provider>;
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async {
+            let _ = stopped.await;
+        };
+        let served = tokio::spawn(serve_as(owner, listener, provider, options, shutdown));
+        Self {
+            address,
+            fake,
+            stop,
+            served,
+        }
+    }
+
+    fn with(options: HttpOptions) -> Self {
+        let listener = Listener::tcp("127.0.0.1:0".parse().unwrap(), &options).unwrap();
+        Self::on(listener, Owner::of_this_process(), options)
+    }
+
+    fn start() -> Self {
+        Self::with(HttpOptions::default())
+    }
+
+    fn with_token() -> Self {
+        Self::with(HttpOptions {
+            token: Some(token()),
+            ..HttpOptions::default()
+        })
+    }
+
+    fn port(&self) -> u16 {
+        self.address.unwrap().port()
+    }
+
+    fn host(&self) -> String {
+        format!("Host: 127.0.0.1:{}", self.port())
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address.unwrap()).await.unwrap()
+    }
+
+    /// Sends `head` (request line and further headers) with this server's `Host` and `body`.
+    async fn send(&self, head: &str, body: &[u8]) -> Reply {
+        let host = self.host();
+        exchange(self.connect().await, &format!("{head}\r\n{host}"), body).await
+    }
+
+    async fn get(&self, path: &str) -> Reply {
+        self.send(&format!("GET {path} HTTP/1.1"), b"").await
+    }
+
+    async fn post(&self, path: &str, body: &str) -> Reply {
+        let head = format!("POST {path} HTTP/1.1\r\nContent-Type: application/json");
+        self.send(&head, body.as_bytes()).await
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.fake.calls.lock().unwrap().clone()
+    }
+}
+
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    fn parse(bytes: &[u8]) -> Self {
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n");
+        let end = end.unwrap_or_else(|| panic!("no header: {:?}", String::from_utf8_lossy(bytes)));
+        let head = std::str::from_utf8(&bytes[..end]).unwrap();
+        let mut lines = head.lines();
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap();
+        let header = |line: &str| {
+            let (name, value) = line.split_once(": ").unwrap();
+            (name.to_ascii_lowercase(), value.to_owned())
+        };
+        Self {
+            status: status.parse().unwrap(),
+            headers: lines.map(header).collect(),
+            body: bytes[end + 4..].to_owned(),
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut found = self.headers.iter().filter(|(known, _)| known == name);
+        let value = found.next().map(|(_, value)| value.as_str());
+        assert!(found.next().is_none(), "{name} twice");
+        value
+    }
+
+    fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    /// The body, which must be exactly this JSON, with the type of JSON.
+    fn is_json(&self, status: u16, body: &str) {
+        assert_eq!((self.status, self.text()), (status, body));
+        assert_eq!(self.header("content-type"), Some("application/json"));
+        self.has_an_id();
+    }
+
+    fn has_an_id(&self) -> String {
+        let id = self.header("x-request-id").unwrap().to_owned();
+        uuid::Uuid::parse_str(&id).unwrap();
+        id
+    }
+
+    /// The problem, which must be of this status and type and have every member.
+    fn problem(&self, status: u16, word: &str) -> Value {
+        let text = self.text();
+        assert_eq!(self.status, status, "{text}");
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/problem+json")
+        );
+        let problem: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(problem["type"], format!("urn:derrick:problem:{word}"));
+        assert_eq!(problem["status"], status);
+        assert_eq!(problem["request_id"], self.has_an_id());
+        assert!(!problem["title"].as_str().unwrap().is_empty());
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(!detail.is_empty() && !detail.ends_with('.'), "{detail}");
+        let cors = |name: &str| name.starts_with("access-control");
+        assert!(!self.headers.iter().any(|(name, _)| cors(name)));
+        problem
+    }
+
+    /// The problem's detail, which must contain each of `parts`.
+    fn detail(&self, status: u16, word: &str, parts: &[&str]) {
+        let problem = self.problem(status, word);
+        let detail = problem["detail"].as_str().unwrap();
+        for part in parts {
+            assert!(detail.contains(part), "{part:?} in {detail:?}");
+        }
+    }
+}
+
+/// One request on a connection of its own; `head` has no length and no blank line.
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    head: &str,
+    body: &[u8],
+) -> Reply {
+    let mut request = format!("{head}\r\nConnection: close\r\n").into_bytes();
+    if !body.is_empty() {
+        request.extend(format!("Content-Length: {}\r\n", body.len()).bytes());
+    }
+    request.extend(b"\r\n");
+    request.extend(body);
+    stream.write_all(&request).await.unwrap();
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).await.unwrap();
+    Reply::parse(&reply)
+}
+
+fn token() -> Token {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), TOKEN).unwrap();
+    Token::from_file(file.path()).unwrap()
+}
+
+fn base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+// The wire format.
+
+#[tokio::test]
+async fn health_says_healthy_and_what_is_enforced() {
+    let server = Server::start();
+    let body = r#"{"healthy":true,"identity":"full","missing":[]}"#;
+    server.get("/health").await.is_json(200, body);
+}
+
+#[tokio::test]
+async fn workspaces_are_created_listed_described_and_removed() {
+    let server = Server::start();
+    for (body, call) in [
+        ("{}", "create {}"),
+        (r#"{"env":null}"#, "create {}"),
+        (r#"{"env":{"A":"b"}}"#, r#"create {"A": "b"}"#),
+    ] {
+        server
+            .post("/workspaces", body)
+            .await
+            .is_json(200, r#"{"id":"w"}"#);
+        assert_eq!(server.calls().pop().unwrap(), call);
+    }
+    let list = r#"{"workspaces":[{"id":"w"}]}"#;
+    server.get("/workspaces").await.is_json(200, list);
+    let description = r#"{"id":"w","state":"running","layer":"l","created":5,"execs":0,"enforcement":{"landlock":"full"}}"#;
+    server.get("/workspaces/w").await.is_json(200, description);
+    for (id, answer) in [("w", "true"), ("x", "false"), ("Not%20an%20id", "false")] {
+        let head = format!("DELETE /workspaces/{id} HTTP/1.1");
+        server.send(&head, b"").await.is_json(200, answer);
+    }
+}
+
+#[tokio::test]
+async fn cmd_answers_null_or_tells_how_the_command_failed() {
+    let server = Server::start();
+    let url = "/workspaces/w/cmd";
+    let done = server.post(url, r#"{"cmd":"true"}"#).await;
+    done.is_json(200, "null");
+    assert_eq!(done.header("derrick-outcome"), Some("exited"));
+
+    for (cmd, code, outcome, output, detail) in [
+        (
+            "exit 3",
+            3,
+            "exited",
+            "oh\n",
+            "workspace w ended with exit code 3",
+        ),
+        (
+            "segfault",
+            139,
+            "signaled",
+            "",
+            "workspace w was ended by signal 11",
+        ),
+        (
+            "sleep",
+            124,
+            "deadline",
+            "so far",
+            "the deadline of 2 s passed",
+        ),
+    ] {
+        let body = json!({"cmd": cmd, "timeout": 2}).to_string();
+        let reply = server.post(url, &body).await;
+        reply.detail(422, "command-failed", &[detail]);
+        let problem = reply.problem(422, "command-failed");
+        assert_eq!(problem["exit_code"], code);
+        assert_eq!(problem["outcome"], outcome);
+        assert_eq!(problem["output"], output);
+        assert_eq!(reply.header("derrick-outcome"), Some(outcome));
+    }
+}
+
+#[tokio::test]
+async fn cmd_with_output_answers_output_and_exit_code_whatever_the_outcome() {
+    let server = Server::start();
+    let deadline = r#"{"output":"so far\nderrick: the deadline of 2 s passed; the command and everything it started was killed\n","exit_code":124}"#;
+    for (cmd, outcome, omitted, body) in [
+        ("x", "exited", None, r#"{"output":"hello\n","exit_code":0}"#),
+        (
+            "exit 3",
+            "exited",
+            None,
+            r#"{"output":"oh\n","exit_code":3}"#,
+        ),
+        (
+            "segfault",
+            "signaled",
+            None,
+            r#"{"output":"","exit_code":139}"#,
+        ),
+        ("sleep", "deadline", None, deadline),
+        (
+            "binary",
+            "exited",
+            None,
+            "{\"output\":\"a\u{fffd}\\u0000b\",\"exit_code\":0}",
+        ),
+        (
+            "flood",
+            "exited",
+            Some("12345"),
+            r#"{"output":"start end","exit_code":0}"#,
+        ),
+    ] {
+        let request = json!({"cmd": cmd, "timeout": 2}).to_string();
+        let reply = server.post("/workspaces/w/cmd_with_output", &request).await;
+        reply.is_json(200, body);
+        assert_eq!(reply.header("derrick-outcome"), Some(outcome), "{cmd}");
+        assert_eq!(reply.header("derrick-omitted-bytes"), omitted, "{cmd}");
+    }
+}
+
+#[tokio::test]
+async fn every_field_of_a_command_arrives() {
+    let server = Server::start();
+    let body = r#"{"cmd":"a","working_dir":"/d","env":{"K":"v"},"timeout":90}"#;
+    server.post("/workspaces/w/cmd", body).await;
+    let body = r#"{"cmd":"a","working_dir":null,"env":null,"timeout":null}"#;
+    server.post("/workspaces/w/cmd", body).await;
+    let body = r#"{"cmd":"a","timeout":0}"#;
+    server.post("/workspaces/w/cmd", body).await;
+    let none = r#"Command { cmd: "a", working_dir: None, env: {}, timeout: None }"#;
+    let all =
+        r#"Command { cmd: "a", working_dir: Some("/d"), env: {"K": "v"}, timeout: Some(90s) }"#;
+    assert_eq!(server.calls(), [all, none, none]);
+}
+
+#[tokio::test]
+async fn files_are_written_from_base64_and_read_as_bytes() {
+    let server = Server::start();
+    let url = "/workspaces/w/write_file";
+    let bytes: Vec<u8> = (0..=255).cycle().take(300_001).collect();
+    let plain = base64(&bytes);
+    // A slash may be escaped in JSON, and then the text is not in the body as such.
+    let escaped = plain.replace('/', "\\/");
+    for content in [plain.clone(), escaped, plain + "\\n  "] {
+        server.fake.written.lock().unwrap().clear();
+        let body = format!(r#"{{"path":"f","content":"{content}"}}"#);
+        let reply = server.post(url, &body).await;
+        reply.is_json(200, r#"{"success":true}"#);
+        assert_eq!(*server.fake.written.lock().unwrap(), bytes);
+    }
+    let path = r#"FilePath { path: "f", working_dir: None }"#;
+    assert_eq!(server.calls().pop().unwrap(), path);
+
+    let reply = server
+        .post("/workspaces/w/read_file", r#"{"path":"f"}"#)
+        .await;
+    assert_eq!(
+        (reply.status, &reply.body[..]),
+        (200, &b"line\n\x00\xff"[..])
+    );
+    let octets = Some("application/octet-stream");
+    assert_eq!(reply.header("content-type"), octets);
+    assert_eq!(reply.header("content-length"), Some("7"));
+}
+
+#[tokio::test]
+async fn reset_and_fetch_need_no_body() {
+    let server = Server::start();
+    let receipt =
+        r#"{"id":"w","layer":"l","upper_entries":0,"processes_killed":2,"duration_us":900}"#;
+    let fetched = r#"{"repositories":[{"url":"https://git.example/r","path":"/r","reference":"main","old_commit":"a","new_commit":"b"}]}"#;
+    for (call, answer) in [("reset", receipt), ("fetch", fetched)] {
+        let url = format!("/workspaces/w/{call}");
+        let head = format!("POST {url} HTTP/1.1");
+        server.send(&head, b"").await.is_json(200, answer);
+        server.post(&url, "{}").await.is_json(200, answer);
+        let refused = server.post(&url, r#"{"hard":true}"#).await;
+        refused.detail(400, "invalid-request", &["hard"]);
+        let refused = server.send(&head, b"{}").await;
+        refused.problem(415, "unsupported-media-type");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_request_after_another() {
+    let server = Server::start();
+    let mut stream = server.connect().await;
+    let request = format!("GET /workspaces HTTP/1.1\r\n{}\r\n\r\n", server.host());
+    for _ in 0..3 {
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"}]}") {
+            seen.push(stream.read_u8().await.unwrap());
+        }
+        assert_eq!(Reply::parse(&seen).status, 200);
+    }
+}
+
+// Problems.
+
+#[tokio::test]
+async fn what_does_not_exist_is_named() {
+    let server = Server::start();
+    let body = r#"{"cmd":"x"}"#;
+    let missing = server.post("/workspaces/gone/cmd", body).await;
+    missing.detail(404, "no-such-workspace", &["there is no workspace gone"]);
+    for id in ["UPPER", "a%2Fb", "..%2f", "%ff", &"a".repeat(64)] {
+        let reply = server.get(&format!("/workspaces/{id}")).await;
+        reply.problem(404, "no-such-workspace");
+    }
+    let none = server
+        .post("/workspaces/w/read_file", r#"{"path":"none"}"#)
+        .await;
+    none.detail(404, "no-such-file", &["there is no file none"]);
+    let route = server.get("/containers/json").await;
+    route.detail(404, "no-such-route", &["/containers/json"]);
+}
+
+#[tokio::test]
+async fn a_wrong_method_is_told_the_right_ones() {
+    let server = Server::start();
+    let reply = server.send("PUT /workspaces HTTP/1.1", b"").await;
+    reply.detail(405, "method-not-allowed", &["/workspaces", "PUT"]);
+    let allow = reply.header("allow").unwrap();
+    assert!(allow.contains("GET") && allow.contains("POST"), "{allow}");
+    let reply = server.get("/workspaces/w/reset").await;
+    reply.problem(405, "method-not-allowed");
+    assert_eq!(reply.header("allow"), Some("POST"));
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_as_asked_is_told_where() {
+    let server = Server::start();
+    for (url, body, parts) in [
+        ("cmd", "{\"cmd\":\n  oops}", &["line 2 column 3"][..]),
+        ("cmd", "", &["EOF", "line 1"]),
+        ("cmd", "{\"cmd\":\"a\"} {}", &["trailing", "column 13"]),
+        ("cmd", "{}", &["missing field `cmd`"]),
+        ("cmd", r#" ["a",null,null,null]"#, &["expected an object"]),
+        (
+            "cmd",
+            r#"{"cmd":5}"#,
+            &["field cmd:", "expected a string", "column 8"],
+        ),
+        (
+            "cmd",
+            r#"{"cmd":"a","env":{"K":1}}"#,
+            &["field env.K:", "expected a string"],
+        ),
+        (
+            "cmd",
+            r#"{"cmd":"a","timeout":1.5}"#,
+            &["field timeout:", "u64"],
+        ),
+        ("cmd", r#"{"cmd":"a","timeout":-1}"#, &["field timeout:"]),
+        (
+            "cmd",
+            r#"{"cmd":"a","shell":"sh"}"#,
+            &[
+                "unknown field `shell`",
+                "`cmd`",
+                "`working_dir`",
+                "`env`",
+                "`timeout`",
+            ],
+        ),
+        ("cmd", r#"{"cmd":"a\u0000b"}"#, &["field cmd", "NUL"]),
+        (
+            "cmd",
+            r#"{"cmd":"a","working_dir":"\u0000"}"#,
+            &["working_dir", "NUL"],
+        ),
+        ("cmd", r#"{"cmd":"a","env":{"A=B":"c"}}"#, &["env", "A=B"]),
+        (
+            "cmd",
+            r#"{"cmd":"a","env":{"":"c"}}"#,
+            &["env", "empty name"],
+        ),
+        (
+            "cmd",
+            r#"{"cmd":"a","env":{"A":"\u0000"}}"#,
+            &["env", "value"],
+        ),
+        (
+            "write_file",
+            r#"{"path":"a\u0000","content":""}"#,
+            &["path", "NUL"],
+        ),
+        (
+            "write_file",
+            r#"{"path":"a","content":"QUJD!"}"#,
+            &["content", "'!'", "offset 4"],
+        ),
+        (
+            "write_file",
+            r#"{"path":"a","content":"QUJ"}"#,
+            &["content", "offset 3"],
+        ),
+        (
+            "read_file",
+            r#"{"path":"a","mode":1}"#,
+            &["`mode`", "`path`", "`working_dir`"],
+        ),
+    ] {
+        let reply = server.post(&format!("/workspaces/w/{url}"), body).await;
+        reply.detail(400, "invalid-request", parts);
+    }
+    let unknown = server.post("/workspaces", r#"{"image":"debian"}"#).await;
+    unknown.detail(400, "invalid-request", &["`image`", "`env`"]);
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let deep = server
+        .post("/workspaces", &format!(r#"{{"env":{deep}}}"#))
+        .await;
+    deep.problem(400, "invalid-request");
+    assert!(server.fake.written.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn errors_of_the_provider_are_told_and_panics_are_not() {
+    let server = Server::start();
+    let setup = server.post("/workspaces", r#"{"env":{"FAIL":"1"}}"#).await;
+    let problem = setup.problem(422, "setup-failed");
+    assert_eq!(problem["exit_code"], 7);
+    assert_eq!(problem["output"], "no such package");
+
+    let url = "/workspaces/w/cmd";
+    let host = server.post(url, r#"{"cmd":"host"}"#).await;
+    host.detail(500, "internal", &["cannot start sandbox: EMFILE"]);
+    let panic = server.post(url, r#"{"cmd":"panic"}"#).await;
+    panic.problem(500, "internal");
+    assert!(!panic.text().contains("secret"));
+    server.get("/health").await.has_an_id();
+}
+
+#[tokio::test]
+async fn the_requests_id_is_never_the_clients() {
+    let server = Server::start();
+    let head = "GET /nowhere HTTP/1.1\r\nX-Request-Id: 00000000-0000-0000-0000-000000000000";
+    let reply = server.send(head, b"").await;
+    reply.problem(404, "no-such-route");
+    assert!(!reply.has_an_id().starts_with("00000000-"));
+}
+
+// Checks.
+
+#[tokio::test]
+async fn a_rebound_name_is_refused_on_every_route() {
+    let server = Server::start();
+    let port = server.port();
+    let evil = format!("evil.example:{port}");
+    for route in [
+        "GET /health",
+        "POST /workspaces",
+        "PUT /nowhere",
+        "OPTIONS /workspaces",
+    ] {
+        for hosts in [
+            format!("\r\nHost: {evil}"),
+            "\r\nHost: localhost".to_owned(),
+            "\r\nHost: ".to_owned(),
+            format!("\r\nHost: localhost:{port}\r\nHost: {evil}"),
+            String::new(),
+        ] {
+            let head = format!("{route} HTTP/1.1{hosts}");
+            let reply = exchange(server.connect().await, &head, b"").await;
+            reply.problem(421, "host-refused");
+        }
+    }
+    let absolute = format!("GET http://{evil}/health HTTP/1.1");
+    let reply = server.send(&absolute, b"").await;
+    reply.problem(421, "host-refused");
+    assert!(server.calls().is_empty());
+    for host in ["localhost", "127.0.0.1", "[::1]"] {
+        let head = format!("GET /health HTTP/1.1\r\nHost: {host}:{port}");
+        let reply = exchange(server.connect().await, &head, b"").await;
+        assert_eq!(reply.status, 200, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn a_web_page_is_refused_unless_the_operator_lists_it() {
+    let server = Server::with(HttpOptions {
+        allowed_origins: vec!["https://ui.example".to_owned()],
+        ..HttpOptions::default()
+    });
+    let port = server.port();
+    for origin in [
+        "https://evil.example",
+        "null",
+        &format!("http://localhost:{port}"),
+        "https://ui.example.evil.example",
+        "https://ui.example\r\nOrigin: https://evil.example",
+    ] {
+        for route in [
+            "GET /health",
+            "OPTIONS /workspaces",
+            "POST /workspaces/w/reset",
+        ] {
+            let head = format!("{route} HTTP/1.1\r\nOrigin: {origin}");
+            let reply = server.send(&head, b"").await;
+            reply.problem(403, "origin-refused");
+        }
+    }
+    // What a WebSocket handshake of a page looks like.
+    let upgrade = "GET /workspaces/w HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Origin: https://evil.example";
+    server
+        .send(upgrade, b"")
+        .await
+        .problem(403, "origin-refused");
+    assert!(server.calls().is_empty());
+    let listed = "GET /health HTTP/1.1\r\nOrigin: https://ui.example";
+    assert_eq!(server.send(listed, b"").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_declared_as_plain_json_is_refused() {
+    let server = Server::start();
+    for header in [
+        "",
+        "\r\nContent-Type: text/plain",
+        "\r\nContent-Type: application/x-www-form-urlencoded",
+        "\r\nContent-Type: multipart/form-data; boundary=x",
+        "\r\nContent-Type: application/json\r\nContent-Encoding: gzip",
+    ] {
+        for body in ["{}", ""] {
+            let head = format!("POST /workspaces HTTP/1.1{header}");
+            let reply = server.send(&head, body.as_bytes()).await;
+            reply.problem(415, "unsupported-media-type");
+        }
+    }
+    assert!(server.calls().is_empty());
+}
+
+#[tokio::test]
+async fn without_the_token_no_route_answers() {
+    let server = Server::with_token();
+    for header in [
+        "",
+        "\r\nAuthorization: Bearer wrong",
+        "\r\nAuthorization: Basic dXNlcjpwYXNz",
+        &format!("\r\nAuthorization: Bearer {}", &TOKEN[1..]),
+        &format!("\r\nAuthorization: Bearer {TOKEN}\r\nAuthorization: Bearer {TOKEN}"),
+    ] {
+        for route in [
+            "GET /health",
+            "GET /nowhere",
+            "PUT /health",
+            "POST /workspaces",
+        ] {
+            let head = format!("{route} HTTP/1.1{header}");
+            let reply = server.send(&head, b"").await;
+            reply.problem(401, "unauthorized");
+            let challenge = reply.header("www-authenticate").unwrap();
+            assert!(challenge.starts_with("Bearer realm="), "{challenge}");
+            assert!(!reply.text().contains(&TOKEN[1..]));
+        }
+    }
+    let query = format!("GET /health?access_token={TOKEN} HTTP/1.1");
+    server.send(&query, b"").await.problem(401, "unauthorized");
+    let head = format!("GET /health HTTP/1.1\r\nAuthorization: Bearer {TOKEN}");
+    assert_eq!(server.send(&head, b"").await.status, 200);
+}
+
+#[tokio::test]
+async fn with_a_token_it_serves_beyond_loopback() {
+    let options = HttpOptions {
+        token: Some(token()),
+        ..HttpOptions::default()
+    };
+    let listener = Listener::tcp("0.0.0.0:0".parse().unwrap(), &options).unwrap();
+    let server = Server::on(listener, Owner::somebody_else(), options);
+    let port = server.port();
+    let head =
+        format!("GET /health HTTP/1.1\r\nHost: localhost:{port}\r\nAuthorization: Bearer {TOKEN}");
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    assert_eq!(exchange(stream, &head, b"").await.status, 200);
+}
+
+#[tokio::test]
+async fn options_that_lost_their_token_do_not_serve_beyond_loopback() {
+    let with_token = HttpOptions {
+        token: Some(token()),
+        ..HttpOptions::default()
+    };
+    let listener = Listener::tcp("0.0.0.0:0".parse().unwrap(), &with_token).unwrap();
+    let server = Server::on(listener, Owner::of_this_process(), HttpOptions::default());
+    let error = server.served.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}
+
+/// Both address families: the peer's own user is let in by the answer of the kernel.
+#[tokio::test]
+async fn the_providers_own_user_is_served_without_a_token() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let options = HttpOptions::default();
+        let listener = Listener::tcp(address.parse().unwrap(), &options).unwrap();
+        let server = Server::on(listener, Owner::of_this_process(), options);
+        let stream = server.connect().await;
+        let head = format!("GET /health HTTP/1.1\r\nHost: localhost:{}", server.port());
+        assert_eq!(exchange(stream, &head, b"").await.status, 200, "{address}");
+    }
+}
+
+/// As root another user is made for it; root itself would be served everywhere. As an ordinary
+/// user the server takes itself for somebody else's, so that this user is a foreign one.
+#[tokio::test]
+async fn another_user_of_the_host_is_not_served_without_a_token() {
+    let root = rustix::process::geteuid().is_root();
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let options = HttpOptions::default();
+        let listener = Listener::tcp(address.parse().unwrap(), &options).unwrap();
+        let owner = if root {
+            Owner::of_this_process()
+        } else {
+            Owner::somebody_else()
+        };
+        let server = Server::on(listener, owner, options);
+        let port = server.port();
+        for route in ["GET /health", "POST /workspaces/w/reset"] {
+            let head = format!("{route} HTTP/1.1\r\nHost: localhost:{port}");
+            let (reply, uid) = if root {
+                (as_nobody(server.address.unwrap(), &head).await, 65534)
+            } else {
+                let own = rustix::process::geteuid().as_raw();
+                (exchange(server.connect().await, &head, b"").await, own)
+            };
+            reply.detail(403, "peer-refused", &[&format!("of uid {uid};")]);
+            assert_eq!(reply.header("connection"), Some("close"));
+        }
+        assert!(server.calls().is_empty());
+    }
+}
+
+/// The request from a process of another user; needs root.
+async fn as_nobody(address: SocketAddr, head: &str) -> Reply {
+    let (ip, port) = (address.ip(), address.port());
+    let script = format!(
+        r#"exec 3<>/dev/tcp/{ip}/{port}; printf '%s\r\nConnection: close\r\n\r\n' "$1" >&3; cat <&3"#
+    );
+    let output = tokio::process::Command::new("setpriv")
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "bash",
+            "-c",
+        ])
+        .args([&script, "bash", head])
+        .current_dir("/")
+        .output()
+        .await
+        .expect("setpriv (package util-linux) starts");
+    assert!(output.status.success(), "{output:?}");
+    Reply::parse(&output.stdout)
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_its_user_whatever_the_host_and_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api");
+    let server = Server::on(
+        Listener::unix(&path).unwrap(),
+        Owner::of_this_process(),
+        HttpOptions::default(),
+    );
+    let head = |host: &str| format!("GET /health HTTP/1.1{host}");
+    for host in ["", "\r\nHost: ", "\r\nHost: anything"] {
+        let reply = over_unix(&path, &head(host)).await;
+        assert_eq!(reply.status, 200, "{host:?}");
+    }
+    let page = over_unix(&path, &head("\r\nOrigin: https://evil.example")).await;
+    page.problem(403, "origin-refused");
+
+    server.stop.send(()).unwrap();
+    server.served.await.unwrap().unwrap();
+    assert!(!path.exists(), "the socket goes with the server");
+}
+
+#[tokio::test]
+async fn a_unix_sockets_peer_is_judged_by_its_uid() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api");
+    let options = HttpOptions {
+        token: Some(token()),
+        ..HttpOptions::default()
+    };
+    let root = rustix::process::geteuid().is_root();
+    let _server = Server::on(
+        Listener::unix(&path).unwrap(),
+        Owner::somebody_else(),
+        options,
+    );
+    // Root is served by everybody's server, but even root needs the token where there is one.
+    let head = format!("GET /health HTTP/1.1\r\nAuthorization: Bearer {TOKEN}");
+    let reply = over_unix(&path, &head).await;
+    if root {
+        assert_eq!(reply.status, 200);
+        let bare = over_unix(&path, "GET /health HTTP/1.1").await;
+        bare.problem(401, "unauthorized");
+    } else {
+        reply.problem(403, "peer-refused");
+    }
+}
+
+async fn over_unix(path: &Path, head: &str) -> Reply {
+    exchange(UnixStream::connect(path).await.unwrap(), head, b"").await
+}
+
+// Limits.
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_and_the_refusal_arrives() {
+    let server = Server::start();
+    let large = format!(
+        r#"{{"path":"f","content":"{}"}}"#,
+        "A".repeat(101 * 1024 * 1024)
+    );
+    // The client sends all of it before it reads the answer.
+    let reply = server.post("/workspaces/w/write_file", &large).await;
+    reply.detail(413, "body-too-large", &["104857600"]);
+    let command = &large[..9 * 1024 * 1024];
+    let reply = server.post("/workspaces/w/cmd", command).await;
+    reply.detail(413, "body-too-large", &["8388608"]);
+    assert!(server.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_body_without_a_length_is_counted() {
+    let server = Server::start();
+    let mut stream = server.connect().await;
+    let head = format!(
+        "POST /workspaces/w/cmd HTTP/1.1\r\n{}\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+        server.host()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let chunk = [b"100000\r\n", vec![b' '; 0x10_0000].as_slice(), b"\r\n"].concat();
+    for _ in 0..9 {
+        stream.write_all(&chunk).await.unwrap();
+    }
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).await.unwrap();
+    Reply::parse(&reply).problem(413, "body-too-large");
+}
+
+#[tokio::test]
+async fn a_file_of_the_largest_size_arrives() {
+    let server = Server::start();
+    let frame = r#"{"path":"f","content":""}"#.len();
+    let content = "A".repeat((100 * 1024 * 1024 - frame) / 4 * 4);
+    let body = format!(r#"{{"path":"f","content":"{content}"}}"#);
+    let reply = server.post("/workspaces/w/write_file", &body).await;
+    reply.is_json(200, r#"{"success":true}"#);
+    let written = server.fake.written.lock().unwrap().len();
+    assert_eq!(written, content.len() / 4 * 3);
+}
+
+#[tokio::test]
+async fn a_client_that_sends_its_header_slowly_is_hung_up_on() {
+    let server = Server::with(HttpOptions {
+        read_timeout: Duration::from_millis(50),
+        ..HttpOptions::default()
+    });
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /health HTTP/1.1\r\nX-")
+        .await
+        .unwrap();
+    // Ends only when the server closes: the test would hang otherwise.
+    let mut reply = Vec::new();
+    let _ = stream.read_to_end(&mut reply).await;
+    assert!(!reply.starts_with(b"HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_client_that_sends_its_body_slowly_is_told() {
+    let server = Server::with(HttpOptions {
+        read_timeout: Duration::from_millis(50),
+        ..HttpOptions::default()
+    });
+    let mut stream = server.connect().await;
+    let head = format!(
+        "POST /workspaces HTTP/1.1\r\n{}\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{",
+        server.host()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut reply = [0; 4096];
+    let length = stream.read(&mut reply).await.unwrap();
+    Reply::parse(&reply[..length]).problem(408, "request-timeout");
+}
+
+#[tokio::test]
+async fn a_header_without_bound_is_refused() {
+    let server = Server::start();
+    let head = format!("GET /health HTTP/1.1\r\nX-Long: {}", "a".repeat(128 * 1024));
+    assert_eq!(server.send(&head, b"").await.status, 431);
+    let head = format!("GET /health HTTP/1.1{}", "\r\nX-Many: a".repeat(200));
+    assert_eq!(server.send(&head, b"").await.status, 431);
+}
+
+#[tokio::test]
+async fn connections_beyond_the_bound_wait_for_their_turn() {
+    let server = Server::with(HttpOptions {
+        max_connections: 1,
+        ..HttpOptions::default()
+    });
+    let first = server.connect().await;
+    let head = format!("GET /health HTTP/1.1\r\n{}", server.host());
+    let second = tokio::spawn({
+        let stream = server.connect().await;
+        async move { exchange(stream, &head, b"").await }
+    });
+    // The first connection has the only slot until it ends.
+    let reply = server_answers(first, &server.host()).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(second.await.unwrap().status, 200);
+}
+
+async fn server_answers(stream: TcpStream, host: &str) -> Reply {
+    exchange(stream, &format!("GET /health HTTP/1.1\r\n{host}"), b"").await
+}
+
+// Life.
+
+#[tokio::test]
+async fn a_client_that_goes_away_takes_its_call_with_it() {
+    let server = Server::start();
+    let mut stream = server.connect().await;
+    let body = r#"{"cmd":"wait"}"#;
+    let request = format!(
+        "POST /workspaces/w/cmd HTTP/1.1\r\n{}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        server.host(),
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    server.fake.started.notified().await;
+    drop(stream);
+    server.fake.dropped.notified().await;
+}
+
+#[tokio::test]
+async fn the_end_waits_for_requests_only_so_long() {
+    let server = Server::with(HttpOptions {
+        drain: Duration::from_millis(50),
+        ..HttpOptions::default()
+    });
+    let address = server.address.unwrap();
+    let head = format!(
+        "POST /workspaces/w/cmd HTTP/1.1\r\n{}\r\nContent-Type: application/json\r\n\
+         Content-Length: 14\r\n\r\n{{\"cmd\":\"wait\"}}",
+        server.host()
+    );
+    let mut stream = server.connect().await;
+    stream.write_all(head.as_bytes()).await.unwrap();
+    server.fake.started.notified().await;
+    server.stop.send(()).unwrap();
+    server.served.await.unwrap().unwrap();
+    server.fake.dropped.notified().await;
+    assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn an_idle_connection_does_not_hold_up_the_end() {
+    let server = Server::with(HttpOptions {
+        drain: Duration::from_secs(600),
+        ..HttpOptions::default()
+    });
+    let mut idle = server.connect().await;
+    let request = format!("GET /workspaces/w/x HTTP/1.1\r\n{}\r\n\r\n", server.host());
+    idle.write_all(request.as_bytes()).await.unwrap();
+    // Its answer shows that the connection is served.
+    idle.read_u8().await.unwrap();
+    let stopped = std::time::Instant::now();
+    server.stop.send(()).unwrap();
+    server.served.await.unwrap().unwrap();
+    assert!(stopped.elapsed() < Duration::from_secs(3));
+}

@@ -1,0 +1,293 @@
+//! The process that creates sandboxes and removes their files: derrick, executed once more at start.
+//!
+//! The provider has threads and secrets; this process has neither, so it may fork and what it forks
+//! holds nothing that is worth stealing. Single-threaded and blocking: one request after another.
+//! It ends when the provider's end of its socket closes.
+
+pub mod protocol;
+mod removal;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, WaitOptions};
+use rustix::thread::UnshareFlags;
+
+use crate::init;
+use crate::init::protocol::{Birth, Go};
+use crate::sandbox::identity::{self, Identity};
+use crate::sandbox::overlay::{self, Scratch};
+use crate::sandbox::seccomp::Profile;
+use crate::sandbox::{At, Enforcement, Failure, SandboxSpec, Step};
+use crate::sys::channel::{Channel, Peer, Received};
+use crate::sys::events::Events;
+use crate::sys::process::{
+    Child, OneThread, close_all_except, fork_child, take_standard_input, unshare,
+};
+use protocol::{Hello, Reply, Request, RequestId};
+
+/// The name under which derrick executes itself to become the spawner.
+pub const NAME: &str = "derrick-spawner";
+
+/// Serves the provider at the other end of descriptor 0; the exit code. The working directory is an
+/// empty directory of the provider's.
+#[must_use]
+pub fn main() -> i32 {
+    let Some(socket) = take_standard_input() else {
+        return 1;
+    };
+    let provider = Channel::from_socket(socket, Peer::Trusted);
+    match Spawner::start() {
+        Ok(mut spawner) => {
+            let hello = Hello::Ready(spawner.identity);
+            if provider.send(&hello, &[]).is_err() {
+                return 0;
+            }
+            let code = spawner.serve(&provider);
+            spawner.end_everything();
+            code
+        }
+        Err(failure) => {
+            // The provider says it; if it is gone, nobody asks.
+            let _ = provider.send(&Hello::Failed(failure), &[]);
+            1
+        }
+    }
+}
+
+struct Spawner {
+    one: OneThread,
+    identity: Identity,
+    scratch: Scratch,
+    profile: Profile,
+    /// Removals under way, by the child that does each.
+    removals: HashMap<i32, RequestId>,
+    /// Pidfds of the living inits, by process id.
+    inits: HashMap<i32, OwnedFd>,
+}
+
+/// A sandbox that is ready.
+struct Created {
+    enforcement: Enforcement,
+    provider_end: OwnedFd,
+    init: OwnedFd,
+}
+
+impl Spawner {
+    fn start() -> Result<Self, Failure> {
+        let one = OneThread::check().at(Step::Process, "counting the spawner's threads")?;
+        // Inits whose parent ended come to the spawner, which reaps them; the host's PID 1 may not.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+            .at(Step::Process, "becoming a child subreaper")?;
+        let identity = identity::become_root(one)?;
+        unshare(one, UnshareFlags::NEWNS)
+            .at(Step::Namespaces, "creating the spawner's mount namespace")?;
+        Ok(Self {
+            one,
+            identity,
+            scratch: Scratch::enter()?,
+            profile: Profile::compile()?,
+            removals: HashMap::new(),
+            inits: HashMap::new(),
+        })
+    }
+
+    /// Serves until the provider is gone.
+    fn serve(&mut self, provider: &Channel) -> i32 {
+        let Ok(events) = Events::watch() else {
+            return 1;
+        };
+        loop {
+            let Ok(happened) = events.wait(provider, std::iter::empty()) else {
+                return 1;
+            };
+            if happened.child_ended && self.reap(provider).is_err() {
+                return 0;
+            }
+            if happened.message {
+                match provider.receive::<Request>() {
+                    Ok(Some(received)) => {
+                        if self.answer(provider, received).is_err() {
+                            return 0;
+                        }
+                    }
+                    Ok(None) => return 0,
+                    Err(_) => return 1,
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, provider: &Channel, received: Received<Request>) -> std::io::Result<()> {
+        match received.message {
+            Request::Create(id, spec) => match self.create(&spec) {
+                Ok(created) => provider.send(
+                    &Reply::Created(id, created.enforcement),
+                    &[created.provider_end.as_fd(), created.init.as_fd()],
+                ),
+                Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
+            },
+            // The provider itself may not signal a subordinate id's process; the spawner may.
+            Request::End(id) => {
+                let killed = received.descriptors.iter().try_for_each(|init| {
+                    match rustix::process::pidfd_send_signal(init, rustix::process::Signal::KILL) {
+                        // One that is gone already needs no signal.
+                        Err(Errno::SRCH) => Ok(()),
+                        sent => sent.at(Step::Process, "killing a sandbox"),
+                    }
+                });
+                match killed {
+                    Ok(()) => provider.send(&Reply::Done(id), &[]),
+                    Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
+                }
+            }
+            Request::Remove(id, path) => {
+                let forked = fork_child(self.one, || {
+                    // The spawner's socket above all: its end must show when the spawner is gone.
+                    match close_all_except(&[]).and_then(|()| removal::remove(&path)) {
+                        Ok(()) => 0,
+                        Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+                    }
+                });
+                match forked.at(Step::Process, "forking to remove a directory") {
+                    Ok(child) => {
+                        self.removals.insert(child.id(), id);
+                        Ok(())
+                    }
+                    Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
+                }
+            }
+        }
+    }
+
+    /// Kills every sandbox and removal, and waits until they are gone. Inits end by themselves with
+    /// the provider; one that was taken over would not.
+    fn end_everything(&self) {
+        for init in self.inits.values() {
+            // One that is gone already needs no signal.
+            let _ = rustix::process::pidfd_send_signal(init, rustix::process::Signal::KILL);
+        }
+        for removal in self.removals.keys().copied().filter_map(Pid::from_raw) {
+            let _ = rustix::process::kill_process(removal, rustix::process::Signal::KILL);
+        }
+        while !matches!(
+            rustix::process::wait(WaitOptions::empty()),
+            Err(Errno::CHILD)
+        ) {}
+    }
+
+    /// Makes one sandbox, from its directories to the moment that its init serves.
+    fn create(&mut self, spec: &SandboxSpec) -> Result<Created, Failure> {
+        overlay::prepare_uppers(spec)?;
+        let (provider_end, init_end) =
+            Channel::pair(Peer::Untrusted).at(Step::Process, "making init's socket")?;
+        let (ours, theirs) =
+            Channel::pair(Peer::Untrusted).at(Step::Process, "making a socket for the birth")?;
+        let child = fork_child(self.one, || {
+            init::be_born(self.one, spec, &self.profile, &theirs, &init_end)
+        })
+        .at(Step::Process, "forking a sandbox's first process")?;
+        // Only the child's copy may stay, or its end would never show.
+        drop(theirs);
+        let born = self.attend_birth(spec, child, &ours);
+        if born.is_err() {
+            child.kill();
+        }
+        child
+            .wait()
+            .at(Step::Process, "waiting for a sandbox's first process")?;
+        let (enforcement, init) = born?;
+        let kept = init
+            .try_clone()
+            .at(Step::Process, "keeping a pidfd of init")?;
+        let pid = process_id(&kept).at(Step::Process, "finding init's process id")?;
+        self.inits.insert(pid, kept);
+        Ok(Created {
+            enforcement,
+            provider_end: provider_end.into_socket(),
+            init,
+        })
+    }
+
+    /// The spawner's part while the child is on its way: maps and overlays; then the child's last word.
+    fn attend_birth(
+        &mut self,
+        spec: &SandboxSpec,
+        child: Child,
+        birth: &Channel,
+    ) -> Result<(Enforcement, OwnedFd), Failure> {
+        match hear(birth)?.message {
+            Birth::Unshared => {}
+            Birth::Failed(failure) => return Err(failure),
+            Birth::Ready(_) => {
+                return Err(Failure::new(Step::Process, "a sandbox was ready too early"));
+            }
+        }
+        identity::write_maps(child, 0, spec.ids)?;
+        let namespace = identity::namespace_of(child)?;
+        // The child makes its namespaces while the overlays are mounted here.
+        birth
+            .send(&Go::Mapped, &[])
+            .at(Step::Process, "telling that the maps are written")?;
+        let overlays =
+            overlay::mount_all(self.one, &mut self.scratch, spec, self.identity, &namespace)?;
+        let descriptors: Vec<_> = overlays.iter().map(AsFd::as_fd).collect();
+        birth
+            .send(&Go::Mounted, &descriptors)
+            .at(Step::Process, "handing over the overlays")?;
+        let mut word = hear(birth)?;
+        match (word.message, word.descriptors.pop()) {
+            (Birth::Ready(enforcement), Some(init)) => Ok((enforcement, init)),
+            (Birth::Failed(failure), _) => Err(failure),
+            _ => Err(Failure::new(
+                Step::Process,
+                "a sandbox's init said something out of order",
+            )),
+        }
+    }
+
+    /// Takes the end of every child: removals are reported, inits are not.
+    fn reap(&mut self, provider: &Channel) -> std::io::Result<()> {
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    let pid = pid.as_raw_nonzero().get();
+                    self.inits.remove(&pid);
+                    let Some(id) = self.removals.remove(&pid) else {
+                        continue;
+                    };
+                    let reply = match status.exit_status() {
+                        Some(0) => Reply::Done(id),
+                        errno => Reply::Failed(
+                            id,
+                            Failure {
+                                step: Step::Process,
+                                errno: errno.unwrap_or(0),
+                                detail: "removing a directory".into(),
+                            },
+                        ),
+                    };
+                    provider.send(&reply, &[])?;
+                }
+                Ok(None) | Err(Errno::CHILD) => return Ok(()),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+fn hear(birth: &Channel) -> Result<Received<Birth>, Failure> {
+    birth
+        .receive()
+        .at(Step::Process, "hearing from a sandbox's first process")?
+        .ok_or_else(|| Failure::new(Step::Process, "a sandbox's first process died on its way"))
+}
+
+/// The process id behind a pidfd as the spawner sees it, proc_pid_fdinfo(5).
+fn process_id(pidfd: &OwnedFd) -> std::io::Result<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    info.lines()
+        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+        .ok_or_else(|| std::io::Error::other("the kernel does not say which process it is"))
+}

@@ -1,0 +1,309 @@
+//! The state directory: what is where on disk, who may use it, and what is swept at start.
+//!
+//! Processes share it: one that serves, which holds `lock`, and any number of `derrick run`. What a
+//! process makes on its way to something whole is in a directory of its own below `run`, locked while
+//! the process lives; whoever starts next throws away those whose lock is free.
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::pool::{Spawner, SpawnerError};
+
+/// Why a state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A call failed.
+    #[error("cannot use state directory {path}: {attempt}")]
+    Io {
+        /// The directory.
+        path: PathBuf,
+        /// What was attempted.
+        attempt: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Others could reach into it.
+    #[error("state directory {path} must belong to the user who runs derrick and to nobody else; run: chown {uid} {path} && chmod 700 {path}", path = .path.display())]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+        /// Who runs derrick.
+        uid: u32,
+    },
+    /// Another derrick serves from it.
+    #[error("state directory {} is in use by another derrick; stop that one or choose another --state-dir", .0.display())]
+    InUse(PathBuf),
+    /// The spawner did not start.
+    #[error(transparent)]
+    Spawner(#[from] SpawnerError),
+}
+
+/// What a process uses the state directory for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// It serves the workspaces on disk; one process at a time.
+    Serve,
+    /// It makes workspaces that are gone when it ends.
+    Throwaway,
+}
+
+/// An open state directory. Clones share it.
+#[derive(Debug, Clone)]
+pub struct State {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    root: PathBuf,
+    instance: PathBuf,
+    spawner: Spawner,
+    discards: mpsc::UnboundedSender<Discard>,
+    _locks: Vec<File>,
+}
+
+enum Discard {
+    Remove(PathBuf),
+    /// Answered when all that came before is gone.
+    Flush(oneshot::Sender<()>),
+}
+
+impl State {
+    /// Opens the directory, makes what is missing in it, starts the spawner and throws away what
+    /// processes that are gone left unfinished.
+    ///
+    /// # Errors
+    /// Where the directory cannot be used, or the spawner not be started.
+    pub async fn open(root: &Path, usage: Use) -> Result<Self, StateError> {
+        let failed = |attempt| {
+            let path = root.to_owned();
+            move |source| StateError::Io {
+                path,
+                attempt,
+                source,
+            }
+        };
+        make_private(root).map_err(failed("making it"))?;
+        let root = root.canonicalize().map_err(failed("finding it"))?;
+        check_private(&root)?;
+        for name in ["layers", "mirrors", "workspaces", "trash", "run", "empty"] {
+            make_private(&root.join(name)).map_err(failed("making a directory in it"))?;
+        }
+        // Nobody sweeps while this process makes its own directory.
+        let starting = lock_patiently(&root.join("run.lock"))
+            .await
+            .map_err(failed("locking it"))?
+            .ok_or_else(|| StateError::InUse(root.clone()))?;
+        let mut serving = None;
+        if usage == Use::Serve {
+            // The spawner of a provider that was killed holds it until its sandboxes are gone.
+            let lock = lock_patiently(&root.join("lock"))
+                .await
+                .map_err(failed("locking it"))?;
+            serving = Some(lock.ok_or_else(|| StateError::InUse(root.clone()))?);
+        }
+        let instance = root.join("run").join(Uuid::now_v7().to_string());
+        make_private(&instance).map_err(failed("making a directory in it"))?;
+        let own = lock(&instance.join("lock")).map_err(failed("locking a directory in it"))?;
+        let own = own.ok_or_else(|| StateError::InUse(root.clone()))?;
+        for name in ["scratch", "staging", "workspaces"] {
+            make_private(&instance.join(name)).map_err(failed("making a directory in it"))?;
+        }
+        let spawner_lock = serving
+            .as_ref()
+            .unwrap_or(&own)
+            .try_clone()
+            .map_err(failed("locking it"))?;
+        let spawner = Spawner::start(instance.join("scratch"), spawner_lock).await?;
+        let (discards, queue) = mpsc::unbounded_channel();
+        tokio::spawn(remove_in_turn(spawner.clone(), queue));
+        let state = Self {
+            shared: Arc::new(Shared {
+                root,
+                instance,
+                spawner,
+                discards,
+                _locks: serving.into_iter().chain([own]).collect(),
+            }),
+        };
+        state.sweep(usage).map_err(failed("sweeping it"))?;
+        drop(starting);
+        Ok(state)
+    }
+
+    /// The spawner that works on it.
+    #[must_use]
+    pub fn spawner(&self) -> &Spawner {
+        &self.shared.spawner
+    }
+
+    /// A directory of it.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.shared.root.join(name)
+    }
+
+    /// Where workspaces are kept, for the given use.
+    #[must_use]
+    pub fn workspaces(&self, usage: Use) -> PathBuf {
+        match usage {
+            Use::Serve => self.path("workspaces"),
+            Use::Throwaway => self.shared.instance.join("workspaces"),
+        }
+    }
+
+    /// Where this process makes what is not whole yet.
+    #[must_use]
+    pub fn staging(&self) -> PathBuf {
+        self.shared.instance.join("staging")
+    }
+
+    /// Makes `directory` with `upper` and `work` for a sandbox to write to; what an earlier sandbox
+    /// wrote to `upper` stays.
+    ///
+    /// # Errors
+    /// Those of mkdir(2) and rename(2).
+    pub fn make_writable(&self, directory: &Path) -> io::Result<()> {
+        make_private(directory)?;
+        make_private(&directory.join("upper"))?;
+        let work = directory.join("work");
+        // An overlay that is not synced marks its work directory, and none takes a marked one again.
+        self.discard(&work)?;
+        make_private(&work)
+    }
+
+    /// Takes `path` out of the way at once and removes it in the background, which goes on after a
+    /// restart; no error if it is not there.
+    ///
+    /// # Errors
+    /// Those of rename(2).
+    pub fn discard(&self, path: &Path) -> io::Result<()> {
+        let place = self.path("trash").join(Uuid::now_v7().to_string());
+        match std::fs::rename(path, &place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed?,
+        }
+        self.queue(Discard::Remove(place));
+        Ok(())
+    }
+
+    /// Waits until everything that was discarded so far is gone.
+    pub async fn flush(&self) {
+        let (sender, done) = oneshot::channel();
+        self.queue(Discard::Flush(sender));
+        // The queue ends with this state: then nothing is left to wait for.
+        let _ = done.await;
+    }
+
+    /// Removes what belongs to this process alone, at its end.
+    pub async fn close(&self) {
+        let instance = &self.shared.instance;
+        let removed = async {
+            for name in ["staging", "workspaces"] {
+                self.discard(&instance.join(name))?;
+            }
+            self.flush().await;
+            // Not by the spawner, for which the scratch directory is busy with its mounts.
+            std::fs::remove_dir_all(instance)
+        };
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "cannot remove this process's directory; the next start does");
+        }
+    }
+
+    fn queue(&self, discard: Discard) {
+        // Fails only when the runtime ends; the next start finds the trash.
+        let _ = self.shared.discards.send(discard);
+    }
+
+    fn sweep(&self, usage: Use) -> io::Result<()> {
+        for entry in std::fs::read_dir(self.path("run"))? {
+            let path = entry?.path();
+            if path == self.shared.instance {
+                continue;
+            }
+            if lock(&path.join("lock"))?.is_some() {
+                self.discard(&path)?;
+            }
+        }
+        // A throw-away process does not wait for what others left.
+        if usage == Use::Throwaway {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(self.path("trash"))? {
+            self.queue(Discard::Remove(entry?.path()));
+        }
+        Ok(())
+    }
+}
+
+async fn remove_in_turn(spawner: Spawner, mut queue: mpsc::UnboundedReceiver<Discard>) {
+    while let Some(discard) = queue.recv().await {
+        match discard {
+            Discard::Remove(path) => {
+                if let Err(error) = spawner.remove(path).await {
+                    tracing::warn!(%error, "cannot remove a discarded directory; the next start tries again");
+                }
+            }
+            Discard::Flush(sender) => {
+                let _ = sender.send(());
+            }
+        }
+    }
+}
+
+fn make_private(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn check_private(path: &Path) -> Result<(), StateError> {
+    let uid = rustix::process::geteuid().as_raw();
+    match std::fs::metadata(path) {
+        Ok(status) if status.uid() == uid && status.mode() & 0o077 == 0 => Ok(()),
+        Ok(_) => Err(StateError::Exposed {
+            path: path.to_owned(),
+            uid,
+        }),
+        Err(source) => Err(StateError::Io {
+            path: path.to_owned(),
+            attempt: "examining it",
+            source,
+        }),
+    }
+}
+
+/// How often a lock that another process holds is tried again.
+const LOCK_TRIES: u32 = 250;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// The lock, or `None` if another process still holds it after a while.
+async fn lock_patiently(path: &Path) -> io::Result<Option<File>> {
+    for _ in 0..LOCK_TRIES {
+        if let Some(lock) = lock(path)? {
+            return Ok(Some(lock));
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+    }
+    Ok(None)
+}
+
+/// The lock, or `None` if another process holds it.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}

@@ -1,0 +1,232 @@
+//! A workspace: what the user holds. An id, its sandbox, its execs and its files.
+//!
+//! It outlives its sandboxes: a reset gives it a new one, a restart of the provider leaves it without
+//! until the next command. One change of sandbox at a time; commands and files go beside each other.
+
+mod fetch;
+mod id;
+mod one;
+mod record;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::JoinSet;
+
+pub use id::{InvalidId, WorkspaceId};
+pub use one::{Launch, Reset, Workspace};
+
+use crate::base::{SetupError, Setups};
+use crate::config::WorkspaceConfig;
+use crate::pool::{SandboxError, SpawnerError, is_full};
+use crate::state::{State, Use};
+use record::Record;
+
+/// Why something could not be done with a workspace.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkspaceError {
+    /// There is none of that id.
+    #[error("there is no workspace {0}")]
+    NotFound(WorkspaceId),
+    /// Setup failed.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// Its sandbox could not be started.
+    #[error(transparent)]
+    Spawner(#[from] SpawnerError),
+    /// Its sandbox refused, or ended.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// It was reset, removed or stopped meanwhile.
+    #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
+    Moved,
+    /// The host failed.
+    #[error("{attempt}: {source}")]
+    Host {
+        /// What was attempted.
+        attempt: &'static str,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+impl WorkspaceError {
+    /// Whether the disk, its inodes or a quota are full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Setup(error) => error.is_no_space(),
+            Self::Spawner(error) => error.is_no_space(),
+            Self::Sandbox(error) => error.is_no_space(),
+            Self::Host { source, .. } => is_full(source),
+            Self::NotFound(_) | Self::Moved => false,
+        }
+    }
+
+    fn host(attempt: &'static str) -> impl Fn(std::io::Error) -> Self {
+        move |source| Self::Host { attempt, source }
+    }
+}
+
+/// All workspaces of one config. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Workspaces {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Arc<WorkspaceConfig>,
+    state: State,
+    setups: Setups,
+    directory: PathBuf,
+    all: Mutex<BTreeMap<WorkspaceId, Arc<Workspace>>>,
+    /// Set when the provider is ending: nothing is started from then on.
+    closed: AtomicBool,
+}
+
+impl Workspaces {
+    /// Resolves the config's base and finds the workspaces that are on disk, without sandboxes.
+    ///
+    /// # Errors
+    /// Where the base cannot be used, or the state directory not be read.
+    pub async fn open(
+        config: Arc<WorkspaceConfig>,
+        state: State,
+        usage: Use,
+    ) -> Result<Self, WorkspaceError> {
+        let setups = Setups::open(Arc::clone(&config), &state).await?;
+        let directory = state.workspaces(usage);
+        let all = find(&directory, &config, &state)
+            .map_err(WorkspaceError::host("finding the workspaces on disk"))?;
+        let shared = Shared {
+            config,
+            state,
+            setups,
+            directory,
+            all: Mutex::new(all),
+            closed: AtomicBool::new(false),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// What they start from.
+    #[must_use]
+    pub fn setups(&self) -> &Setups {
+        &self.shared.setups
+    }
+
+    /// Makes a workspace, setting up first if no layer is there yet.
+    ///
+    /// # Errors
+    /// Where setup fails or the sandbox cannot be started; nothing is left of it then.
+    pub async fn create(
+        &self,
+        env: BTreeMap<String, String>,
+    ) -> Result<Arc<Workspace>, WorkspaceError> {
+        let shared = &self.shared;
+        if shared.closed.load(Ordering::Relaxed) {
+            return Err(WorkspaceError::Moved);
+        }
+        let stack = shared.setups.stack().await?;
+        let workspace = Arc::new(
+            Workspace::create(&shared.config, &shared.state, &shared.directory, stack, env).await?,
+        );
+        self.lock()
+            .insert(workspace.id().clone(), Arc::clone(&workspace));
+        Ok(workspace)
+    }
+
+    /// The workspace of that id.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn get(&self, id: &WorkspaceId) -> Result<Arc<Workspace>, WorkspaceError> {
+        self.lock()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| WorkspaceError::NotFound(id.clone()))
+    }
+
+    /// All ids, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<WorkspaceId> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// Ends a workspace and discards its files; `false` if there is none.
+    ///
+    /// # Errors
+    /// Where its sandbox cannot be ended or its files not be discarded.
+    pub async fn remove(&self, id: &WorkspaceId) -> Result<bool, WorkspaceError> {
+        let Ok(workspace) = self.get(id) else {
+            return Ok(false);
+        };
+        let removed = workspace.remove().await?;
+        self.lock().remove(id);
+        Ok(removed)
+    }
+
+    /// Ends every sandbox and waits for it; the workspaces stay on disk, and none starts again.
+    pub async fn shutdown(&self) {
+        self.shared.closed.store(true, Ordering::Relaxed);
+        let all: Vec<_> = self.lock().values().cloned().collect();
+        let mut stopping = JoinSet::new();
+        for workspace in all {
+            stopping.spawn(async move { workspace.close().await });
+        }
+        while stopping.join_next().await.is_some() {}
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<WorkspaceId, Arc<Workspace>>> {
+        self.shared
+            .all
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The workspaces on disk. One without a record was never acknowledged: it is discarded.
+fn find(
+    directory: &Path,
+    config: &Arc<WorkspaceConfig>,
+    state: &State,
+) -> std::io::Result<BTreeMap<WorkspaceId, Arc<Workspace>>> {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        match Record::read(&path) {
+            Ok(record) => {
+                discard_other_generations(&path, &record, state)?;
+                let workspace = Workspace::stopped(config, state, path, record);
+                all.insert(workspace.id().clone(), Arc::new(workspace));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => state.discard(&path)?,
+            // A record that this version cannot read is somebody's work: it is left alone.
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "leaving out a workspace whose record cannot be read")
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Discards what resets that were cut short left beside the files of a workspace.
+fn discard_other_generations(
+    directory: &Path,
+    record: &Record,
+    state: &State,
+) -> std::io::Result<()> {
+    let current = record::writable(directory, record.generation);
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() && path != current {
+            state.discard(&path)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,511 @@
+//! One workspace and its changes of sandbox.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::WorkspaceError;
+use super::record::{Record, writable};
+use crate::base::{self, Digest, Stack, environment};
+use crate::config::WorkspaceConfig;
+use crate::git::CommitId;
+use crate::init::protocol::{Exec, Program};
+use crate::pool::exec::{self, Ended};
+use crate::pool::ranges::Range;
+use crate::pool::{Gone, Sandbox};
+use crate::sandbox::{IdMap, SandboxSpec};
+use crate::state::State;
+use crate::workspace::WorkspaceId;
+
+/// How long a reset waits for init to count what it is about to end.
+const COUNT_PATIENCE: Duration = Duration::from_millis(200);
+
+/// One workspace.
+#[derive(Debug)]
+pub struct Workspace {
+    id: WorkspaceId,
+    config: Arc<WorkspaceConfig>,
+    state: State,
+    directory: PathBuf,
+    pub(super) record: Mutex<Record>,
+    /// Held while the sandbox is changed.
+    lifecycle: tokio::sync::Mutex<Lifecycle>,
+    current: Mutex<Option<Sandbox>>,
+    execs: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Lifecycle {
+    /// Held as long as there are files that were written with it.
+    range: Option<Range>,
+    /// Removed, or the provider is ending: no sandbox is started any more.
+    closed: bool,
+}
+
+impl Lifecycle {
+    fn check_open(&self) -> Result<(), WorkspaceError> {
+        if self.closed {
+            Err(WorkspaceError::Moved)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A command to run: what, where, with what on top of the workspace's environment.
+#[derive(Debug)]
+pub struct Launch {
+    /// What.
+    pub program: Program,
+    /// Relative to the config's `workdir` if not absolute; `workdir` itself if absent.
+    pub directory: Option<String>,
+    /// On top of the config's and the workspace's environment.
+    pub env: BTreeMap<String, String>,
+}
+
+/// What a reset did.
+#[derive(Debug)]
+pub struct Reset {
+    /// Digest of the layer that the workspace is on.
+    pub layer: Digest,
+    /// Entries in its upper.
+    pub upper_entries: u64,
+    /// Processes that were ended, init not counted.
+    pub processes_killed: u64,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+impl Workspace {
+    pub(super) async fn create(
+        config: &Arc<WorkspaceConfig>,
+        state: &State,
+        parent: &Path,
+        stack: Stack,
+        env: BTreeMap<String, String>,
+    ) -> Result<Self, WorkspaceError> {
+        let id = WorkspaceId::generate();
+        let range = stack
+            .take_range(state.spawner().identity())
+            .map_err(WorkspaceError::host("taking ids for a workspace"))?;
+        let record = Record {
+            id: id.clone(),
+            created: crate::clock::seconds(),
+            env,
+            commits: stack.commits.clone(),
+            stack,
+            range: range.number(),
+            ids: range.ids(),
+            generation: 0,
+        };
+        let workspace = Self::new(config, state, parent.join(id.as_str()), record);
+        match workspace.first_start(range).await {
+            Ok(()) => Ok(workspace),
+            Err(error) => {
+                workspace.discard(&workspace.directory);
+                Err(error)
+            }
+        }
+    }
+
+    /// A workspace that is on disk and has no sandbox. Its ids are taken if they are free; else it
+    /// waits for them until it is used.
+    pub(super) fn stopped(
+        config: &Arc<WorkspaceConfig>,
+        state: &State,
+        directory: PathBuf,
+        record: Record,
+    ) -> Self {
+        let range = record
+            .stack
+            .retake_range(state.spawner().identity(), record.range);
+        let mut workspace = Self::new(config, state, directory, record);
+        match range {
+            Ok(range) => workspace.lifecycle.get_mut().range = Some(range),
+            Err(error) => {
+                tracing::warn!(workspace = %workspace.id, %error, "its ids are not free now");
+            }
+        }
+        workspace
+    }
+
+    fn new(
+        config: &Arc<WorkspaceConfig>,
+        state: &State,
+        directory: PathBuf,
+        record: Record,
+    ) -> Self {
+        Self {
+            id: record.id.clone(),
+            config: Arc::clone(config),
+            state: state.clone(),
+            directory,
+            record: Mutex::new(record),
+            lifecycle: tokio::sync::Mutex::new(Lifecycle {
+                range: None,
+                closed: false,
+            }),
+            current: Mutex::new(None),
+            execs: AtomicUsize::new(0),
+        }
+    }
+
+    /// The record is written last: before it is there, nothing was acknowledged.
+    async fn first_start(&self, range: Range) -> Result<(), WorkspaceError> {
+        let sandbox = self.start_sandbox(0, range.ids()).await?;
+        self.record()
+            .write(&self.directory)
+            .map_err(WorkspaceError::host("writing a workspace's record"))?;
+        self.lifecycle.lock().await.range = Some(range);
+        self.set_current(Some(sandbox));
+        Ok(())
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &WorkspaceId {
+        &self.id
+    }
+
+    /// When it was made, seconds since 1970.
+    #[must_use]
+    pub fn created(&self) -> u64 {
+        self.record().created
+    }
+
+    /// Digest of the layer that it starts from.
+    #[must_use]
+    pub fn layer(&self) -> Digest {
+        self.record().stack.digest
+    }
+
+    /// Commands that run.
+    #[must_use]
+    pub fn execs(&self) -> usize {
+        self.execs.load(Ordering::Relaxed)
+    }
+
+    /// Its living sandbox, if it has one.
+    #[must_use]
+    pub fn current(&self) -> Option<Sandbox> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.clone().filter(|sandbox| sandbox.gone().is_none())
+    }
+
+    /// Its sandbox; started on its files if it has none.
+    ///
+    /// # Errors
+    /// Where it cannot be started, or the workspace was removed.
+    pub async fn sandbox(&self) -> Result<Sandbox, WorkspaceError> {
+        if let Some(sandbox) = self.current() {
+            return Ok(sandbox);
+        }
+        let mut lifecycle = self.lifecycle.lock().await;
+        lifecycle.check_open()?;
+        if let Some(sandbox) = self.current() {
+            return Ok(sandbox);
+        }
+        // A sandbox that died by itself may still be dying: its files must not be mounted twice.
+        if let Some(dying) = self.set_current(None) {
+            dying.end(Gone::Lost).await?;
+        }
+        let (generation, ids) = self.ids(&mut lifecycle)?;
+        let sandbox = self.start_sandbox(generation, ids).await?;
+        self.set_current(Some(sandbox.clone()));
+        Ok(sandbox)
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// Where there is no sandbox for it, it cannot be started, or its sandbox ended first.
+    pub async fn run(
+        &self,
+        launch: Launch,
+        timeout: Option<Duration>,
+    ) -> Result<Ended, WorkspaceError> {
+        let sandbox = self.sandbox().await?;
+        let exec = self.exec(launch);
+        self.execs.fetch_add(1, Ordering::Relaxed);
+        let ended = exec::run(&sandbox, exec, None, timeout).await;
+        self.execs.fetch_sub(1, Ordering::Relaxed);
+        Ok(ended?)
+    }
+
+    /// The exec that `launch` asks for in this workspace.
+    #[must_use]
+    pub fn exec(&self, launch: Launch) -> Exec {
+        Exec {
+            program: launch.program,
+            directory: self.directory_inside(launch.directory.as_deref()),
+            environment: environment(&[&self.config.env, &self.record().env, &launch.env]),
+            terminal: None,
+        }
+    }
+
+    /// Opens a regular file for reading.
+    ///
+    /// # Errors
+    /// Where its sandbox refuses, or there is none.
+    pub async fn open_file(
+        &self,
+        working_dir: Option<&str>,
+        path: &str,
+    ) -> Result<std::fs::File, WorkspaceError> {
+        let path = self.path_inside(working_dir, path);
+        Ok(self.sandbox().await?.open(path).await?)
+    }
+
+    /// Replaces a file, whole or not at all.
+    ///
+    /// # Errors
+    /// Where its sandbox refuses or there is none; `Host` with the error of reading `content` or
+    /// writing the file.
+    pub async fn replace_file(
+        &self,
+        working_dir: Option<&str>,
+        path: &str,
+        mut content: Box<dyn Read + Send>,
+    ) -> Result<(), WorkspaceError> {
+        let path = self.path_inside(working_dir, path);
+        let created = self.sandbox().await?.create_file(path).await?;
+        let attempt = WorkspaceError::host("writing the file");
+        let mut file = created.file.try_clone().map_err(&attempt)?;
+        let copied = tokio::task::spawn_blocking(move || std::io::copy(&mut content, &mut file))
+            .await
+            .map_err(|error| attempt(error.into()))?;
+        match copied {
+            Ok(_) => Ok(created.commit().await?),
+            Err(error) => {
+                created.abort().await?;
+                Err(attempt(error))
+            }
+        }
+    }
+
+    /// Returns to exactly the state after setup: a new sandbox on a new upper. The old one's
+    /// processes are gone when this returns; its files are removed in the background.
+    ///
+    /// # Errors
+    /// Where the new sandbox cannot be started. The workspace is as it was then, unless its disk is
+    /// full: then its files are gone.
+    pub async fn reset(&self) -> Result<Reset, WorkspaceError> {
+        let started = Instant::now();
+        let mut lifecycle = self.lifecycle.lock().await;
+        lifecycle.check_open()?;
+        let (generation, ids) = self.ids(&mut lifecycle)?;
+        let next = generation + 1;
+        // Left by a reset that was cut short.
+        self.discard(&writable(&self.directory, next));
+        // Beside each other: both take a while, and what is counted is what is about to end.
+        let (processes_killed, started_sandbox) =
+            tokio::join!(self.count_processes(), self.start_sandbox(next, ids));
+        let sandbox = match started_sandbox {
+            Ok(sandbox) => sandbox,
+            // Where the old files leave no room for a new sandbox beside them, they go first.
+            Err(error) if error.is_no_space() => {
+                self.end_current(Gone::Reset).await?;
+                self.discard(&writable(&self.directory, next));
+                self.discard(&writable(&self.directory, generation));
+                self.state.flush().await;
+                self.start_sandbox(next, ids).await?
+            }
+            Err(error) => {
+                self.discard(&writable(&self.directory, next));
+                return Err(error);
+            }
+        };
+        let upper_entries = count_upper(&writable(&self.directory, next))
+            .map_err(WorkspaceError::host("counting what a reset left"))?;
+        self.end_current(Gone::Reset).await?;
+        {
+            let mut record = self.lock_record();
+            let mut changed = record.clone();
+            changed.generation = next;
+            changed.commits = changed.stack.commits.clone();
+            changed
+                .write(&self.directory)
+                .map_err(WorkspaceError::host("writing a workspace's record"))?;
+            *record = changed;
+        }
+        self.set_current(Some(sandbox));
+        self.discard(&writable(&self.directory, generation));
+        Ok(Reset {
+            layer: self.layer(),
+            upper_entries,
+            processes_killed,
+            duration: started.elapsed(),
+        })
+    }
+
+    /// Ends it for good; `false` if somebody else did meanwhile.
+    pub(super) async fn remove(&self) -> Result<bool, WorkspaceError> {
+        let mut lifecycle = self.lifecycle.lock().await;
+        if lifecycle.closed {
+            return Ok(false);
+        }
+        self.end_current(Gone::Removed).await?;
+        self.state
+            .discard(&self.directory)
+            .map_err(WorkspaceError::host("discarding a workspace"))?;
+        lifecycle.closed = true;
+        lifecycle.range = None;
+        Ok(true)
+    }
+
+    /// Ends its sandbox, since the provider is ending; its files stay.
+    pub(super) async fn close(&self) {
+        let mut lifecycle = self.lifecycle.lock().await;
+        lifecycle.closed = true;
+        let Some(sandbox) = self.set_current(None) else {
+            return;
+        };
+        if let Err(error) = sandbox.end(Gone::Shutdown).await {
+            tracing::warn!(workspace = %self.id, %error, "cannot end a sandbox");
+        }
+    }
+
+    /// How many processes the present sandbox has; 0 if its init does not say.
+    async fn count_processes(&self) -> u64 {
+        let Some(sandbox) = self.current() else {
+            return 0;
+        };
+        let count = tokio::time::timeout(COUNT_PATIENCE, sandbox.count_processes()).await;
+        count.ok().and_then(Result::ok).unwrap_or(0)
+    }
+
+    /// Ends the present sandbox.
+    async fn end_current(&self, reason: Gone) -> Result<(), WorkspaceError> {
+        match self.set_current(None) {
+            Some(sandbox) => Ok(sandbox.end(reason).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Its generation, and its ids, which are taken again if they are not held.
+    fn ids(&self, lifecycle: &mut Lifecycle) -> Result<(u64, IdMap), WorkspaceError> {
+        let record = self.record();
+        let range = match lifecycle.range.take() {
+            Some(range) => range,
+            None => record
+                .stack
+                .retake_range(self.state.spawner().identity(), record.range)
+                .map_err(WorkspaceError::host("taking the ids of a workspace"))?,
+        };
+        let ids = range.ids();
+        lifecycle.range = Some(range);
+        if ids != record.ids {
+            let changed = "this host gave derrick other ids when the workspace was made; its files cannot be used with these";
+            return Err(WorkspaceError::host("taking the ids of a workspace")(
+                io::Error::other(changed),
+            ));
+        }
+        Ok((record.generation, ids))
+    }
+
+    async fn start_sandbox(&self, generation: u64, ids: IdMap) -> Result<Sandbox, WorkspaceError> {
+        let files = writable(&self.directory, generation);
+        self.state
+            .make_writable(&files)
+            .map_err(WorkspaceError::host("making a directory for a sandbox"))?;
+        let spec = SandboxSpec {
+            ids,
+            overlays: self.record().stack.overlays,
+            writable: files,
+            network: base::network(self.config.network),
+            hostname: self.hostname(),
+            landlock: base::landlock(&self.config),
+        };
+        Ok(self.state.spawner().create(spec).await?)
+    }
+
+    /// The config's name as far as hostname(7) lets it, and the end of the id, which differs most.
+    fn hostname(&self) -> String {
+        let id = self.id.as_str();
+        let end = &id[id.len().saturating_sub(8)..];
+        let name: String = self
+            .config
+            .name
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() {
+                    c.to_ascii_lowercase()
+                } else {
+                    '-'
+                }
+            })
+            .take(50)
+            .collect();
+        let name = name.trim_matches('-');
+        if name.is_empty() {
+            end.to_owned()
+        } else {
+            format!("{name}-{end}")
+        }
+    }
+
+    fn directory_inside(&self, working_dir: Option<&str>) -> String {
+        let directory = self.config.workdir.join(working_dir.unwrap_or(""));
+        directory.to_string_lossy().into_owned()
+    }
+
+    fn path_inside(&self, working_dir: Option<&str>, path: &str) -> String {
+        Path::new(&self.directory_inside(working_dir))
+            .join(path)
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    fn set_current(&self, sandbox: Option<Sandbox>) -> Option<Sandbox> {
+        std::mem::replace(
+            &mut *self.current.lock().unwrap_or_else(PoisonError::into_inner),
+            sandbox,
+        )
+    }
+
+    pub(super) fn record(&self) -> Record {
+        self.lock_record().clone()
+    }
+
+    fn lock_record(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a commit that was brought into the files of `generation`; what it replaces.
+    pub(super) fn set_commit(
+        &self,
+        generation: u64,
+        path: &Path,
+        commit: &CommitId,
+    ) -> Result<CommitId, WorkspaceError> {
+        let mut record = self.lock_record();
+        if record.generation != generation {
+            return Err(WorkspaceError::Moved);
+        }
+        let mut changed = record.clone();
+        let before = changed.commits.insert(path.to_owned(), commit.clone());
+        changed
+            .write(&self.directory)
+            .map_err(WorkspaceError::host("writing a workspace's record"))?;
+        *record = changed;
+        Ok(before.unwrap_or_else(|| commit.clone()))
+    }
+
+    fn discard(&self, path: &Path) {
+        if let Err(error) = self.state.discard(path) {
+            tracing::warn!(workspace = %self.id, %error, "cannot discard files; the next start tries again");
+        }
+    }
+}
+
+/// Entries at the top of every overlay's upper: what a sandbox has that its layers have not.
+fn count_upper(files: &Path) -> io::Result<u64> {
+    let mut count = 0;
+    for upper in std::fs::read_dir(files.join("upper"))? {
+        count += std::fs::read_dir(upper?.path())?.count() as u64;
+    }
+    Ok(count)
+}

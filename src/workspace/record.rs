@@ -1,0 +1,60 @@
+//! What is on disk of a workspace: enough to start it again on its files, whatever base and
+//! repositories the config has by then.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::WorkspaceId;
+use crate::base::Stack;
+use crate::git::CommitId;
+use crate::sandbox::IdMap;
+
+/// The record of one workspace.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// The workspace.
+    pub(super) id: WorkspaceId,
+    /// Seconds since 1970.
+    pub(super) created: u64,
+    /// Its own environment, on top of the config's.
+    pub(super) env: BTreeMap<String, String>,
+    /// What it starts from, and returns to.
+    pub(super) stack: Stack,
+    /// The number of the id range that its files are written with.
+    pub(super) range: u32,
+    /// The ids of that range.
+    pub(super) ids: IdMap,
+    /// Counts its resets; names the directory that it writes to.
+    pub(super) generation: u64,
+    /// The commit of each repository that its remote-tracking references are known to have.
+    pub(super) commits: BTreeMap<PathBuf, CommitId>,
+}
+
+const NAME: &str = "record.json";
+
+impl Record {
+    /// Writes it to the workspace's `directory`, whole or not at all.
+    ///
+    /// Not synced: what the kernel has survives the end of any process.
+    pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        let temporary = directory.join(format!("{NAME}.new"));
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        drop(file);
+        std::fs::rename(temporary, directory.join(NAME))
+    }
+
+    pub(super) fn read(directory: &Path) -> io::Result<Self> {
+        Ok(serde_json::from_slice(&std::fs::read(
+            directory.join(NAME),
+        )?)?)
+    }
+}
+
+/// The directory that a workspace writes to in its `generation`.
+pub(super) fn writable(directory: &Path, generation: u64) -> PathBuf {
+    directory.join(format!("generation-{generation}"))
+}

@@ -1,0 +1,195 @@
+//! The invariants of ARCHITECTURE.md that can be read off the source: who imports whom, and what is nowhere.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use support::source;
+
+/// Modules from the outside in. Each imports from itself and from rows further down, and from no
+/// other module of its own row.
+const LAYERS: [&[&str]; 13] = [
+    &["main"],
+    &["commands"],
+    &["cli", "server"],
+    &["provider"],
+    &["workspace"],
+    &["base"],
+    &["state"],
+    &["git", "pool"],
+    &["chain", "clock", "config"],
+    &["spawner"],
+    &["init"],
+    &["sandbox"],
+    &["sys"],
+];
+
+/// The kernel side: single-threaded from birth, and closed to everything that needs a runtime.
+const KERNEL_SIDE: [&str; 4] = ["spawner", "init", "sandbox", "sys"];
+
+/// A source file: its module, its path for messages, and its lines that are code, without their texts.
+struct Source {
+    module: String,
+    path: PathBuf,
+    code: Vec<(usize, String)>,
+}
+
+/// All Rust files below a directory of the checkout.
+fn sources(directory: &str) -> Vec<Source> {
+    let root = source().join(directory);
+    let mut files = Vec::new();
+    let mut to_visit = vec![root.clone()];
+    while let Some(path) = to_visit.pop() {
+        if path.is_dir() {
+            let entries = fs::read_dir(&path).expect("the source can be listed");
+            to_visit.extend(entries.map(|entry| entry.expect("it can be listed").path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(read(&root, &path));
+        }
+    }
+    assert!(!files.is_empty(), "no source in {}", root.display());
+    files
+}
+
+fn read(root: &Path, path: &Path) -> Source {
+    let relative = path.strip_prefix(root).expect("it is below the root");
+    let first = relative.iter().next().expect("it has a name");
+    let module = first.to_string_lossy().trim_end_matches(".rs").to_owned();
+    let text = fs::read_to_string(path).expect("the source can be read");
+    let code = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        // Every other piece between quotation marks is a text.
+        .map(|(number, line)| (number + 1, line.split('"').step_by(2).collect()))
+        .collect();
+    Source {
+        module,
+        path: relative.to_owned(),
+        code,
+    }
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
+}
+
+/// Every `crate::module` of a line.
+fn imports(line: &str) -> Vec<&str> {
+    line.match_indices("crate::")
+        .map(|(start, word)| {
+            let rest = &line[start + word.len()..];
+            let end = rest
+                .find(|c: char| !c.is_alphanumeric() && c != '_')
+                .unwrap_or(rest.len());
+            &rest[..end]
+        })
+        .collect()
+}
+
+/// Places where a line of code breaks a rule, as `file:line: text`.
+fn breaches(sources: &[Source], breaks: impl Fn(&Source, &str) -> bool) -> Vec<String> {
+    let mut found = Vec::new();
+    for source in sources {
+        for (number, line) in &source.code {
+            if breaks(source, line) {
+                found.push(format!(
+                    "{}:{number}: {}",
+                    source.path.display(),
+                    line.trim()
+                ));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn imports_go_down_the_list_only() {
+    let sources = sources("src");
+    for source in &sources {
+        let known = source.module == "lib" || layer(&source.module).is_some();
+        assert!(known, "src/{} is in no layer", source.path.display());
+    }
+    let breaches = breaches(&sources, |source, line| {
+        imports(line)
+            .into_iter()
+            .any(|module| match (layer(&source.module), layer(module)) {
+                (Some(own), Some(other)) => other <= own && module != source.module,
+                _ => false,
+            })
+    });
+    assert!(breaches.is_empty(), "{breaches:#?}");
+}
+
+#[test]
+fn the_kernel_side_sees_no_runtime_no_server_and_no_config() {
+    let breaches = breaches(&sources("src"), |source, line| {
+        KERNEL_SIDE.contains(&source.module.as_str())
+            && [
+                "tokio",
+                "axum",
+                "hyper",
+                "crate::config",
+                "async fn",
+                ".await",
+            ]
+            .iter()
+            .any(|word| line.contains(word))
+    });
+    assert!(breaches.is_empty(), "{breaches:#?}");
+}
+
+#[test]
+fn unsafe_code_is_in_sys_alone() {
+    let breaches = breaches(&sources("src"), |source, line| {
+        source.module != "sys"
+            && line
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .any(|word| word == "unsafe")
+    });
+    assert!(breaches.is_empty(), "{breaches:#?}");
+}
+
+#[test]
+fn every_file_says_first_what_it_is() {
+    for directory in ["src", "tests", "benches"] {
+        for file in sources(directory) {
+            let path = source().join(directory).join(&file.path);
+            let text = fs::read_to_string(&path).expect("the source can be read");
+            assert!(
+                text.starts_with("//! "),
+                "{directory}/{}",
+                file.path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn no_test_is_left_out_and_none_sleeps() {
+    // Spelt apart, so that this file does not find itself.
+    let forbidden = ["#[ig", "thread::sl", "time::sl"];
+    let rest = ["nore", "eep(", "eep("];
+    let forbidden: Vec<String> = forbidden
+        .iter()
+        .zip(rest)
+        .map(|(start, end)| format!("{start}{end}"))
+        .collect();
+    let breaches = breaches(&sources("tests"), |_, line| {
+        forbidden.iter().any(|word| line.contains(word))
+    });
+    assert!(breaches.is_empty(), "{breaches:#?}");
+}
+
+#[test]
+fn no_work_is_left_for_later() {
+    let forbidden = ["todo", "unimplemented", "dbg"].map(|name| format!("{name}!("));
+    for directory in ["src", "tests", "benches"] {
+        let breaches = breaches(&sources(directory), |_, line| {
+            forbidden.iter().any(|word| line.contains(word))
+        });
+        assert!(breaches.is_empty(), "{breaches:#?}");
+    }
+}

@@ -1,0 +1,425 @@
+//! Where root filesystems come from: the host's own system, a directory, an archive. None is ever written.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use support::{Derrick, Launch, Mode, Scratch, Workspace, fixture, mode, succeed};
+
+fn tarball(path: &Path) -> Value {
+    json!({ "name": "test", "base": { "type": "tarball", "path": path } })
+}
+
+fn directory(path: &Path) -> Value {
+    json!({ "name": "test", "base": { "type": "directory", "path": path } })
+}
+
+/// Unpacks the small fixture into a directory of the caller's.
+fn busybox_directory(scratch: &Scratch) -> PathBuf {
+    let root = scratch.join("root");
+    fs::create_dir(&root).expect("cannot make the base");
+    succeed(
+        Command::new("tar")
+            .arg("-xf")
+            .arg(fixture("busybox.tar"))
+            .arg("-C")
+            .arg(&root),
+    );
+    root
+}
+
+/// What a write would change of a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    mode: u32,
+    owner: (u32, u32),
+    links: u64,
+    modified: i64,
+    content: Vec<u8>,
+}
+
+/// Every entry below a directory.
+fn snapshot(directory: &Path) -> BTreeMap<PathBuf, Entry> {
+    let mut entries = BTreeMap::new();
+    let mut to_visit = vec![directory.to_owned()];
+    while let Some(path) = to_visit.pop() {
+        let status = fs::symlink_metadata(&path).expect("the entry is there");
+        let content = if status.is_file() {
+            fs::read(&path).expect("the file can be read")
+        } else {
+            Vec::new()
+        };
+        if status.is_dir() {
+            let children = fs::read_dir(&path).expect("the directory can be read");
+            to_visit.extend(children.map(|child| child.expect("it can be listed").path()));
+        }
+        let entry = Entry {
+            mode: status.mode(),
+            owner: (status.uid(), status.gid()),
+            links: status.nlink(),
+            modified: status.mtime(),
+            content,
+        };
+        entries.insert(path, entry);
+    }
+    entries
+}
+
+// --- the host's own system ---
+
+#[test]
+fn the_hosts_programs_are_there() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    assert_eq!(workspace.ok("/usr/bin/python3 -c 'print(6*7)'"), "42\n");
+    workspace.ok("git --version && cc --version && bash --version && perl -e 1");
+    workspace.ok("test -s /etc/ssl/certs/ca-certificates.crt && test -e /etc/ld.so.cache");
+    workspace.ok("update-alternatives --version > /dev/null; awk 'BEGIN { exit 0 }'");
+    assert_eq!(workspace.ok("id -un; id -gn; whoami"), "root\nroot\nroot\n");
+}
+
+#[test]
+fn the_hosts_files_are_copied_on_write_by_root_and_read_only_to_others_who_are_told() {
+    let own = fs::metadata("/usr/bin/env")
+        .expect("the host has env")
+        .mtime();
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    // The root itself is writable in every mode.
+    workspace.ok("echo x > /new; echo x > /etc/new; mkdir -p /home/me /var/lib/new /root/new");
+    let ran = workspace.sh("echo x >> /usr/bin/env; rm /usr/bin/perl");
+    if mode() == Mode::Root {
+        ran.expect(0);
+        assert_eq!(workspace.ok("tail -c 2 /usr/bin/env"), "x\n");
+        assert_eq!(workspace.sh("test -e /usr/bin/perl").exit_code, 1);
+        workspace.reset();
+        workspace.ok("perl -e 1 && env true");
+    } else {
+        assert_ne!(ran.exit_code, 0, "{}", ran.output);
+        assert!(
+            ran.output.contains("Read-only file system"),
+            "{}",
+            ran.output
+        );
+        let told = workspace.describe()["enforcement"].to_string();
+        assert!(told.contains("read-only"), "{told}");
+    }
+    let now = fs::metadata("/usr/bin/env")
+        .expect("the host has env")
+        .mtime();
+    assert_eq!(now, own);
+    assert!(Path::new("/usr/bin/perl").exists());
+}
+
+#[test]
+fn directories_that_the_config_includes_are_there_and_no_others() {
+    let scratch = Scratch::new();
+    let tool = scratch.file("toolchain/bin/tool", "#!/bin/sh\necho tool\n");
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).expect("it is the test's own");
+    scratch.file("neighbour/secret", "canary");
+    // The way to it is open, as it is for /usr/local or /opt.
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755))
+        .expect("it is the test's own");
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "base": { "type": "host", "include": [scratch.join("toolchain")] },
+    }));
+    let workspace = derrick.create();
+    assert_eq!(workspace.ok(&tool.to_string_lossy()), "tool\n");
+    let beside = scratch.join("neighbour");
+    let ran = workspace.sh(&format!("ls {}", beside.display()));
+    assert_eq!(ran.exit_code, 2, "{}", ran.output);
+    workspace.sh(&format!("echo x > {0}; rm {0}", tool.display()));
+    let content = fs::read_to_string(&tool).expect("the host's file is there");
+    assert_eq!(content, "#!/bin/sh\necho tool\n");
+}
+
+// --- a directory ---
+
+#[test]
+fn writes_do_not_reach_the_base() {
+    let scratch = Scratch::new();
+    let root = busybox_directory(&scratch);
+    fs::create_dir_all(root.join("etc")).expect("it is the test's own");
+    fs::write(root.join("etc/given"), "given\n").expect("it is the test's own");
+    let before = snapshot(&root);
+    let derrick = Derrick::start(directory(&root));
+    let workspace = derrick.create();
+    workspace.ok("cat /etc/given");
+    workspace.ok("rm /etc/given; echo new > /etc/given; echo x > /new; chmod 700 /bin; mkdir /a");
+    workspace.ok("mv /etc /moved; ln -s moved /etc; chmod 0 /moved/given");
+    workspace.sh("rm -rf /bin /moved");
+    workspace.reset();
+    assert_eq!(workspace.ok("cat /etc/given"), "given\n");
+    drop(derrick);
+    assert_eq!(snapshot(&root), before);
+}
+
+#[test]
+fn a_base_whose_dev_proc_or_sys_is_a_link_is_refused_and_the_link_not_followed() {
+    for name in ["dev", "proc", "sys"] {
+        let scratch = Scratch::new();
+        let root = busybox_directory(&scratch);
+        let elsewhere = scratch.join("elsewhere");
+        fs::create_dir(&elsewhere).expect("it is the test's own");
+        let _ = fs::remove_dir_all(root.join(name));
+        symlink(&elsewhere, root.join(name)).expect("it is the test's own");
+
+        let refusal = try_create(directory(&root)).expect_err("the base was taken");
+        assert!(refusal.contains(&format!("/{name}")), "{refusal}");
+        let touched = fs::read_dir(&elsewhere).expect("it is there").count();
+        assert_eq!(touched, 0, "{name}");
+    }
+}
+
+// --- an archive ---
+
+#[test]
+fn every_compression_is_unpacked() {
+    let scratch = Scratch::new();
+    let plain = fs::read(fixture("busybox.tar")).expect("the fixture can be read");
+    let gzip = {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&plain).expect("memory takes everything");
+        encoder.finish().expect("memory takes everything")
+    };
+    let xz = {
+        let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
+        encoder.write_all(&plain).expect("memory takes everything");
+        encoder.finish().expect("memory takes everything")
+    };
+    let zstd = zstd::encode_all(plain.as_slice(), 1).expect("memory takes everything");
+    for (name, content) in [
+        ("base.tar", plain),
+        ("base.tar.gz", gzip),
+        ("base.tar.xz", xz),
+        ("base.tar.zst", zstd),
+    ] {
+        let derrick = Derrick::start(tarball(&scratch.file(name, content)));
+        let workspace = derrick.create();
+        assert_eq!(
+            workspace.ok("echo hello; ls -d /bin"),
+            "hello\n/bin\n",
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn an_archive_is_unpacked_once_and_again_when_it_has_changed() {
+    let scratch = Scratch::new();
+    let root = busybox_directory(&scratch);
+    let archive = scratch.join("base.tar");
+    let pack = |version: &str| {
+        fs::write(root.join("version"), version).expect("it is the test's own");
+        succeed(
+            Command::new("tar")
+                .arg("-cf")
+                .arg(&archive)
+                .arg("-C")
+                .arg(&root)
+                .arg("."),
+        );
+    };
+    pack("one");
+    let mut derrick = Derrick::start(tarball(&archive));
+    let first = derrick.create();
+    let layer = first.describe()["layer"].clone();
+    assert_eq!(derrick.create().describe()["layer"], layer);
+    derrick.restart();
+    assert_eq!(derrick.create().describe()["layer"], layer);
+
+    pack("another");
+    derrick.restart();
+    let second = derrick.create();
+    assert_ne!(second.describe()["layer"], layer);
+    assert_eq!(second.ok("cat /version"), "another");
+}
+
+/// Starts a provider with this config and makes a workspace; what it says where either is refused.
+fn try_create(config: Value) -> Result<(Derrick, Workspace), String> {
+    let derrick = Launch::new(config).try_start()?;
+    let answer = derrick.api.post("/workspaces", &json!({}));
+    if answer.status != 200 {
+        return Err(answer.text());
+    }
+    let id = answer.json()["id"]
+        .as_str()
+        .expect("it has an id")
+        .to_owned();
+    let workspace = derrick.api.workspace(&id);
+    Ok((derrick, workspace))
+}
+
+#[test]
+fn a_truncated_archive_is_refused_by_name() {
+    let scratch = Scratch::new();
+    let whole = fs::read(fixture("busybox.tar")).expect("the fixture can be read");
+    let archive = scratch.file("base.tar", &whole[..whole.len() / 2]);
+    let refusal = try_create(tarball(&archive)).expect_err("half an archive was taken");
+    assert!(refusal.contains("base.tar"), "{refusal}");
+    assert!(refusal.contains("truncated"), "{refusal}");
+}
+
+/// An entry of an archive that a careful writer would refuse to make.
+fn entry(kind: tar::EntryType, name: &str, link: &str, content: &[u8]) -> Vec<u8> {
+    // Longer names than a header takes come before it, in entries of GNU's own kinds.
+    let mut bytes = Vec::new();
+    if name.len() > 100 {
+        bytes.extend(entry(
+            tar::EntryType::GNULongName,
+            "long",
+            "",
+            name.as_bytes(),
+        ));
+    }
+    if link.len() > 100 {
+        bytes.extend(entry(
+            tar::EntryType::GNULongLink,
+            "long",
+            "",
+            link.as_bytes(),
+        ));
+    }
+    let mut header = tar::Header::new_gnu();
+    // Straight into the fields: the setters check what is being tested here.
+    let fields = header.as_old_mut();
+    let (name, link) = (name.as_bytes(), link.as_bytes());
+    fields.name[..name.len().min(100)].copy_from_slice(&name[..name.len().min(100)]);
+    fields.linkname[..link.len().min(100)].copy_from_slice(&link[..link.len().min(100)]);
+    header.set_entry_type(kind);
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_cksum();
+    bytes.extend(header.as_bytes());
+    bytes.extend(content);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+#[test]
+fn an_archive_that_reaches_out_of_its_root_reaches_nothing() {
+    use tar::EntryType::{Link, Regular, Symlink};
+    let out = Scratch::new();
+    let target = out.join("escaped");
+    let (out, target) = (out.path().to_string_lossy(), target.to_string_lossy());
+    let up = "../".repeat(12);
+    let canary = "canary";
+    let attacks: [(&str, Vec<Vec<u8>>); 5] = [
+        (
+            "dots",
+            vec![entry(Regular, &format!("{up}{}", &target[1..]), "", b"x")],
+        ),
+        ("absolute", vec![entry(Regular, &target, "", b"x")]),
+        (
+            "through a link",
+            vec![
+                entry(Symlink, "way", &out, b""),
+                entry(Regular, "way/escaped", "", b"x"),
+            ],
+        ),
+        (
+            "through a relative link",
+            vec![
+                entry(Symlink, "way", &format!("{up}{}", &out[1..]), b""),
+                entry(Regular, "way/escaped", "", b"x"),
+            ],
+        ),
+        (
+            "hard link out",
+            vec![
+                entry(Link, "stolen", &format!("{up}etc/hostname"), b""),
+                entry(Regular, "stolen", "", canary.as_bytes()),
+            ],
+        ),
+    ];
+    let host_name = fs::read("/etc/hostname").ok();
+    let base = fs::read(fixture("busybox.tar")).expect("the fixture can be read");
+    for (attack, entries) in attacks {
+        let scratch = Scratch::new();
+        // Without the two zero blocks that end an archive, more can follow.
+        let end = base
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .expect("it is not empty");
+        let mut archive = base[..(end + 1).next_multiple_of(512)].to_vec();
+        archive.extend(entries.concat());
+        archive.extend([0; 1024]);
+        // Refused, or contained: either way nothing is outside.
+        if let Err(refusal) = try_create(tarball(&scratch.file("hostile.tar", archive))) {
+            assert!(refusal.contains("hostile.tar"), "{attack}: {refusal}");
+        }
+        assert!(!Path::new(&*target).exists(), "{attack} escaped");
+        assert_eq!(fs::read("/etc/hostname").ok(), host_name, "{attack}");
+    }
+}
+
+#[test]
+fn devices_and_privileged_attributes_of_an_archive_do_not_work_inside() {
+    let scratch = Scratch::new();
+    let root = busybox_directory(&scratch);
+    let mut archive = {
+        let file = scratch.join("plain.tar");
+        succeed(
+            Command::new("tar")
+                .arg("-cf")
+                .arg(&file)
+                .arg("-C")
+                .arg(&root)
+                .arg("."),
+        );
+        let bytes = fs::read(file).expect("tar wrote it");
+        let end = bytes
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .expect("it is not empty");
+        bytes[..(end + 1).next_multiple_of(512)].to_vec()
+    };
+    let mut disk = tar::Header::new_ustar();
+    disk.set_path("disk").expect("the name is short");
+    disk.set_entry_type(tar::EntryType::Block);
+    disk.set_device_major(8).expect("ustar has devices");
+    disk.set_device_minor(0).expect("ustar has devices");
+    disk.set_size(0);
+    disk.set_mode(0o666);
+    disk.set_mtime(0);
+    disk.set_uid(0);
+    disk.set_gid(0);
+    disk.set_cksum();
+    archive.extend(disk.as_bytes());
+    // pax(1): a record of the attributes for the entry that follows.
+    let record = |key: &str, value: &str| {
+        let rest = format!(" {key}={value}\n");
+        let length = rest.len() + 2;
+        assert!((10..100).contains(&length), "the length has two digits");
+        format!("{length}{rest}")
+    };
+    let attributes = record("SCHILY.xattr.trusted.overlay.opaque", "y")
+        + &record("SCHILY.xattr.user.overlay.opaque", "y");
+    archive.extend(entry(
+        tar::EntryType::XHeader,
+        "pax",
+        "",
+        attributes.as_bytes(),
+    ));
+    archive.extend(entry(tar::EntryType::Directory, "marked/", "", b""));
+    archive.extend([0; 1024]);
+
+    match try_create(tarball(&scratch.file("odd.tar", archive))) {
+        Ok((_derrick, workspace)) => {
+            let ran = workspace.sh("head -c 1 /disk");
+            assert_ne!(ran.exit_code, 0, "a block device of the archive works");
+            workspace.ok("ls /marked");
+        }
+        Err(refusal) => assert!(refusal.contains("odd.tar"), "{refusal}"),
+    }
+}

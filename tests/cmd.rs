@@ -1,0 +1,367 @@
+//! Commands: what they print comes back as written, how they end is told truly, and a deadline ends all of them.
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+use support::{Derrick, Launch, Workspace, fixture};
+
+#[test]
+fn stdout_and_stderr_come_interleaved_as_written() {
+    let derrick = Derrick::on_host();
+    let printed = derrick
+        .create()
+        .ok("for n in $(seq 500); do echo out $n; echo err $n >&2; done");
+    let expected: String = (1..=500).map(|n| format!("out {n}\nerr {n}\n")).collect();
+    assert_eq!(printed, expected);
+}
+
+#[test]
+fn exit_codes_are_the_commands_own() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    workspace.ok("touch /tmp/not-executable");
+    for (cmd, exit_code) in [
+        ("true", 0),
+        ("false", 1),
+        ("exit 42", 42),
+        ("exit 255", 255),
+        // A code that derrick itself uses for a deadline is still the command's own.
+        ("exit 124", 124),
+        ("no-such-program", 127),
+        ("/tmp/not-executable", 126),
+    ] {
+        let ran = workspace.sh(cmd);
+        assert_eq!(ran.exit_code, exit_code, "{cmd}: {}", ran.output);
+        assert!(!ran.output.contains("deadline"), "{cmd}: {}", ran.output);
+    }
+}
+
+#[test]
+fn a_command_that_kills_itself_was_killed_by_that_signal_and_not_by_a_deadline() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    for (signal, exit_code) in [("TERM", 143), ("KILL", 137), ("SEGV", 139), ("ALRM", 142)] {
+        let ran = workspace.sh_with(
+            &format!("echo before; kill -{signal} $$; echo after"),
+            &json!({ "timeout": 60 }),
+        );
+        assert_eq!(ran.exit_code, exit_code, "{signal}");
+        assert_eq!(ran.output, "before\n", "{signal}");
+    }
+}
+
+#[test]
+fn a_background_child_that_holds_the_pipe_does_not_delay_the_answer() {
+    let derrick = Derrick::on_host();
+    // The answer takes longer than the client's patience if it waits for the child.
+    assert_eq!(derrick.create().ok("sleep 1000 & echo done"), "done\n");
+}
+
+#[test]
+fn a_background_child_outlives_its_command() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    workspace.ok("mkfifo /tmp/go /tmp/done");
+    workspace.ok("(read line < /tmp/go; echo \"heard $line\" > /tmp/done) > /dev/null 2>&1 &");
+    assert_eq!(
+        workspace.ok("echo you > /tmp/go; cat /tmp/done"),
+        "heard you\n"
+    );
+}
+
+#[test]
+fn a_deadline_ends_the_whole_tree_and_returns_what_was_printed() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    // Each way to outlive a signal to a process or to its group; all say that they are there first.
+    let stubborn = "mkfifo /tmp/ready; exec 3<> /tmp/ready
+        say() { echo \"$1\" > /tmp/ready; }
+        (trap '' TERM HUP INT; say ignores; exec -a outliver sleep 1000) &
+        setsid bash -c 'echo session > /tmp/ready; exec -a outliver sleep 1000' &
+        (setsid -f bash -c 'echo daemon > /tmp/ready; exec -a outliver sleep 1000' &) &
+        bash -c 'echo stopped > /tmp/ready; exec -a outliver bash -c \"kill -STOP \\$\\$\"' &
+        for n in 1 2 3 4; do read who <&3; echo \"$who\"; done | sort
+        echo all there
+        wait";
+    let ran = workspace.sh_with(stubborn, &json!({ "timeout": 4 }));
+    assert_eq!(ran.exit_code, 124, "{}", ran.output);
+    assert!(
+        ran.output
+            .starts_with("daemon\nignores\nsession\nstopped\nall there\n"),
+        "{}",
+        ran.output
+    );
+    assert!(ran.output.contains("deadline"), "{}", ran.output);
+    assert_eq!(still_running(&workspace, "outliver"), "");
+}
+
+#[test]
+fn a_deadline_ends_a_tree_that_forks_as_fast_as_it_can() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    // Each process lives just long enough to leave a child behind: killing what a list names misses one.
+    let program = "import os
+import sys
+sys.stdout.flush()
+while True:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+";
+    workspace.write_file("/tmp/runner.py", program.as_bytes());
+    let ran = workspace.sh_with(
+        "/usr/bin/python3 /tmp/runner.py & sleep 1000",
+        &json!({ "timeout": 1 }),
+    );
+    assert_eq!(ran.exit_code, 124, "{}", ran.output);
+    assert_eq!(still_running(&workspace, "/tmp/runner.py"), "");
+}
+
+#[test]
+fn a_deadline_finds_a_process_whose_first_thread_has_ended() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    // Shown as a zombie from then on, while its other thread runs and holds the lock.
+    let program = "import ctypes, fcntl, platform, threading, time
+held = open('/tmp/held', 'w')
+fcntl.flock(held, fcntl.LOCK_EX)
+threading.Thread(target=time.sleep, args=(1000,)).start()
+ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)
+";
+    workspace.write_file("/tmp/hidden.py", program.as_bytes());
+    let ran = workspace.sh_with(
+        "/usr/bin/python3 /tmp/hidden.py &
+         while flock -n /tmp/held true; do :; done; echo there; sleep 1000",
+        &json!({ "timeout": 3 }),
+    );
+    assert_eq!(ran.exit_code, 124, "{}", ran.output);
+    assert!(ran.output.starts_with("there\n"), "{}", ran.output);
+    workspace.ok("flock -n /tmp/held true");
+}
+
+#[test]
+fn a_deadline_holds_where_everything_is_stopped_before_it_starts() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    // It waits for its cue, or it would stop the command that starts it.
+    workspace.ok("mkfifo /tmp/go");
+    workspace.ok(
+        "(setsid bash -c 'read line < /tmp/go; while :; do kill -STOP -1; done' > /dev/null 2>&1 &)",
+    );
+    workspace.sh_with("echo > /tmp/go", &json!({ "timeout": 1 }));
+    for _ in 0..3 {
+        // Now and then a command is quicker than what stops it; it never takes longer than its time.
+        let ran = workspace.sh_with("sleep 1000", &json!({ "timeout": 1 }));
+        assert_eq!(ran.exit_code, 124, "{}", ran.output);
+    }
+    workspace.reset();
+    assert_eq!(workspace.ok("echo free"), "free\n");
+}
+
+#[test]
+fn a_deadline_of_one_command_leaves_the_others_alone() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    workspace.ok("mkfifo /tmp/started /tmp/go");
+    let other = workspace.start("echo > /tmp/started; read line < /tmp/go; echo \"heard $line\"");
+    workspace.ok("read line < /tmp/started");
+    let ran = workspace.sh_with("sleep 1000", &json!({ "timeout": 1 }));
+    assert_eq!(ran.exit_code, 124, "{}", ran.output);
+    workspace.ok("echo you > /tmp/go");
+    assert_eq!(
+        other.answer().expect(200).json(),
+        json!({ "output": "heard you\n", "exit_code": 0 })
+    );
+}
+
+#[test]
+fn a_command_that_ends_in_time_is_not_touched_by_its_deadline() {
+    let derrick = Derrick::on_host();
+    let ran = derrick
+        .create()
+        .sh_with("echo quick", &json!({ "timeout": 100 }));
+    assert_eq!(ran.expect(0), "quick\n");
+}
+
+#[test]
+fn a_timeout_of_nonsense_is_the_callers_error() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    for timeout in [json!(-1), json!("soon"), json!(1.5)] {
+        let body = json!({ "cmd": "true", "timeout": timeout });
+        let problem = workspace.post("cmd_with_output", &body).problem(400);
+        assert!(problem.to_string().contains("timeout"), "{problem}");
+    }
+}
+
+#[test]
+fn commands_of_one_workspace_run_at_the_same_time() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    workspace.ok("cd /tmp; for n in $(seq 10); do mkfifo arrived.$n go.$n; done");
+    let commands: Vec<_> = (1..=10)
+        .map(|n| {
+            workspace.start(&format!(
+                "cd /tmp; echo > arrived.{n}; read line < go.{n}; echo {n}"
+            ))
+        })
+        .collect();
+    // Nobody goes before everybody has arrived.
+    workspace.ok("cd /tmp; for n in $(seq 10); do read line < arrived.$n; done");
+    workspace.ok("cd /tmp; for n in $(seq 10); do echo > go.$n; done");
+    for (n, command) in (1..=10).zip(commands) {
+        assert_eq!(
+            command.answer().expect(200).json()["output"],
+            json!(format!("{n}\n"))
+        );
+    }
+}
+
+#[test]
+fn commands_of_several_workspaces_run_at_the_same_time() {
+    let derrick = Derrick::on_host();
+    let workspaces: Vec<Workspace> = (0..5).map(|_| derrick.create()).collect();
+    let commands: Vec<_> = workspaces
+        .iter()
+        .map(|workspace| {
+            workspace.ok("mkfifo /tmp/arrived /tmp/go");
+            workspace.start("echo > /tmp/arrived; read line < /tmp/go; echo $line")
+        })
+        .collect();
+    for workspace in &workspaces {
+        workspace.ok("read line < /tmp/arrived");
+    }
+    for workspace in &workspaces {
+        workspace.ok("echo on > /tmp/go");
+    }
+    for command in commands {
+        assert_eq!(command.answer().expect(200).json()["output"], json!("on\n"));
+    }
+}
+
+#[test]
+fn a_flood_of_output_is_bounded_and_the_answer_says_where_it_was_cut() {
+    let derrick = Derrick::on_host();
+    let printed = derrick
+        .create()
+        .ok("echo first; head -c 20971520 /dev/zero | tr '\\0' x; echo; echo last");
+    assert!(
+        printed.len() < 20 << 20,
+        "{} bytes came back",
+        printed.len()
+    );
+    assert!(printed.starts_with("first\nxxx"));
+    assert!(printed.ends_with("xxx\nlast\n"));
+    let middle = printed.replace('x', "");
+    assert!(middle.contains("omitted"), "the cut says {middle:?}");
+}
+
+#[test]
+fn output_that_is_not_text_comes_back_as_text_that_says_so() {
+    let derrick = Derrick::on_host();
+    assert_eq!(
+        derrick.create().ok("printf 'a\\377b\\000c'"),
+        "a\u{fffd}b\0c"
+    );
+}
+
+#[test]
+fn a_base_with_bash_gets_bash_and_one_without_gets_sh() {
+    let host = Derrick::on_host();
+    assert_eq!(
+        host.create().ok("[[ -n $BASH_VERSION ]] && echo bash"),
+        "bash\n"
+    );
+    let busybox = Derrick::start(json!({
+        "name": "test",
+        "base": { "type": "tarball", "path": fixture("busybox.tar") },
+    }));
+    assert_eq!(busybox.create().ok("echo ${BASH_VERSION:-sh}"), "sh\n");
+}
+
+#[test]
+fn a_missing_working_dir_is_the_callers_error_and_is_named() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    workspace.ok("touch /tmp/file");
+    for missing in ["/no/such/directory", "no-such-directory", "/tmp/file"] {
+        let body = json!({ "cmd": "pwd", "working_dir": missing });
+        let answer = workspace.post("cmd_with_output", &body);
+        let status = answer.status;
+        let problem = answer.problem(status);
+        assert!((400..500).contains(&status), "{problem}");
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(missing), "{problem}");
+    }
+}
+
+#[test]
+fn no_descriptor_of_the_provider_is_inside() {
+    let derrick = Derrick::on_host();
+    let listing = derrick.create().ok("ls -l /proc/self/fd");
+    let descriptors: Vec<(&str, &str)> = listing
+        .lines()
+        .filter_map(|line| line.split_once(" -> "))
+        .map(|(left, target)| (left.rsplit(' ').next().unwrap_or_default(), target))
+        .collect();
+    // The last is the directory that ls reads.
+    let numbers: Vec<&str> = descriptors.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, ["0", "1", "2", "3"], "{listing}");
+    assert!(descriptors[3].1.ends_with("/fd"), "{listing}");
+    for (_, target) in &descriptors[..3] {
+        assert!(
+            *target == "/dev/null" || target.starts_with("pipe:"),
+            "{listing}"
+        );
+    }
+}
+
+#[test]
+fn stdin_is_empty() {
+    let derrick = Derrick::on_host();
+    assert_eq!(derrick.create().ok("cat; echo end"), "end\n");
+}
+
+#[test]
+fn no_environment_of_the_provider_is_inside() {
+    let derrick = Launch::new(json!({ "name": "test" }))
+        .environment("AWS_SECRET_ACCESS_KEY", "canary-in-the-environment")
+        .environment("LD_LIBRARY_PATH", "/canary")
+        .start();
+    let workspace = derrick.create();
+    let printed = workspace.ok("env; cat /proc/1/environ 2> /dev/null; true");
+    assert!(!printed.contains("canary"), "{printed}");
+    let names: BTreeSet<&str> = printed
+        .lines()
+        .filter_map(|line| Some(line.split_once('=')?.0))
+        .collect();
+    let expected = BTreeSet::from([
+        "HOME", "HOSTNAME", "LANG", "LC_ALL", "LOGNAME", "OLDPWD", "PATH", "PWD", "SHELL", "SHLVL",
+        "TERM", "TMPDIR", "TZ", "USER", "_",
+    ]);
+    let unexpected: Vec<_> = names.difference(&expected).collect();
+    assert!(unexpected.is_empty(), "{unexpected:?}");
+}
+
+#[test]
+fn words_with_every_awkward_byte_reach_the_command_unchanged() {
+    let derrick = Derrick::on_host();
+    let awkward = "a 'b' \"c\" $d `e` \\f\n\tg; h & i | j > k é \u{1f600}";
+    let ran = derrick.create().sh_with(
+        "printf %s \"$AWKWARD\"",
+        &json!({ "env": { "AWKWARD": awkward } }),
+    );
+    assert_eq!(ran.expect(0), awkward);
+}
+
+/// Processes inside that have `name` among their arguments, as their statuses say.
+fn still_running(workspace: &Workspace, name: &str) -> String {
+    workspace.ok(&format!(
+        "for process in /proc/[0-9]*; do
+            tr '\\0' '\\n' < $process/cmdline 2> /dev/null | grep -qxF '{name}' \
+                && grep -E '^(Name|State|PPid)' $process/status
+        done; true"
+    ))
+}

@@ -1,0 +1,935 @@
+//! What happens in a workspace reaches neither the host nor another workspace.
+//!
+//! An attack that fails inside proves nothing if it fails everywhere: where it is cheap, the same
+//! program runs on the bare host first, in namespaces of its own, and has to get further there.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::process::Command;
+
+use libc::c_long;
+use nix::unistd::geteuid;
+use serde_json::json;
+use support::{Derrick, Mode, Scratch, Workspace, mode, process_with_argument, succeed, uid_map};
+
+// --- system calls ---
+
+/// A system call with arguments, in Python, that get further than a filter.
+struct Attempt {
+    name: &'static str,
+    number: c_long,
+    arguments: &'static str,
+    /// What it gives inside.
+    inside: &'static str,
+    /// On which bare host it has to give something else.
+    host: Host,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Host {
+    /// Every one: root of a new user namespace may try.
+    Any,
+    /// The kernel asks for capabilities over the host itself.
+    Root,
+    /// None that can be relied on, or none that could be tried without harm.
+    Untried,
+}
+
+macro_rules! attempts {
+    ($($number:ident ( $arguments:literal ) => $inside:ident, $host:ident;)*) => {
+        [$(Attempt {
+            name: stringify!($number),
+            number: libc::$number,
+            arguments: $arguments,
+            inside: stringify!($inside),
+            host: Host::$host,
+        }),*]
+    };
+}
+
+/// Makes each call in a process of its own and prints what came of it: `ok`, an errno, or a signal.
+fn program(attempts: &[Attempt]) -> String {
+    let calls: String = attempts
+        .iter()
+        .map(|attempt| {
+            format!(
+                "attempt('{}', {}, [{}])\n",
+                attempt.name, attempt.number, attempt.arguments
+            )
+        })
+        .collect();
+    format!(
+        "import ctypes, errno, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+def call(number, arguments):
+    plain = [a if isinstance(a, bytes) else ctypes.c_long(a) for a in arguments]
+    result = libc.syscall(ctypes.c_long(number), *plain)
+    return 'ok' if result != -1 else errno.errorcode[ctypes.get_errno()]
+def attempt(name, number, arguments):
+    sys.stdout.flush()
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        result = call(number, arguments)
+        # A call that made a process comes back in it as well.
+        if os.getppid() in (parent, 0):
+            print(name, result, flush=True)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        print(name, signal.Signals(os.WTERMSIG(status)).name, flush=True)
+uts = os.open('/proc/self/ns/uts', os.O_RDONLY)
+{calls}"
+    )
+}
+
+/// Runs the program on the bare host, where its effects end with its own namespaces.
+fn on_the_host(program: &str, user_namespace: bool) -> String {
+    let mut unshare = Command::new("unshare");
+    if user_namespace {
+        unshare.args(["--user", "--map-root-user"]);
+    }
+    unshare
+        .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--fork"])
+        .args(["/usr/bin/python3", "-c", program]);
+    succeed(&mut unshare)
+}
+
+fn results(printed: &str) -> BTreeMap<String, String> {
+    printed
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, result)| (name.to_owned(), result.to_owned()))
+        .collect()
+}
+
+fn assert_refused(attempts: &[Attempt]) {
+    let root = mode() == Mode::Root;
+    let program = program(attempts);
+    let host = results(&on_the_host(&program, !root));
+    for attempt in attempts {
+        let outside = host.get(attempt.name).map(String::as_str);
+        if attempt.host == Host::Any || (attempt.host == Host::Root && root) {
+            assert_ne!(
+                outside,
+                Some(attempt.inside),
+                "{} on the bare host",
+                attempt.name
+            );
+            assert!(outside.is_some(), "{} on the bare host", attempt.name);
+        }
+    }
+    let derrick = Derrick::on_host();
+    let inside = results(&derrick.create().python(&program).expect(0));
+    for attempt in attempts {
+        let result = inside.get(attempt.name).map(String::as_str);
+        assert_eq!(result, Some(attempt.inside), "{}", attempt.name);
+    }
+}
+
+#[test]
+fn nothing_can_be_mounted_or_unmounted() {
+    assert_refused(&attempts! {
+        SYS_mount("b'none', b'/tmp', b'tmpfs', 0, 0") => EPERM, Any;
+        SYS_umount2("b'/nonexistent', 0") => EPERM, Any;
+        SYS_pivot_root("b'/tmp', b'/tmp'") => EPERM, Any;
+        SYS_fsopen("b'tmpfs', 0") => EPERM, Any;
+        SYS_fsconfig("-1, 0, 0, 0, 0") => EPERM, Any;
+        SYS_fsmount("-1, 0, 0") => EPERM, Any;
+        SYS_fspick("-1, b'/tmp', 0") => EPERM, Any;
+        SYS_open_tree("-100, b'/', 1") => EPERM, Any;
+        SYS_move_mount("-1, b'', -1, b'', 0") => EPERM, Any;
+        SYS_mount_setattr("-1, b'', 0, 0, 0") => EPERM, Any;
+    });
+}
+
+#[test]
+fn no_namespace_can_be_made_or_entered() {
+    let base = attempts! {
+        SYS_setns("uts, 0") => EPERM, Any;
+        // Only its own flags argument shows what it would do, and no filter reads that: it is not there.
+        SYS_clone3("0, 0") => ENOSYS, Any;
+    };
+    assert_refused(&base);
+    let kinds = [
+        ("user", libc::CLONE_NEWUSER),
+        ("mnt", libc::CLONE_NEWNS),
+        ("pid", libc::CLONE_NEWPID),
+        ("net", libc::CLONE_NEWNET),
+        ("ipc", libc::CLONE_NEWIPC),
+        ("uts", libc::CLONE_NEWUTS),
+        ("cgroup", libc::CLONE_NEWCGROUP),
+    ];
+    for (call, number, signal) in [
+        ("unshare", libc::SYS_unshare, 0),
+        ("clone", libc::SYS_clone, libc::SIGCHLD),
+    ] {
+        let attempts = kinds.map(|(kind, flag)| Attempt {
+            name: format!("{call}-{kind}").leak(),
+            number,
+            arguments: format!("{}, 0, 0, 0, 0", flag | signal).leak(),
+            inside: "EPERM",
+            host: Host::Any,
+        });
+        assert_refused(&attempts);
+    }
+}
+
+#[test]
+fn the_user_namespace_itself_allows_no_further_one() {
+    let derrick = Derrick::on_host();
+    let limit = derrick
+        .create()
+        .ok("cat /proc/sys/user/max_user_namespaces");
+    assert_eq!(limit, "0\n");
+}
+
+#[test]
+fn kernel_keys_are_out_of_reach() {
+    assert_refused(&attempts! {
+        SYS_keyctl("0, -3, 0") => EPERM, Any;
+        SYS_add_key("b'user', b'derrick-test', b'x', 1, -1") => EPERM, Any;
+        SYS_request_key("b'user', b'derrick-test', 0, 0") => EPERM, Any;
+    });
+}
+
+#[test]
+fn interfaces_that_kernel_exploits_begin_with_are_refused() {
+    assert_refused(&attempts! {
+        SYS_bpf("0, 0, 0") => EPERM, Root;
+        SYS_perf_event_open("0, 0, -1, -1, 0") => EPERM, Any;
+        SYS_userfaultfd("1") => EPERM, Any;
+        SYS_io_uring_setup("1, 0") => ENOSYS, Any;
+        SYS_io_uring_enter("-1, 0, 0, 0, 0") => ENOSYS, Any;
+        SYS_pidfd_getfd("-1, 0, 0") => EPERM, Any;
+        SYS_kcmp("os.getpid(), os.getpid(), 0, 0, 0") => EPERM, Any;
+        SYS_open_by_handle_at("-1, 0, 0") => EPERM, Root;
+        SYS_fanotify_init("-1, 0") => EPERM, Root;
+        SYS_personality("0x400000") => EPERM, Any;
+    });
+}
+
+#[test]
+fn the_host_cannot_be_administered() {
+    assert_refused(&attempts! {
+        SYS_init_module("0, 0, 0") => EPERM, Root;
+        SYS_finit_module("-1, 0, 0") => EPERM, Root;
+        SYS_delete_module("0, 0") => EPERM, Root;
+        SYS_kexec_load("0, 99, 0, 0") => EPERM, Root;
+        SYS_reboot("0, 0, 0, 0") => EPERM, Root;
+        SYS_swapon("0, 0") => EPERM, Root;
+        SYS_swapoff("0") => EPERM, Root;
+        SYS_acct("1") => EPERM, Root;
+        SYS_syslog("-1, 0, 0") => EPERM, Root;
+        SYS_sethostname("0, -1") => EPERM, Any;
+        SYS_setdomainname("0, -1") => EPERM, Any;
+        SYS_clock_settime("-1, 0") => EPERM, Any;
+        SYS_settimeofday("1, 0") => EPERM, Any;
+        SYS_quotactl("-1, 0, 0, 0") => EPERM, Any;
+        SYS_vhangup("") => EPERM, Untried;
+    });
+}
+
+#[test]
+fn a_call_that_no_kernel_has_yet_is_answered_as_by_a_kernel_without_it() {
+    let derrick = Derrick::on_host();
+    let attempts = [Attempt {
+        name: "future",
+        number: 1000,
+        arguments: "",
+        inside: "ENOSYS",
+        host: Host::Untried,
+    }];
+    let printed = derrick.create().python(&program(&attempts)).expect(0);
+    assert_eq!(printed, "future ENOSYS\n");
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_other_ways_into_an_x86_kernel_are_closed() {
+    let source = "int main(void) {
+        long result;
+        /* getpid(2) of the 32-bit table. */
+        __asm__ volatile (\"int $0x80\" : \"=a\"(result) : \"a\"(20) : \"memory\");
+        return result > 0 ? 0 : 1;
+    }";
+    let scratch = Scratch::new();
+    let file = scratch.file("int80.c", source);
+    let binary = scratch.join("int80");
+    succeed(Command::new("cc").arg("-o").arg(&binary).arg(file));
+    succeed(&mut Command::new(&binary));
+
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    workspace.write_file("/tmp/int80", &fs::read(&binary).expect("cc made it"));
+    let ran = workspace.sh("chmod +x /tmp/int80; /tmp/int80");
+    assert_eq!(
+        ran.exit_code,
+        128 + i64::from(libc::SIGSYS),
+        "{}",
+        ran.output
+    );
+
+    // getpid(2) of the x32 table.
+    let x32 = [Attempt {
+        name: "x32",
+        number: 0x4000_0000 + libc::SYS_getpid,
+        arguments: "",
+        inside: "ENOSYS",
+        host: Host::Untried,
+    }];
+    assert_eq!(workspace.python(&program(&x32)).expect(0), "x32 ENOSYS\n");
+}
+
+// --- sockets ---
+
+/// Opens each kind of socket and prints what came of it.
+fn sockets(kinds: &[(&str, i32, i32, i32)]) -> String {
+    let calls: String = kinds
+        .iter()
+        .map(|(name, family, kind, protocol)| {
+            format!(
+                "attempt('{name}', {}, [{family}, {kind}, {protocol}])\n",
+                libc::SYS_socket
+            )
+        })
+        .collect();
+    program(&[]) + &calls
+}
+
+#[test]
+fn socket_families_but_the_four_are_not_there() {
+    let kinds = [
+        ("packet", libc::AF_PACKET, libc::SOCK_RAW, 0),
+        ("alg", libc::AF_ALG, libc::SOCK_SEQPACKET, 0),
+        ("vsock", libc::AF_VSOCK, libc::SOCK_STREAM, 0),
+        ("rds", libc::AF_RDS, libc::SOCK_SEQPACKET, 0),
+        ("tipc", libc::AF_TIPC, libc::SOCK_STREAM, 0),
+        ("can", libc::AF_CAN, libc::SOCK_RAW, 1),
+        ("bluetooth", libc::AF_BLUETOOTH, libc::SOCK_RAW, 1),
+        ("rxrpc", libc::AF_RXRPC, libc::SOCK_DGRAM, libc::AF_INET),
+        ("xdp", libc::AF_XDP, libc::SOCK_RAW, 0),
+        ("key", libc::AF_KEY, libc::SOCK_RAW, 2),
+        ("smc", 43, libc::SOCK_STREAM, 0),
+        ("qipcrtr", 42, libc::SOCK_DGRAM, 0),
+        ("kcm", 41, libc::SOCK_DGRAM, 0),
+    ];
+    let program = sockets(&kinds);
+    let host = results(&on_the_host(&program, mode() != Mode::Root));
+    assert_eq!(host["packet"], "ok", "the bare host has packet sockets");
+
+    let derrick = Derrick::on_host();
+    let inside = results(&derrick.create().python(&program).expect(0));
+    for (name, ..) in kinds {
+        assert_eq!(inside[name], "EAFNOSUPPORT", "{name}");
+    }
+}
+
+#[test]
+fn protocols_but_the_usual_ones_are_not_there() {
+    let kinds = [
+        ("sctp", libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+        ("sctp-seqpacket", libc::AF_INET6, libc::SOCK_SEQPACKET, 0),
+        ("mptcp", libc::AF_INET, libc::SOCK_STREAM, 262),
+        ("udplite", libc::AF_INET, libc::SOCK_DGRAM, 136),
+        ("l2tp", libc::AF_INET, libc::SOCK_DGRAM, 115),
+        ("xfrm", libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_XFRM),
+        (
+            "netfilter",
+            libc::AF_NETLINK,
+            libc::SOCK_RAW,
+            libc::NETLINK_NETFILTER,
+        ),
+        ("sock-diag", libc::AF_NETLINK, libc::SOCK_RAW, 4),
+    ];
+    let program = sockets(&kinds);
+    let host = results(&on_the_host(&program, mode() != Mode::Root));
+    assert_eq!(
+        host["sock-diag"], "ok",
+        "the bare host has socket diagnostics"
+    );
+
+    let derrick = Derrick::on_host();
+    let inside = results(&derrick.create().python(&program).expect(0));
+    for (name, ..) in kinds {
+        assert_eq!(inside[name], "EPROTONOSUPPORT", "{name}");
+    }
+}
+
+#[test]
+fn ordinary_sockets_work_and_raw_ones_need_a_capability_that_nobody_has() {
+    let kinds = [
+        ("tcp", libc::AF_INET, libc::SOCK_STREAM, 0),
+        ("udp", libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+        ("tcp6", libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        ("unix", libc::AF_UNIX, libc::SOCK_SEQPACKET, 0),
+        (
+            "route",
+            libc::AF_NETLINK,
+            libc::SOCK_RAW,
+            libc::NETLINK_ROUTE,
+        ),
+        ("raw", libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+    ];
+    let derrick = Derrick::on_host();
+    let inside = results(&derrick.create().python(&sockets(&kinds)).expect(0));
+    let expected = kinds.map(|(name, ..)| {
+        let result = if name == "raw" { "EPERM" } else { "ok" };
+        (name.to_owned(), result.to_owned())
+    });
+    assert_eq!(inside, BTreeMap::from(expected));
+}
+
+#[test]
+fn input_cannot_be_pushed_into_a_terminal() {
+    // The kernel looks at the low 32 bits of the request alone.
+    let program = "import ctypes, errno, fcntl, os, pty
+libc = ctypes.CDLL(None, use_errno=True)
+master, slave = pty.openpty()
+for request in (0x5412, 0x541c, 0x7ff00005412):
+    result = libc.syscall(ctypes.c_long(16 if os.uname().machine == 'x86_64' else 29),
+                          ctypes.c_long(slave), ctypes.c_ulong(request), b'x')
+    print(result, errno.errorcode.get(ctypes.get_errno()))
+";
+    let derrick = Derrick::on_host();
+    let printed = derrick.create().python(program).expect(0);
+    assert_eq!(printed, "-1 EPERM\n".repeat(3));
+}
+
+// --- identity ---
+
+/// What root inside keeps, by number, in capabilities(7)'s order.
+const CAPABILITIES: [(u32, &str); 13] = [
+    (0, "chown"),
+    (1, "dac_override"),
+    (3, "fowner"),
+    (4, "fsetid"),
+    (5, "kill"),
+    (6, "setgid"),
+    (7, "setuid"),
+    (8, "setpcap"),
+    (10, "net_bind_service"),
+    (18, "sys_chroot"),
+    (27, "mknod"),
+    (29, "audit_write"),
+    (31, "setfcap"),
+];
+
+fn status_of_a_command() -> BTreeMap<String, String> {
+    let derrick = Derrick::on_host();
+    derrick
+        .create()
+        .ok("cat /proc/self/status")
+        .lines()
+        .filter_map(|line| line.split_once(":\t"))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+#[test]
+fn capabilities_are_the_listed_ones_and_can_only_become_fewer() {
+    let status = status_of_a_command();
+    let listed: u64 = CAPABILITIES.iter().map(|(number, _)| 1 << number).sum();
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        let held = u64::from_str_radix(&status[set], 16).expect("a set is a number");
+        assert_eq!(held, listed, "{set} is {held:#x}, the list is {listed:#x}");
+    }
+    for set in ["CapInh", "CapAmb"] {
+        assert_eq!(status[set].trim_matches('0'), "", "{set}");
+    }
+}
+
+#[test]
+fn no_program_can_gain_privileges_and_every_one_is_filtered() {
+    let status = status_of_a_command();
+    assert_eq!(status["NoNewPrivs"], "1");
+    assert_eq!(status["Seccomp"], "2");
+}
+
+/// A process inside that waits until it is let go, and what the host calls it.
+fn seen_from_the_host(workspace: &Workspace) -> i32 {
+    let marker = format!("seen-{}", workspace.id);
+    workspace.ok(&format!(
+        "(exec -a {marker} sleep 1000) > /dev/null 2>&1 &
+         until grep -qz '^{marker}$' /proc/[0-9]*/cmdline; do :; done"
+    ));
+    process_with_argument(&marker).expect("the process is seen from the host")
+}
+
+#[test]
+fn root_inside_is_nobody_of_the_host() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let map = uid_map(seen_from_the_host(&workspace));
+    let [(inside, outside, count)] = map[..] else {
+        panic!("the id map has more than one line: {map:?}");
+    };
+    assert_eq!(inside, 0, "{map:?}");
+    let accounts = fs::read_to_string("/etc/passwd").expect("the host has accounts");
+    let is_account = |id: u32| {
+        accounts
+            .lines()
+            .any(|line| line.split(':').nth(2) == Some(&id.to_string()))
+    };
+    match mode() {
+        Mode::Root => {
+            assert_eq!(count, 65_536, "{map:?}");
+            assert!(outside >= 0x7000_0000, "{map:?}");
+            assert!(!(outside..outside + count).any(is_account), "{map:?}");
+        }
+        Mode::Subordinate => {
+            assert_eq!(count, 65_536, "{map:?}");
+            assert_ne!(outside, geteuid().as_raw(), "{map:?}");
+            assert!(!(outside..outside + count).any(is_account), "{map:?}");
+        }
+        // There is no other id to be had; GET /workspaces/{id} says so.
+        Mode::Single => assert_eq!((outside, count), (geteuid().as_raw(), 1)),
+    }
+}
+
+#[test]
+fn two_workspaces_of_root_share_no_id() {
+    let derrick = Derrick::on_host();
+    let maps = [derrick.create(), derrick.create()].map(|it| uid_map(seen_from_the_host(&it))[0]);
+    let apart = maps[0].1.abs_diff(maps[1].1) >= maps[0].2;
+    // An ordinary user has one range or one id to give, and the answer of the API says so.
+    assert_eq!(apart, mode() == Mode::Root, "{maps:?}");
+}
+
+// --- files ---
+
+#[test]
+fn no_file_of_the_host_is_there_that_was_not_given() {
+    let canary = Scratch::new();
+    let secret = canary.file("secret", "canary");
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    for path in [
+        secret.to_str().expect("a scratch path is text"),
+        derrick.state().to_str().expect("a scratch path is text"),
+        "/etc/derrick",
+        "/etc/sudoers",
+        "/etc/ssh",
+        "/etc/machine-id",
+        "/boot",
+        "/run/docker.sock",
+        "/root/.ssh",
+        "/lost+found",
+    ] {
+        let ran = workspace.sh(&format!("stat '{path}'"));
+        assert_eq!(ran.exit_code, 1, "{path}: {}", ran.output);
+        assert!(
+            ran.output.contains("No such file"),
+            "{path}: {}",
+            ran.output
+        );
+    }
+    // These are the workspace's own, and empty.
+    let own = "/home /root /run /srv /mnt /media /tmp /var/log /var/cache /var/tmp";
+    assert_eq!(workspace.ok(&format!("find {own} ! -type d")), "");
+    let homes = workspace.ok("ls -A /home");
+    for home in fs::read_dir("/home").expect("the host has /home") {
+        let home = home.expect("it can be listed").file_name();
+        assert!(!homes.contains(home.to_str().unwrap_or("?")), "{homes}");
+    }
+}
+
+#[test]
+fn no_account_of_the_host_is_there() {
+    let derrick = Derrick::on_host();
+    let inside = derrick
+        .create()
+        .ok("cat /etc/passwd /etc/shadow /etc/group /etc/subuid 2> /dev/null; true");
+    let host = fs::read_to_string("/etc/passwd").expect("the host has accounts");
+    let people = host.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let uid: u32 = fields.nth(1)?.parse().ok()?;
+        (1000..65_534).contains(&uid).then_some(name)
+    });
+    for name in people {
+        assert!(!inside.contains(name), "{name} is in\n{inside}");
+    }
+    // No password either: whatever /etc/shadow says, it is not a hash.
+    assert!(
+        !inside.contains("$6$") && !inside.contains("$y$"),
+        "{inside}"
+    );
+}
+
+#[test]
+fn mount_tables_tell_nothing_of_the_hosts_paths() {
+    let derrick = Derrick::on_host();
+    let table = derrick
+        .create()
+        .ok("cat /proc/self/mountinfo /proc/mounts /proc/self/mountstats");
+    let state = derrick.state();
+    for part in state.iter().skip(1).filter_map(|part| part.to_str()) {
+        let common = ["tmp", "var", "home", "state", "lib"].contains(&part);
+        assert!(common || !table.contains(part), "{part} is in\n{table}");
+    }
+    let root = table
+        .lines()
+        .find(|line| line.contains(" / / "))
+        .expect("there is a root");
+    assert!(root.contains("nosuid") && root.contains("nodev"), "{root}");
+}
+
+#[test]
+fn proc_and_sys_show_and_change_nothing_of_the_host() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    for path in [
+        "/proc/cmdline",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/kmsg",
+        "/proc/kallsyms",
+        "/proc/interrupts",
+        "/proc/timer_list",
+        "/sys/firmware",
+        "/sys/kernel/debug",
+        "/sys/fs/cgroup",
+    ] {
+        let ran = workspace.sh(&format!(
+            "if test -d {path}; then ls -A {path}; else head -c 100 {path}; fi 2> /dev/null"
+        ));
+        assert_eq!(ran.output, "", "{path}");
+    }
+    for path in [
+        "/proc/sys/kernel/core_pattern",
+        "/proc/sys/vm/drop_caches",
+        "/proc/sys/user/max_user_namespaces",
+        "/proc/sysrq-trigger",
+        "/proc/irq/default_smp_affinity",
+    ] {
+        let ran = workspace.sh(&format!("echo 1 > {path}"));
+        assert_eq!(ran.exit_code, 1, "{path}: {}", ran.output);
+        assert!(
+            // Some kernels lack some of them.
+            ["Read-only file system", "denied", "No such file"]
+                .iter()
+                .any(|reason| ran.output.contains(reason)),
+            "{path}: {}",
+            ran.output
+        );
+    }
+    let ran = workspace.sh("mkdir /sys/x; echo 1 > /sys/kernel/mm/ksm/run");
+    assert_eq!(ran.exit_code, 1, "{}", ran.output);
+}
+
+#[test]
+fn devices_are_the_harmless_ones() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let present: BTreeSet<String> = workspace
+        .ok("for f in /dev/* /dev/shm/* /dev/mqueue/*; do { test -c $f || test -b $f; } && ! test -L $f && echo $f; done; true")
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    let expected = ["null", "zero", "full", "random", "urandom", "tty"];
+    assert_eq!(present, expected.map(|name| format!("/dev/{name}")).into());
+    // Neither the filesystem nor the user namespace lets one be made and used.
+    let ran = workspace.sh("mknod /tmp/disk b 8 0 && head -c 1 /tmp/disk");
+    assert_ne!(ran.exit_code, 0, "{}", ran.output);
+    assert_eq!(
+        workspace.ok(
+            "echo x > /dev/null; head -c 2 /dev/zero | od -An -tx1; head -c 9 /dev/urandom | wc -c"
+        ),
+        " 00 00\n9\n"
+    );
+}
+
+// --- PID 1 ---
+
+#[test]
+fn the_first_process_cannot_be_looked_into_or_ended() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let program = "import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+def denied(what, action):
+    try:
+        print(what, 'gave', action())
+    except OSError as error:
+        print(what, errno.errorcode[error.errno])
+for name in ('exe', 'root', 'cwd'):
+    denied(name, lambda: os.readlink(f'/proc/1/{name}'))
+for name in ('environ', 'mem', 'maps', 'auxv'):
+    denied(name, lambda: open(f'/proc/1/{name}', 'rb').read(1))
+denied('fd', lambda: os.listdir('/proc/1/fd'))
+denied('ns', lambda: os.readlink('/proc/1/ns/mnt'))
+libc.ptrace.restype = ctypes.c_long
+result = libc.ptrace(ctypes.c_long(16), ctypes.c_long(1), None, None)
+print('ptrace', result, errno.errorcode[ctypes.get_errno()])
+os.kill(1, 9)
+os.kill(1, 19)
+os.kill(1, 15)
+";
+    let printed = workspace.python(program).expect(0);
+    for line in printed.lines() {
+        assert!(
+            line.ends_with("EACCES") || line.ends_with("EPERM"),
+            "{printed}"
+        );
+    }
+    assert_eq!(printed.lines().count(), 10, "{printed}");
+    assert_eq!(workspace.ok("echo lives"), "lives\n");
+}
+
+#[test]
+fn killing_everything_ends_nothing_but_the_workspaces_own_processes() {
+    let derrick = Derrick::on_host();
+    let (wild, quiet) = (derrick.create(), derrick.create());
+    let bystander = seen_from_the_host(&quiet);
+    wild.sh("/usr/bin/python3 -c 'import os; os.kill(-1, 9)'");
+    assert_eq!(wild.ok("echo on"), "on\n");
+    let state = fs::read_to_string(format!("/proc/{bystander}/stat"));
+    assert!(state.is_ok(), "a process of another workspace was killed");
+}
+
+// --- neighbours ---
+
+#[test]
+fn processes_of_the_host_and_of_other_workspaces_are_not_seen() {
+    let derrick = Derrick::on_host();
+    let (one, other) = (derrick.create(), derrick.create());
+    seen_from_the_host(&one);
+    let seen =
+        other.ok("cat /proc/[0-9]*/cmdline | tr '\\0' ' '; echo; ls -d /proc/[0-9]* | wc -l");
+    assert!(!seen.contains("seen-"), "{seen}");
+    assert!(!seen.contains("cargo"), "{seen}");
+    let count: u32 = seen
+        .lines()
+        .last()
+        .and_then(|line| line.trim().parse().ok())
+        .expect("wc counts");
+    assert!(count < 10, "{seen}");
+}
+
+#[test]
+fn system_v_ipc_of_the_host_and_of_other_workspaces_is_not_seen() {
+    let derrick = Derrick::on_host();
+    let (one, other) = (derrick.create(), derrick.create());
+    one.ok("ipcmk --shmem 4096 --queue --semaphore 1");
+    let count = "cat /proc/sysvipc/shm /proc/sysvipc/msg /proc/sysvipc/sem | wc -l";
+    assert_eq!(one.ok(count).trim(), "6");
+    assert_eq!(other.ok(count).trim(), "3");
+}
+
+#[test]
+fn each_workspace_has_a_hostname_of_its_own() {
+    let derrick = Derrick::on_host();
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").expect("the host has a name");
+    let inside = derrick.create().ok("hostname");
+    assert_ne!(inside, host);
+    assert!(
+        inside.contains("test"),
+        "{inside} does not tell the config's name"
+    );
+}
+
+// --- network ---
+
+#[test]
+fn loopback_works_inside_and_is_not_the_hosts() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("cannot listen on loopback");
+    let port = listener.local_addr().expect("it is bound").port();
+    std::net::TcpStream::connect(("127.0.0.1", port)).expect("the host reaches its own loopback");
+
+    let derrick = Derrick::on_host();
+    let api = derrick
+        .api
+        .address()
+        .rsplit(':')
+        .next()
+        .expect("a port")
+        .to_owned();
+    let program = format!(
+        "import errno, socket
+server = socket.create_server(('127.0.0.1', 0))
+client = socket.create_connection(server.getsockname())
+client.sendall(b'hello')
+print(server.accept()[0].recv(5).decode())
+server = socket.create_server(('::1', 0), family=socket.AF_INET6)
+socket.create_connection(server.getsockname()[:2])
+print('version 6')
+for port in ({port}, {api}):
+    try:
+        socket.create_connection(('127.0.0.1', port))
+        print('reached the host')
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"
+    );
+    assert_eq!(
+        derrick.create().python(&program).expect(0),
+        "hello\nversion 6\nECONNREFUSED\nECONNREFUSED\n"
+    );
+}
+
+#[test]
+fn there_is_no_way_out() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    assert_eq!(workspace.ok("tail -n +2 /proc/net/route"), "");
+    let interfaces = workspace.ok("tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' '");
+    let others: Vec<&str> = interfaces
+        .lines()
+        // Kernels with these tunnels built in show one of each in every new namespace, down.
+        .filter(|name| {
+            ![
+                "tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0",
+                "ip6gre0",
+            ]
+            .contains(name)
+        })
+        .collect();
+    assert_eq!(others, ["lo"]);
+    let program = "import errno, socket
+for family, address in ((socket.AF_INET, '192.0.2.1'), (socket.AF_INET, '169.254.169.254'), (socket.AF_INET6, '2001:db8::1')):
+    try:
+        socket.socket(family).connect((address, 80))
+        print('reached', address)
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+";
+    assert_eq!(
+        workspace.python(program).expect(0),
+        "ENETUNREACH\nENETUNREACH\nENETUNREACH\n"
+    );
+}
+
+#[test]
+fn abstract_sockets_of_the_host_are_out_of_reach() {
+    let name = format!("derrick-test-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("the name is short");
+    let _listener = UnixListener::bind_addr(&address).expect("cannot bind an abstract socket");
+    UnixStream::connect_addr(&address).expect("the host reaches it");
+
+    let derrick = Derrick::on_host();
+    let program = format!(
+        "import errno, socket
+try:
+    socket.socket(socket.AF_UNIX).connect('\\0{name}')
+    print('reached')
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"
+    );
+    let printed = derrick.create().python(&program).expect(0);
+    assert!(
+        ["ECONNREFUSED\n", "EPERM\n"].contains(&printed.as_str()),
+        "{printed}"
+    );
+}
+
+// --- limits that every command inherits ---
+
+#[test]
+fn no_core_is_dumped_and_the_kernel_kills_a_workspace_before_the_provider() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    // Not 0: a core_pattern with a pipe ignores that.
+    let limits = workspace.ok("grep 'Max core file size' /proc/self/limits");
+    let numbers: Vec<&str> = limits
+        .split_whitespace()
+        .filter(|word| word.parse::<u64>().is_ok())
+        .collect();
+    assert_eq!(numbers, ["1", "1"], "{limits}");
+    let score: i32 = workspace
+        .ok("cat /proc/self/oom_score_adj")
+        .trim()
+        .parse()
+        .expect("it is a number");
+    assert!(score >= 500, "{score}");
+    let ran = workspace.sh("echo -1000 > /proc/self/oom_score_adj");
+    assert_ne!(ran.exit_code, 0, "{}", ran.output);
+}
+
+// --- what must keep working ---
+
+#[test]
+fn what_developers_do_all_day_works() {
+    let derrick = Derrick::start(json!({ "name": "test", "workdir": "/srv" }));
+    let workspace = derrick.create();
+    workspace.write_file(
+        "/srv/hello.c",
+        b"#include <stdio.h>\nint main(void) { puts(\"hello\"); }\n",
+    );
+    workspace.write_file("/srv/Makefile", b"hello: hello.c\n\tcc -o $@ $<\n");
+    assert!(workspace.ok("make && ./hello").ends_with("hello\n"));
+    workspace
+        .ok("git init -q . && git add -A && git -c user.name=a -c user.email=a@b commit -qm first");
+    let program = "import multiprocessing, os, pty, threading
+with multiprocessing.Pool(2) as pool:
+    print(sum(pool.map(abs, range(-10, 10))))
+threads = [threading.Thread(target=print, args=('thread',)) for _ in range(2)]
+for thread in threads:
+    thread.start()
+    thread.join()
+pty.openpty()
+";
+    workspace.write_file("/srv/all.py", program.as_bytes());
+    assert_eq!(
+        workspace.ok("/usr/bin/python3 all.py"),
+        "100\nthread\nthread\n"
+    );
+}
+
+#[test]
+fn a_child_can_be_traced_by_its_own_parent() {
+    let program = "import ctypes, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+child = os.fork()
+if child == 0:
+    libc.ptrace(0, 0, None, None)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    os._exit(7)
+print(os.WIFSTOPPED(os.waitpid(child, 0)[1]))
+libc.ptrace(17, child, None, None)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+";
+    let derrick = Derrick::on_host();
+    assert_eq!(derrick.create().python(program).expect(0), "True\n7\n");
+}
+
+#[test]
+fn init_cannot_be_starved_through_its_limits() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let ran =
+        workspace.sh("prlimit --pid 1 --nofile=3:3; prlimit --pid $$ --nofile=64:64 && echo own");
+    assert!(
+        ran.output.contains("Operation not permitted"),
+        "{}",
+        ran.output
+    );
+    assert!(ran.output.ends_with("own\n"), "{}", ran.output);
+}
+
+#[test]
+fn no_process_can_be_made_beside_its_parent() {
+    // A sibling of the leader of an exec would not be found by that exec's deadline.
+    let clone_parent = "import ctypes, errno, os, platform
+libc = ctypes.CDLL(None, use_errno=True)
+number = {'x86_64': 56, 'aarch64': 220}[platform.machine()]
+child = libc.syscall(number, 0x8000 | 17, 0, 0, 0, 0)
+if child == 0:
+    os._exit(0)
+print('made' if child > 0 else errno.errorcode[ctypes.get_errno()])";
+    let outside = std::process::Command::new("/usr/bin/python3")
+        .args(["-c", clone_parent])
+        .output()
+        .expect("python3 runs");
+    assert_eq!(String::from_utf8_lossy(&outside.stdout), "made\n");
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    assert_eq!(workspace.python(clone_parent).expect(0), "EPERM\n");
+}

@@ -1,0 +1,357 @@
+//! The provider's life: however it ends nothing is left running or mounted, and nothing acknowledged is lost.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use support::{
+    Derrick, GitServer, Launch, Lives, Scratch, Workspace, cgroup_directories, descendants,
+    fixture, mounts_below, open_files, succeed, wait_until_empty,
+};
+
+/// Processes of every kind: in the foreground of a command, in the background, in a session of its own.
+fn keep_busy(workspace: &Workspace) {
+    workspace.ok("mkfifo /tmp/started");
+    workspace.start("(sleep 1000 &); setsid -f sleep 1000; echo > /tmp/started; exec sleep 1000");
+    workspace.ok("read line < /tmp/started");
+}
+
+#[test]
+fn sigterm_ends_the_provider_and_all_that_it_started() {
+    let mut derrick = Derrick::on_host();
+    for _ in 0..3 {
+        keep_busy(&derrick.create());
+    }
+    let lives = Lives::below(derrick.pid());
+    assert!(lives.count() >= 3 * 3, "only {} processes", lives.count());
+    let status = derrick.stop();
+    assert_eq!(status.code(), Some(0), "{}", derrick.printed());
+    lives.assert_gone();
+    lives.assert_namespaces_gone();
+    assert_eq!(mounts_below(&derrick.state()), Vec::<String>::new());
+}
+
+#[test]
+fn ctrl_c_ends_the_provider_and_all_that_it_started() {
+    let mut derrick = Derrick::on_host();
+    keep_busy(&derrick.create());
+    let lives = Lives::below(derrick.pid());
+    let status = derrick.interrupt();
+    assert!(matches!(status.code(), Some(0 | 130)), "{status}");
+    lives.assert_gone();
+    assert_eq!(mounts_below(&derrick.state()), Vec::<String>::new());
+}
+
+#[test]
+fn killing_the_provider_kills_its_sandboxes() {
+    let mut derrick = Derrick::on_host();
+    for _ in 0..3 {
+        keep_busy(&derrick.create());
+    }
+    let lives = Lives::below(derrick.pid());
+    derrick.kill9();
+    lives.assert_gone();
+    lives.assert_namespaces_gone();
+    assert_eq!(mounts_below(&derrick.state()), Vec::<String>::new());
+    derrick.start_again();
+    let left = cgroup_directories(lives.cgroups());
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn killing_the_provider_in_the_middle_of_setup_leaves_no_half_layer() {
+    let config = |script: &str| {
+        json!({
+            "name": "test",
+            "base": { "type": "tarball", "path": fixture("busybox.tar") },
+            "setup_script": script,
+        })
+    };
+    // The script says that it has begun by asking the git server, which is the only way out of it.
+    let server = GitServer::open();
+    let address = server.repository("x", &[]).url;
+    let port = address
+        .rsplit(':')
+        .next()
+        .and_then(|rest| rest.split('/').next());
+    let port = port.expect("the address has a port");
+    let began = format!(
+        "echo half > /half; wget -q -O /dev/null http://127.0.0.1:{port}/began; echo whole >> /half"
+    );
+    let mut blocking = config(&format!("{began}; mkfifo /f; read line < /f"));
+    blocking["setup"] = json!({ "network": "host" });
+    let mut derrick = Launch::new(blocking.clone())
+        .token("a-token-that-the-script-does-not-know")
+        .start();
+    let create = derrick.api.start("/workspaces", json!({}));
+    server.wait_for_request();
+    let lives = Lives::below(derrick.pid());
+    derrick.kill9();
+    assert!(create.outcome().is_err(), "a killed provider answered");
+    lives.assert_gone();
+
+    let mut finishing = blocking;
+    finishing["setup_script"] = json!(format!("{began}; true"));
+    derrick.configure(&finishing);
+    derrick.start_again();
+    assert_eq!(derrick.create().ok("cat /half"), "half\nwhole\n");
+}
+
+#[test]
+fn a_restart_brings_workspaces_back_with_their_files_and_says_that_processes_are_gone() {
+    for crash in [false, true] {
+        let mut derrick = Derrick::start(json!({
+            "name": "test",
+            "workdir": "/srv",
+            "setup_script": "echo setup > /srv/file",
+        }));
+        let workspace = derrick
+            .api
+            .create_with(&json!({ "env": { "COLOUR": "blue" } }));
+        workspace.ok(
+            "echo changed > file; echo new > /new; rm -r /media; mv /srv /moved; ln -s moved /srv",
+        );
+        workspace.write_file("/written", b"acknowledged");
+        keep_busy(&workspace);
+        assert_eq!(workspace.describe()["state"], json!("running"));
+        if crash {
+            derrick.kill9();
+            derrick.start_again();
+        } else {
+            derrick.restart();
+        }
+        assert_eq!(derrick.api.list(), [workspace.id.as_str()]);
+        let workspace = derrick.api.workspace(&workspace.id);
+        let description = workspace.describe();
+        assert_eq!(description["state"], json!("stopped"), "{description}");
+        let detail = description["state_detail"].as_str().unwrap_or_default();
+        assert!(detail.contains("process"), "{description}");
+
+        assert_eq!(
+            workspace.ok("cat file /new /written; ls -d /media 2> /dev/null; echo $COLOUR"),
+            "changed\nnew\nacknowledgedblue\n"
+        );
+        assert!(!workspace.ok("cat /proc/[0-9]*/comm").contains("sleep"));
+        assert_eq!(workspace.describe()["state"], json!("running"));
+        workspace.reset();
+        assert_eq!(workspace.ok("cat /srv/file; echo $COLOUR"), "setup\nblue\n");
+        assert_eq!(workspace.sh("test -e /new").exit_code, 1);
+    }
+}
+
+#[test]
+fn files_are_read_and_written_after_a_restart_without_a_command_first() {
+    let mut derrick = Derrick::on_host();
+    let id = {
+        let workspace = derrick.create();
+        workspace.write_file("/kept", b"content");
+        workspace.id
+    };
+    derrick.restart();
+    let workspace = derrick.api.workspace(&id);
+    assert_eq!(workspace.read_file("/kept"), b"content");
+    derrick.restart();
+    let workspace = derrick.api.workspace(&id);
+    workspace.write_file("/more", b"more");
+    assert_eq!(workspace.ok("cat /kept /more"), "contentmore");
+}
+
+#[test]
+fn a_deleted_workspace_stays_deleted_after_a_crash() {
+    let mut derrick = Derrick::on_host();
+    let (kept, deleted) = (derrick.create(), derrick.create());
+    assert!(deleted.delete());
+    derrick.kill9();
+    derrick.start_again();
+    assert_eq!(derrick.api.list(), [kept.id.as_str()]);
+}
+
+#[test]
+fn what_is_left_of_a_big_tree_is_removed_after_a_crash() {
+    let mut derrick = Derrick::start(json!({
+        "name": "test",
+        "base": { "type": "tarball", "path": fixture("busybox.tar") },
+    }));
+    let workspace = derrick.create();
+    workspace.ok("mkdir /big && cd /big && for d in $(seq 100); do
+            mkdir $d && (cd $d && seq 200 | xargs touch && chmod 0 . )
+        done");
+    assert!(workspace.delete());
+    derrick.kill9();
+    derrick.start_again();
+    wait_until_empty(&derrick.state().join("trash"));
+    let workspaces = entries(&derrick.state().join("workspaces"));
+    assert_eq!(workspaces, Vec::<String>::new());
+}
+
+#[test]
+fn deep_and_oddly_named_trees_are_removed() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let program = "import os
+os.makedirs('/odd'); os.chdir('/odd')
+for name in ('-rf', 'a\\nb', '*', ' ', 'x' * 255):
+    os.mkdir(name)
+open(b'\\xff', 'w').close()
+os.symlink('/etc', 'link')
+os.mkdir('closed', 0)
+for depth in range(3000):
+    os.mkdir('d'); os.chdir('d')
+";
+    workspace.python(program).expect(0);
+    workspace.reset();
+    assert!(workspace.delete());
+    wait_until_empty(&derrick.state().join("trash"));
+    assert!(Path::new("/etc/passwd").exists());
+}
+
+#[test]
+fn nothing_leaks_however_often_workspaces_come_and_go() {
+    let derrick = Derrick::on_host();
+    let round = || {
+        let workspace = derrick.create();
+        workspace.ok("echo x > /x; (sleep 1000 > /dev/null 2>&1 &)");
+        workspace.write_file("/file", b"x");
+        workspace.read_file("/file");
+        workspace.sh_with("sleep 1000", &json!({ "timeout": 1 }));
+        workspace.reset();
+        workspace.ok("true");
+        assert!(workspace.delete());
+    };
+    let look = || {
+        wait_until_empty(&derrick.state().join("trash"));
+        // The spawner, the first of them, stays; what removed files ends when it has.
+        Lives::of(&descendants(derrick.pid())[1..]).assert_gone();
+        (
+            open_files(derrick.pid()),
+            entries(&derrick.state().join("workspaces")),
+        )
+    };
+    // What the first workspace brings into being for good, such as the layer, is no leak.
+    round();
+    let (files, workspaces) = look();
+    for _ in 0..5 {
+        round();
+    }
+    let (files_then, workspaces_then) = look();
+    assert_eq!(workspaces_then, workspaces);
+    assert_eq!(
+        files_then.len(),
+        files.len(),
+        "{files:#?} became {files_then:#?}"
+    );
+    assert_eq!(mounts_below(&derrick.state()), Vec::<String>::new());
+}
+
+#[test]
+fn a_second_provider_on_the_same_state_is_refused() {
+    let derrick = Derrick::on_host();
+    let output = std::process::Command::new(support::binary())
+        .args(["--listen", "127.0.0.1:0", "--state-dir"])
+        .arg(derrick.state())
+        .output()
+        .expect("cannot start derrick");
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(&*derrick.state().to_string_lossy()), "{said}");
+}
+
+#[test]
+fn the_state_directory_is_closed_to_others() {
+    use std::os::unix::fs::PermissionsExt;
+    let derrick = Derrick::on_host();
+    let mode = fs::metadata(derrick.state())
+        .expect("it is there")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
+fn a_base_that_is_gone_is_a_clear_error_and_the_service_goes_on() {
+    let scratch = Scratch::new();
+    let root = scratch.join("root");
+    fs::create_dir(&root).expect("it is the test's own");
+    succeed(
+        std::process::Command::new("tar")
+            .arg("-xf")
+            .arg(fixture("busybox.tar"))
+            .arg("-C")
+            .arg(&root),
+    );
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "base": { "type": "directory", "path": root },
+    }));
+    let there = derrick.create();
+    let moved = scratch.join("moved");
+    fs::rename(&root, &moved).expect("it is the test's own");
+    let answer = derrick.api.post("/workspaces", &json!({}));
+    let status = answer.status;
+    let problem = answer.problem(status);
+    assert!(status >= 400, "{problem}");
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains(&*root.to_string_lossy()), "{problem}");
+    derrick.api.get("/health").expect(200);
+    fs::rename(&moved, &root).expect("it is the test's own");
+    derrick.create().ok("true");
+    there.ok("true");
+}
+
+#[test]
+fn a_full_disk_is_a_clear_error_and_the_service_goes_on() {
+    let disk = std::env::var_os("DERRICK_SMALL_DISK")
+        .expect("DERRICK_SMALL_DISK names no small filesystem; tests/run as root makes one");
+    let state = Path::new(&disk).join("state");
+    let derrick = Launch::new(json!({ "name": "test" })).state(&state).start();
+    let workspace = derrick.create();
+
+    let ran = workspace.sh("head -c 1G /dev/zero > /big");
+    assert_ne!(ran.exit_code, 0);
+    assert!(
+        ran.output.contains("No space left on device"),
+        "{}",
+        ran.output
+    );
+    let body = json!({ "path": "/more", "content": "eHh4".repeat(1 << 16) });
+    workspace.post("write_file", &body).problem(507);
+    let answer = derrick.api.post("/workspaces", &json!({}));
+    if answer.status != 200 {
+        let problem = answer.problem(507);
+        assert!(problem.to_string().contains("space"), "{problem}");
+    }
+    derrick.api.get("/health").expect(200);
+    workspace.ok("rm /big; echo x > /small");
+    workspace.post("write_file", &body).expect(200);
+
+    // The same for inodes.
+    let ran = workspace.sh("mkdir /many; cd /many; seq 100000 | xargs touch");
+    assert!(
+        ran.output.contains("No space left on device"),
+        "{}",
+        ran.output
+    );
+    let answer = workspace.post("reset", &json!({}));
+    if answer.status != 200 {
+        // A new upper needs an inode, and none is left.
+        answer.problem(507);
+        workspace.ok("rm -r /many");
+        workspace.reset();
+    }
+    workspace.ok("echo x > /small; test ! -e /many");
+    assert!(workspace.delete());
+    drop(derrick);
+    succeed(support::as_owner("rm").arg("-rf").arg(&state));
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    fs::read_dir(directory)
+        .unwrap_or_else(|error| panic!("cannot list {}: {error}", directory.display()))
+        .map(|entry| {
+            let name = entry.expect("it can be listed").file_name();
+            name.to_string_lossy().into_owned()
+        })
+        .collect()
+}

@@ -1,0 +1,366 @@
+//! Setup happens once for everything that determines it, and its result is what every workspace starts from.
+
+mod support;
+
+use std::io::Write;
+use std::net::TcpListener;
+
+use serde_json::{Value, json};
+use support::{Derrick, GitServer, Launch, Workspace};
+
+/// Prints something new at each run of a setup script, so that runs can be told apart.
+const NEW_RUN: &str = "cat /proc/sys/kernel/random/uuid";
+
+fn with_script(script: &str) -> Value {
+    json!({ "name": "test", "setup_script": script })
+}
+
+/// The commit that a repository of a workspace is at.
+fn head(workspace: &Workspace, path: &str) -> String {
+    workspace
+        .ok(&format!("git -C {path} rev-parse HEAD"))
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn ten_creates_at_once_set_up_once() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("README", "hello\n")]);
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "repositories": [{ "url": upstream.url, "path": "/project" }],
+        "setup_script": format!("{NEW_RUN} > /run-id"),
+    }));
+    let runs: Vec<String> = std::thread::scope(|scope| {
+        let creates: Vec<_> = (0..10)
+            .map(|_| scope.spawn(|| derrick.create().ok("cat /run-id /project/README")))
+            .collect();
+        creates
+            .into_iter()
+            .map(|create| create.join().expect("the create got its answer"))
+            .collect()
+    });
+    assert!(runs.iter().all(|run| run == &runs[0]), "{runs:?}");
+    assert_eq!(
+        server.packs(),
+        1,
+        "the repository was cloned more than once"
+    );
+}
+
+#[test]
+fn the_result_is_kept_over_a_restart() {
+    let mut derrick = Derrick::start(with_script(&format!("{NEW_RUN} > /run-id")));
+    let run = derrick.create().ok("cat /run-id");
+    derrick.restart();
+    assert_eq!(derrick.create().ok("cat /run-id"), run);
+}
+
+#[test]
+fn another_script_or_environment_is_another_setup() {
+    let script = format!("{NEW_RUN} > /run-id");
+    let configs = [
+        with_script(&script),
+        with_script(&format!("{script} # changed")),
+        json!({ "name": "test", "setup_script": script, "env": { "A": "1" } }),
+        json!({ "name": "test", "setup_script": script, "env": { "A": "2" } }),
+    ];
+    let mut derrick = Derrick::start(configs[0].clone());
+    let mut runs = Vec::new();
+    for config in &configs {
+        derrick.configure(config);
+        derrick.restart();
+        runs.push(derrick.create().ok("cat /run-id"));
+    }
+    // Back to the first: its layer is still there.
+    derrick.configure(&configs[0]);
+    derrick.restart();
+    assert_eq!(derrick.create().ok("cat /run-id"), runs[0]);
+    runs.sort();
+    runs.dedup();
+    assert_eq!(runs.len(), configs.len());
+}
+
+#[test]
+fn a_failing_script_is_the_callers_error_with_its_code_and_output_and_nothing_is_kept() {
+    let derrick = Derrick::start(with_script(&format!(
+        "echo starting; {NEW_RUN}; echo it broke >&2; exit 7"
+    )));
+    let mut outputs = Vec::new();
+    for _ in 0..2 {
+        let problem = derrick.api.post("/workspaces", &json!({})).problem(422);
+        assert_eq!(problem["exit_code"], json!(7), "{problem}");
+        let output = problem["output"].as_str().unwrap_or_default().to_owned();
+        assert!(output.starts_with("starting\n"), "{problem}");
+        assert!(output.ends_with("it broke\n"), "{problem}");
+        outputs.push(output);
+    }
+    assert_ne!(outputs[0], outputs[1], "the script did not run again");
+    assert_eq!(derrick.api.list(), Vec::<String>::new());
+}
+
+#[test]
+fn a_failing_script_fails_every_create_that_waited_for_it() {
+    let derrick = Derrick::start(with_script("exit 1"));
+    std::thread::scope(|scope| {
+        for _ in 0..5 {
+            scope.spawn(|| derrick.api.post("/workspaces", &json!({})).problem(422));
+        }
+    });
+}
+
+#[test]
+fn only_the_end_of_a_failing_scripts_long_output_comes_back() {
+    let derrick = Derrick::start(with_script("seq 1000000; echo the end; exit 1"));
+    let problem = derrick.api.post("/workspaces", &json!({})).problem(422);
+    let output = problem["output"].as_str().unwrap_or_default();
+    assert!(output.len() < 1 << 20, "{} bytes", output.len());
+    assert!(output.ends_with("1000000\nthe end\n"), "{output}");
+}
+
+#[test]
+fn the_script_runs_in_the_workdir_as_root_with_the_environment() {
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "workdir": "/srv",
+        "env": { "COLOUR": "green" },
+        "setup_script": "#!/bin/bash\nset -eu\n[[ $COLOUR == green ]]\npwd > /where\nid -u >> /where\n",
+    }));
+    assert_eq!(derrick.create().ok("cat /where"), "/srv\n0\n");
+}
+
+#[test]
+fn a_process_that_the_script_left_is_not_in_the_workspace() {
+    let derrick = Derrick::start(with_script(
+        "sleep 1000 > /dev/null 2>&1 & echo kept > /kept",
+    ));
+    let workspace = derrick.create();
+    let names = workspace.ok("cat /kept /proc/[0-9]*/comm");
+    assert!(names.starts_with("kept\n"), "{names}");
+    assert!(!names.contains("sleep"), "{names}");
+}
+
+#[test]
+fn a_branch_a_tag_a_commit_and_the_default_branch_are_checked_out() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    let first = upstream.head();
+    upstream.git(&["tag", "v1"]);
+    let second = upstream.commit(&[("file", "second\n")]);
+    upstream.git(&["checkout", "--quiet", "-b", "feature/one"]);
+    let third = upstream.commit(&[("file", "third\n")]);
+    for (reference, commit) in [
+        (Value::Null, &second),
+        (json!("feature/one"), &third),
+        (json!("v1"), &first),
+        (json!(first), &first),
+    ] {
+        let derrick = Derrick::start(json!({
+            "name": "test",
+            "repositories": [{ "url": upstream.url, "path": "/project", "reference": reference }],
+        }));
+        let workspace = derrick.create();
+        assert_eq!(&head(&workspace, "/project"), commit, "{reference}");
+        assert_eq!(workspace.ok("git -C /project status --porcelain"), "");
+    }
+}
+
+#[test]
+fn a_repository_belongs_to_the_workspace_and_knows_its_origin_without_credentials() {
+    let server = GitServer::with_token("token-of-the-test");
+    let upstream = server.repository("project", &[("file", "content\n")]);
+    let derrick = Launch::new(json!({
+        "name": "test",
+        "workdir": "/code/project",
+        "repositories": [
+            { "url": upstream.url, "path": "/code/project", "token_env": "GIT_TOKEN" },
+        ],
+    }))
+    .environment("GIT_TOKEN", "token-of-the-test")
+    .start();
+    let workspace = derrick.create();
+    assert_eq!(
+        workspace.ok("git remote get-url origin").trim(),
+        upstream.url
+    );
+    assert_eq!(workspace.ok("git rev-parse --abbrev-ref HEAD"), "main\n");
+    assert_eq!(
+        workspace.ok("stat -c %u:%g . .git .git/config file"),
+        "0:0\n".repeat(4)
+    );
+    workspace.ok("git -c user.name=a -c user.email=a@b commit -q --allow-empty -m mine");
+    let found = workspace.sh("grep -rl token-of-the-test /code /etc /home /root /tmp /var");
+    assert_eq!(found.output, "");
+    assert!(workspace.ok("git fsck --full; echo $?").ends_with("0\n"));
+}
+
+#[test]
+fn a_repository_that_moved_is_fetched_into_the_previous_setup_and_not_cloned_again() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n"), ("doomed", "x\n")]);
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "repositories": [{ "url": upstream.url, "path": "/project" }],
+        "setup_script": "cd /project; echo run >> /runs; echo product-of-$(cat file) >> product.o",
+    }));
+    let first = derrick.create();
+    assert_eq!(
+        first.ok("cat /runs /project/product.o"),
+        "run\nproduct-of-first\n"
+    );
+    assert_eq!(server.packs(), 1);
+
+    upstream.git(&["rm", "--quiet", "doomed"]);
+    let commit = upstream.commit(&[("file", "second\n")]);
+    let second = derrick.create();
+    assert_eq!(head(&second, "/project"), commit);
+    // The build products of the first setup were there when the second began.
+    assert_eq!(
+        second.ok("cat /runs /project/product.o"),
+        "run\nrun\nproduct-of-first\nproduct-of-second\n"
+    );
+    assert_eq!(second.sh("test -e /project/doomed").exit_code, 1);
+    assert_eq!(
+        second.ok("git -C /project status --porcelain"),
+        "?? product.o\n"
+    );
+    assert_eq!(server.packs(), 2);
+    let last = server
+        .requests()
+        .into_iter()
+        .rfind(|request| request.wants_objects());
+    assert!(
+        last.is_some_and(|request| request.has_commits()),
+        "it was cloned again"
+    );
+
+    // Who was there before stays where it was.
+    assert_eq!(first.ok("cat /project/file"), "first\n");
+    first.reset();
+    assert_eq!(first.ok("cat /project/file /runs"), "first\nrun\n");
+}
+
+#[test]
+fn a_repository_that_did_not_move_is_not_set_up_again() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "repositories": [{ "url": upstream.url, "path": "/project" }],
+        "setup_script": format!("{NEW_RUN} > /run-id"),
+    }));
+    let run = derrick.create().ok("cat /run-id");
+    assert_eq!(derrick.create().ok("cat /run-id"), run);
+    assert_eq!(server.packs(), 1);
+}
+
+#[test]
+fn a_fetch_brings_commits_in_and_leaves_local_work_alone() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    let old = upstream.head();
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "workdir": "/project",
+        "repositories": [{ "url": upstream.url, "path": "/project", "reference": "main" }],
+    }));
+    let workspace = derrick.create();
+    workspace.ok("echo mine > file; echo new > untracked; git config my.setting kept");
+    let new = upstream.commit(&[("file", "second\n")]);
+    assert_eq!(
+        workspace.fetch(),
+        json!({ "repositories": [{
+            "url": upstream.url,
+            "path": "/project",
+            "reference": "main",
+            "old_commit": old,
+            "new_commit": new,
+        }] })
+    );
+    assert_eq!(workspace.ok("git rev-parse origin/main").trim(), new);
+    assert_eq!(head(&workspace, "/project"), old);
+    assert_eq!(
+        workspace.ok("cat file untracked; git config my.setting"),
+        "mine\nnew\nkept\n"
+    );
+    assert_eq!(workspace.ok("git show origin/main:file"), "second\n");
+
+    let again = workspace.fetch()["repositories"].take();
+    assert_eq!(again[0]["old_commit"], json!(new), "{again}");
+    assert_eq!(again[0]["new_commit"], json!(new), "{again}");
+}
+
+#[test]
+fn a_repository_that_cannot_be_had_is_an_error_that_names_it() {
+    let server = GitServer::with_token("right");
+    let upstream = server.repository("project", &[("file", "x\n")]);
+    let missing = upstream.url.replace("project", "missing");
+    for (url, reference, token) in [
+        (&upstream.url, "main", "wrong-token"),
+        (&missing, "main", "right"),
+        (&upstream.url, "no-such-branch", "right"),
+    ] {
+        let derrick = Launch::new(json!({
+            "name": "test",
+            "repositories": [
+                { "url": url, "path": "/project", "reference": reference, "token_env": "GIT_TOKEN" },
+            ],
+        }))
+        .environment("GIT_TOKEN", token)
+        .start();
+        let answer = derrick.api.post("/workspaces", &json!({}));
+        let problem = answer.problem(422);
+        let detail = problem["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(url.as_str()), "{problem}");
+        assert!(!problem.to_string().contains("wrong-token"), "{problem}");
+        assert!(
+            reference == "main" || detail.contains(reference),
+            "{problem}"
+        );
+        assert_eq!(derrick.api.list(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn the_setup_phase_has_its_own_network() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("cannot listen on loopback");
+    let port = listener.local_addr().expect("it is bound").port();
+    let downloads = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("the script connects");
+        stream.write_all(b"downloaded\n").expect("the script reads");
+        listener
+    });
+    let download = format!("cat < /dev/tcp/127.0.0.1/{port}");
+    let derrick = Launch::new(json!({
+        "name": "test",
+        "network": "none",
+        "setup": { "network": "host" },
+        "setup_script": format!("{download} > /download"),
+    }))
+    .token("a-token-that-the-script-does-not-know")
+    .start();
+    let workspace = derrick.create();
+    let listener = downloads.join().expect("the script came");
+    assert_eq!(workspace.ok("cat /download"), "downloaded\n");
+    let ran = workspace.sh(&download);
+    assert_eq!(ran.exit_code, 1, "{}", ran.output);
+    assert!(ran.output.contains("refused"), "{}", ran.output);
+    drop(listener);
+}
+
+#[test]
+fn a_setup_without_network_reaches_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("cannot listen on loopback");
+    let port = listener.local_addr().expect("it is bound").port();
+    let derrick = Derrick::start(with_script(&format!("cat < /dev/tcp/127.0.0.1/{port}")));
+    let problem = derrick.api.post("/workspaces", &json!({})).problem(422);
+    assert!(
+        problem["output"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("refused"),
+        "{problem}"
+    );
+    drop(listener);
+}
