@@ -388,11 +388,13 @@ async fn connections_that_fail_are_told_apart() {
         .expect_err("nothing comes");
     assert!(matches!(error, GitError::Transfer { .. }), "{error}");
 
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .expect("binds")
-        .local_addr()
-        .expect("an address");
-    let repository = repository(&format!("http://{closed}/r.git"), None);
+    // Bound and not listened on: nobody else gets the port, and it refuses.
+    let closed = tokio::net::TcpSocket::new_v4().expect("a socket");
+    closed
+        .bind("127.0.0.1:0".parse().expect("an address"))
+        .expect("binds");
+    let address = closed.local_addr().expect("an address");
+    let repository = repository(&format!("http://{address}/r.git"), None);
     let error = hosted
         .setting
         .mirrors

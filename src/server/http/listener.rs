@@ -358,8 +358,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api");
 
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "a stale socket to begin with");
+        // Bound and never listened on, like the socket of a provider that was killed. One that
+        // was listened on might still be: a child that another test forks has it until it execs.
+        let stale = unix_socket().unwrap();
+        rustix::net::bind(&stale, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         let listener = Listener::unix(&path).unwrap();
         assert!(matches!(Listener::unix(&path), Err(BindError::InUse(_))));
         drop(listener);
