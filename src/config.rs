@@ -58,6 +58,10 @@ pub struct WorkspaceConfig {
     #[serde(default = "root_dir")]
     #[schemars(extend("pattern" = "^/"))]
     pub workdir: PathBuf,
+    /// The user whom commands run as, by name or number as the workspace's `/etc/passwd` has it.
+    #[serde(default = "root")]
+    #[schemars(length(min = 1, max = 255))]
+    pub user: String,
     /// What network commands see.
     #[serde(default)]
     pub network: Network,
@@ -281,6 +285,7 @@ impl WorkspaceConfig {
             base: Base::default(),
             env: BTreeMap::new(),
             workdir: root_dir(),
+            user: root(),
             network: Network::default(),
             setup: Setup::default(),
             best_effort: Vec::new(),
@@ -504,6 +509,10 @@ impl de::Visitor<'_> for SizeVisitor {
 
 fn root_dir() -> PathBuf {
     PathBuf::from("/")
+}
+
+fn root() -> String {
+    "root".to_owned()
 }
 
 fn read_config(file: &Path) -> io::Result<String> {

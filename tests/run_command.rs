@@ -177,6 +177,24 @@ fn on_a_terminal_the_command_has_one_of_the_workspaces_own() {
 }
 
 #[test]
+fn a_users_terminal_is_the_users_own() {
+    if mode() == Mode::Single {
+        return;
+    }
+    let scratch = Scratch::new();
+    let config = scratch.file("config.json", r#"{ "name": "test", "user": "4711" }"#);
+    let mut command = derrick_run(&scratch);
+    command.arg("-w").arg(config).args([
+        "--",
+        "sh",
+        "-c",
+        "echo \"named $(stat -c %u $(tty))\" > $(tty); echo ready",
+    ]);
+    let printed = on_terminal(quoted(&command).as_ref(), b"");
+    assert!(printed.contains("named 4711"), "{printed}");
+}
+
+#[test]
 fn ctrl_c_on_the_terminal_is_the_commands_and_the_terminal_is_itself_again() {
     let scratch = Scratch::new();
     let mut command = derrick_run(&scratch);

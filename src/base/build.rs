@@ -92,6 +92,7 @@ impl Build {
             directory: "/".into(),
             environment: Vec::new(),
             terminal: None,
+            user: None,
         };
         let ended = exec::run(&self.sandbox, exec, Some(archive), None).await?;
         let report = ended.output.into_bytes();
@@ -169,22 +170,21 @@ pub(super) async fn run_in(
         directory: directory.to_string_lossy().into_owned(),
         environment: environment(env),
         terminal: None,
+        user: None,
     };
     Ok(exec::run(sandbox, exec, None, None).await?)
 }
 
-/// The environment of a command: what every command has, then each of `over` on top.
+/// The environment of a command: what every command has, then each of `over` on top. What goes with
+/// its user, `HOME` for one, is added inside.
 #[must_use]
 pub fn environment(over: &[&BTreeMap<String, String>]) -> Vec<(String, String)> {
     const EVERY: &[(&str, &str)] = &[
-        ("HOME", "/root"),
         ("LANG", "C.UTF-8"),
-        ("LOGNAME", "root"),
         (
             "PATH",
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         ),
-        ("USER", "root"),
     ];
     let mut all: BTreeMap<&str, &str> = EVERY.iter().copied().collect();
     for layer in over {

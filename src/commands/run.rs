@@ -57,6 +57,7 @@ async fn run_in_throwaway(
             program: Program::Arguments(program),
             directory: None,
             env: terminal_environment(),
+            user: None,
         };
         let sandbox = workspace.sandbox().await?;
         let exec = workspace.exec(launch);

@@ -9,6 +9,7 @@ use std::path::{Component, Path as HostPath, PathBuf};
 
 use super::tree::Path;
 use super::{Base, Limits, Pool, Repository, WorkspaceConfig, reader};
+use crate::init::user;
 
 /// A rule that the config breaks, and where.
 #[derive(Debug)]
@@ -34,6 +35,7 @@ pub(super) fn check(
     }
     let workdir = absolute(&config.workdir).at(|| top().field("workdir"))?;
     config.workdir = workdir;
+    user::check(&config.user).at(|| top().field("user"))?;
     if let Some(limits) = &config.limits {
         unsupported_limits(limits)?;
     }

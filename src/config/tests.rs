@@ -51,6 +51,7 @@ fn a_config_of_bosun_ai_is_accepted_as_it_is() {
     assert!(config.setup_script.unwrap().starts_with("echo"));
     assert!(matches!(&config.base, Base::Host { include } if include.is_empty()));
     assert_eq!(config.workdir, Path::new("/"));
+    assert_eq!(config.user, "root");
     assert_eq!(config.network, Network::None);
     assert_eq!(config.setup.network, None);
 }
@@ -71,6 +72,7 @@ fn every_setting_is_read() {
             "base": {{"include": ["{here}"], "type": "host"}},
             "env": {{"A": "", "B.C": "x=y"}},
             "workdir": "/code/a/",
+            "user": "www-data",
             "network": "none",
             "setup": {{"network": "host"}},
             "best_effort": ["landlock"],
@@ -86,6 +88,7 @@ fn every_setting_is_read() {
         .collect();
     assert_eq!(paths, ["/code/a", "/code/b", "/code/c"]);
     assert_eq!(config.workdir.to_str(), Some("/code/a"));
+    assert_eq!(config.user, "www-data");
     assert_eq!(config.setup.network, Some(Network::Host));
     assert_eq!(config.best_effort, [Restriction::Landlock]);
     assert_eq!(config.env.len(), 2);
@@ -143,7 +146,7 @@ fn unknown_fields_are_refused_with_their_place_and_the_nearest_known_one() {
         ),
         (
             r#"{"name":"n","zzz":1}"#,
-            "c.json:1:13: zzz: there is no such field; known are name, repositories, setup_script, base, env, workdir, network, setup, best_effort, limits, pool",
+            "c.json:1:13: zzz: there is no such field; known are name, repositories, setup_script, base, env, workdir, user, network, setup, best_effort, limits, pool",
         ),
         (
             r#"{"name":"n","repositories":[{"url":"/","pth":"/a"}]}"#,
@@ -635,7 +638,7 @@ fn bases_are_refused_unless_the_host_has_them() {
 }
 
 #[test]
-fn names_of_variables_and_the_workdir_are_checked() {
+fn names_of_variables_the_workdir_and_the_user_are_checked() {
     assert_messages(&[
         (
             r#"{"name":"n","env":{"":"x"}}"#,
@@ -644,6 +647,10 @@ fn names_of_variables_and_the_workdir_are_checked() {
         (
             r#"{"name":"n","env":{"A=B":"x"}}"#,
             "c.json:1:26: env[\"A=B\"]: an environment variable's name cannot contain '=' or NUL",
+        ),
+        (
+            r#"{"name":"n","user":"99999"}"#,
+            "c.json:1:20: user: must be below 65536, if it is a number",
         ),
         (
             r#"{"name":"n","workdir":"code"}"#,

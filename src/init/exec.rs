@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::protocol::{Attempt, Exec, Program, Refusal, Unpacked};
 use super::unpack;
+use super::user::User;
 use crate::sys::process::{
     Child, OneThread, Standard, become_standard, close_all_except, close_on_exec_from_three,
     execute, exit_now, fork_child, reset_signals,
@@ -135,6 +136,17 @@ impl Stdio {
         become_standard(output.as_fd(), Standard::Output)?;
         become_standard(error.as_fd(), Standard::Error)
     }
+
+    /// Lets the user open its terminal by name, as login(1) does.
+    fn give_to(&self, user: &User) -> io::Result<()> {
+        match self {
+            Self::Terminal(slave) if user.uid() != 0 => {
+                let owner = rustix::fs::Uid::from_raw(user.uid());
+                Ok(rustix::fs::fchown(slave, Some(owner), None)?)
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Turns the calling process into the command; returns only if that cannot be.
@@ -154,6 +166,18 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
     if let Err(error) = prepared {
         return refusal(Attempt::Start, &error);
     }
+    let user = match User::find(exec.user.as_deref()) {
+        Ok(user) => user,
+        Err(refused) => return refused,
+    };
+    // The last that takes root: what is the user's own is done by the user.
+    if let Err(error) = stdio.give_to(&user) {
+        // An id that the sandbox does not have can own no terminal.
+        return refusal(Attempt::User(Some(user.uid())), &error);
+    }
+    if let Err(refused) = user.become_it() {
+        return refused;
+    }
     if let Err(error) = rustix::process::chdir(&exec.directory) {
         return refusal(Attempt::Directory, &error.into());
     }
@@ -166,9 +190,20 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
             }
             exit_now(run_unpacker(directory, *compression))
         }
-        Program::Shell(line) => run_shell(line, &exec.environment),
-        Program::Arguments(arguments) => run_program(arguments, &exec.environment),
+        Program::Shell(line) => run_shell(line, &environment_of(exec, &user)),
+        Program::Arguments(arguments) => run_program(arguments, &environment_of(exec, &user)),
     }
+}
+
+/// The exec's environment, and of the user's what it leaves open.
+fn environment_of(exec: &Exec, user: &User) -> Vec<(String, String)> {
+    let given = &exec.environment;
+    let open = user
+        .environment()
+        .into_iter()
+        .filter(|(name, _)| given.iter().all(|(given, _)| given != name))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    open.chain(given.iter().cloned()).collect()
 }
 
 fn run_unpacker(directory: &str, compression: unpack::Compression) -> i32 {

@@ -12,6 +12,7 @@ pub mod protocol;
 mod serve;
 mod tree;
 pub mod unpack;
+pub mod user;
 
 use std::os::fd::{AsFd, OwnedFd};
 

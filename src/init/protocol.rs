@@ -62,6 +62,8 @@ pub struct Exec {
     pub environment: Vec<(String, String)>,
     /// A terminal of the sandbox's own of this size, instead of descriptors.
     pub terminal: Option<Size>,
+    /// The name or number of a user of the workspace; root if absent.
+    pub user: Option<String>,
 }
 
 /// What an exec runs.
@@ -154,6 +156,9 @@ pub struct Refusal {
 pub enum Attempt {
     /// Going to the exec's directory.
     Directory,
+    /// Becoming the user, whose uid is told once it is known: `ENOENT` if there is none of that
+    /// name, `EINVAL` with a uid that the sandbox does not have.
+    User(Option<u32>),
     /// Starting a process.
     Start,
     /// Opening or replacing a file.
@@ -164,6 +169,7 @@ impl fmt::Display for Attempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Directory => "entering the working directory",
+            Self::User(_) => "becoming the user",
             Self::Start => "starting the command",
             Self::File => "opening the file",
         })

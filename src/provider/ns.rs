@@ -126,13 +126,15 @@ impl Provider for NsProvider {
             program: Program::Shell(command.cmd),
             directory: command.working_dir,
             env: command.env,
+            user: None,
         };
         let workspace = self.get(id)?;
+        let user = self.config.user.clone();
         to_its_end(async move {
             let ended = workspace.run(launch, command.timeout).await;
-            Ok(finished(
-                ended.map_err(|error| error_of(error, &directory))?,
-            ))
+            Ok(finished(ended.map_err(|error| {
+                command_error_of(error, &directory, &user)
+            })?))
         })
         .await
     }
@@ -295,6 +297,43 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
     }
 }
 
+/// `error_of` for a command of `user` in `directory`.
+fn command_error_of(error: WorkspaceError, directory: &str, user: &str) -> Error {
+    match error {
+        WorkspaceError::Sandbox(SandboxError::Refused(
+            refusal @ Refusal {
+                attempt: Attempt::User(uid),
+                ..
+            },
+        )) => user_error_of(&refusal, uid, user),
+        other => error_of(other, directory),
+    }
+}
+
+/// Why nothing can be done as `user`, whose uid is `uid` if there is one.
+fn user_error_of(refusal: &Refusal, uid: Option<u32>, user: &str) -> Error {
+    let table = "/etc/passwd or /etc/group";
+    Error::Invalid(match (uid, refusal.errno) {
+        (None, libc::ENOENT) => format!("there is no user '{user}' in the workspace"),
+        (None, libc::ERANGE) => format!(
+            "the uid or gid of user '{user}' in the workspace's /etc/passwd is no number below 65536"
+        ),
+        (None, libc::EINVAL | libc::EISDIR) => {
+            format!("user '{user}' cannot be looked up: the workspace's {table} is no regular file")
+        }
+        (None, libc::EFBIG) => {
+            format!("user '{user}' cannot be looked up: the workspace's {table} is over 1 MiB")
+        }
+        (Some(uid), libc::EINVAL) => format!(
+            "user '{user}' (uid {uid}) cannot be used: only uid 0 is mapped in this identity mode"
+        ),
+        (_, errno) => {
+            let reason = io::Error::from_raw_os_error(errno);
+            format!("user '{user}' cannot be used: {reason}")
+        }
+    })
+}
+
 fn setup_error_of(error: SetupError, path: &str) -> Error {
     match error {
         SetupError::Script { exit_code, output } => Error::SetupFailed { exit_code, output },
@@ -325,6 +364,7 @@ fn refusal_of(refusal: &Refusal, path: &str) -> Error {
     let reason = io::Error::from_raw_os_error(refusal.errno);
     let what = match refusal.attempt {
         Attempt::Directory => format!("the working directory '{path}' cannot be entered"),
+        Attempt::User(_) => "the user cannot be used".to_owned(),
         Attempt::Start => "the command cannot be started".to_owned(),
         Attempt::File => format!("'{path}' cannot be opened as a file"),
     };

@@ -64,6 +64,8 @@ pub struct Launch {
     pub directory: Option<String>,
     /// On top of the config's and the workspace's environment.
     pub env: BTreeMap<String, String>,
+    /// The name or number of a user of the workspace; the config's if absent.
+    pub user: Option<String>,
 }
 
 /// What a reset did.
@@ -243,6 +245,7 @@ impl Workspace {
             directory: self.directory_inside(launch.directory.as_deref()),
             environment: environment(&[&self.config.env, &self.record().env, &launch.env]),
             terminal: None,
+            user: Some(launch.user.unwrap_or_else(|| self.config.user.clone())),
         }
     }
 

@@ -1,0 +1,114 @@
+//! Whom commands run as: any user of the workspace, looked up in files that nobody trusts.
+
+mod support;
+
+use serde_json::json;
+use support::{Derrick, Mode, mode};
+
+/// Makes a user `ada` with a group besides her own and a home.
+const ADA: &str = "echo 'ada:x:1000:1001::/home/ada:/bin/sh' >> /etc/passwd\n\
+                   echo 'crew:x:50:bob,ada' >> /etc/group\n\
+                   mkdir -p /home/ada && chown 1000:1001 /home/ada 2> /dev/null || true\n";
+
+fn provider(user: &str, setup: &str) -> Derrick {
+    Derrick::start(json!({ "name": "users", "user": user, "setup_script": setup }))
+}
+
+/// What the API says to a command of a user that cannot be had.
+fn refusal(derrick: &Derrick) -> String {
+    let problem = derrick.create().cmd("true").problem(422);
+    assert_eq!(problem["type"], "urn:derrick:problem:not-possible");
+    problem["detail"].as_str().expect("a text").to_owned()
+}
+
+#[test]
+fn a_user_has_its_own_ids_groups_and_environment_and_no_capability() {
+    let derrick = provider("ada", ADA);
+    if mode() == Mode::Single {
+        let detail = refusal(&derrick);
+        let expected =
+            "user 'ada' (uid 1000) cannot be used: only uid 0 is mapped in this identity mode";
+        assert_eq!(detail, expected);
+        return;
+    }
+    let workspace = derrick.create();
+    assert_eq!(workspace.ok("id -u; id -g; id -G"), "1000\n1001\n1001 50\n");
+    assert_eq!(
+        workspace.ok("echo $HOME $USER $LOGNAME"),
+        "/home/ada ada ada\n"
+    );
+    let ids = workspace.ok("grep -E '^(Uid|Gid|Cap(Inh|Prm|Eff|Amb))' /proc/self/status");
+    let expected = "Uid:\t1000\t1000\t1000\t1000\nGid:\t1001\t1001\t1001\t1001\n";
+    assert!(ids.starts_with(expected), "{ids}");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert!(
+            ids.contains(&format!("{set}:\t0000000000000000\n")),
+            "{ids}"
+        );
+    }
+    assert_ne!(workspace.sh("echo x >> /etc/passwd").exit_code, 0);
+    assert_eq!(workspace.ok("echo x > ~/mine && cat ~/mine"), "x\n");
+}
+
+#[test]
+fn what_the_caller_sets_goes_before_what_the_user_brings() {
+    let derrick = provider("root", "true");
+    let workspace = derrick.create();
+    let print = "echo $HOME $USER $LOGNAME";
+    assert_eq!(workspace.ok(print), "/root root root\n");
+    let own = workspace.sh_with(print, &json!({ "env": { "HOME": "/h", "USER": "u" } }));
+    assert_eq!(own.expect(0), "/h u root\n");
+}
+
+#[test]
+fn the_users_directory_is_entered_as_the_user() {
+    if mode() == Mode::Single {
+        return;
+    }
+    let closed = format!("{ADA}mkdir -m 0700 /closed");
+    let derrick = provider("ada", &closed);
+    let workspace = derrick.create();
+    let body = json!({ "cmd": "pwd", "working_dir": "/closed" });
+    let problem = workspace.post("cmd_with_output", &body).problem(403);
+    assert!(
+        problem["detail"]
+            .as_str()
+            .expect("a text")
+            .contains("/closed")
+    );
+}
+
+#[test]
+fn a_user_who_is_not_there_is_named() {
+    let derrick = provider("nobody-of-that-name", "true");
+    assert_eq!(
+        refusal(&derrick),
+        "there is no user 'nobody-of-that-name' in the workspace"
+    );
+}
+
+#[test]
+fn a_number_that_wraps_round_to_root_is_no_user() {
+    let derrick = provider("eve", "echo 'eve:x:4294967296:0::/:/bin/sh' >> /etc/passwd");
+    assert_eq!(
+        refusal(&derrick),
+        "the uid or gid of user 'eve' in the workspace's /etc/passwd is no number below 65536"
+    );
+}
+
+#[test]
+fn a_passwd_that_is_a_pipe_holds_nobody_up() {
+    // Who opens it the ordinary way waits for a writer that never comes.
+    let attack = "rm /etc/passwd && mkfifo /etc/passwd\n\
+                  timeout 1 cat /etc/passwd; test $? = 124";
+    let detail = "user 'ada' cannot be looked up: the workspace's /etc/passwd or /etc/group is no regular file";
+    assert_eq!(refusal(&provider("ada", attack)), detail);
+}
+
+#[test]
+fn a_passwd_of_a_terabyte_is_not_read() {
+    let attack = format!("{ADA}truncate --size 1T /etc/passwd");
+    let detail =
+        "user 'ada' cannot be looked up: the workspace's /etc/passwd or /etc/group is over 1 MiB";
+    assert_eq!(refusal(&provider("ada", &attack)), detail);
+}
