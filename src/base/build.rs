@@ -94,7 +94,7 @@ impl Build {
             terminal: None,
             user: None,
         };
-        let ended = exec::run(&self.sandbox, exec, Some(archive), None).await?;
+        let ended = exec::run(&self.sandbox, exec, Some(archive)).await?;
         let report = ended.output.into_bytes();
         match serde_json::from_slice(&report) {
             Ok(Unpacked::Done(summary)) => Ok(summary),
@@ -172,7 +172,7 @@ pub(super) async fn run_in(
         terminal: None,
         user: None,
     };
-    Ok(exec::run(sandbox, exec, None, None).await?)
+    Ok(exec::run(sandbox, exec, None).await?)
 }
 
 /// The environment of a command: what every command has, then each of `over` on top. What goes with

@@ -58,6 +58,7 @@ async fn run_in_throwaway(
             directory: None,
             env: terminal_environment(),
             user: None,
+            terminal: None,
         };
         let sandbox = workspace.sandbox().await?;
         let exec = workspace.exec(launch);

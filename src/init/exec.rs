@@ -1,6 +1,7 @@
 //! One command: forked from init, given its descriptors, executed.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -8,8 +9,8 @@ use super::protocol::{Attempt, Exec, Program, Refusal, Unpacked};
 use super::unpack;
 use super::user::User;
 use crate::sys::process::{
-    Child, OneThread, Standard, become_standard, close_all_except, close_on_exec_from_three,
-    execute, exit_now, fork_child, reset_signals,
+    Child, OneThread, Standard, become_standard, close_all_except, close_on_exec_from, execute,
+    exit_now, fork_child, out_of_the_way, place_from_three, reset_signals,
 };
 use crate::sys::terminal;
 
@@ -52,6 +53,7 @@ pub fn start(one: OneThread, exec: &Exec, descriptors: Vec<OwnedFd>) -> Result<S
         None => (None, Stdio::from_descriptors(descriptors).map_err(refuse)?),
     };
     let (news, teller) = io::pipe().map_err(refuse)?;
+    let teller = File::from(out_of_the_way(teller.as_fd()).map_err(refuse)?);
     let leader = fork_child(one, || {
         let refusal = become_command(exec, &stdio);
         // With the provider gone nobody reads it.
@@ -98,24 +100,24 @@ enum Stdio {
         input: OwnedFd,
         output: OwnedFd,
         error: OwnedFd,
+        /// For descriptor 3 and those after it.
+        further: Vec<OwnedFd>,
     },
 }
 
 impl Stdio {
-    fn from_descriptors(descriptors: Vec<OwnedFd>) -> io::Result<Self> {
-        let mut descriptors = descriptors.into_iter().rev();
+    fn from_descriptors(mut descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        if descriptors.len() == 2 {
+            descriptors.insert(0, std::fs::File::open("/dev/null")?.into());
+        }
+        let mut descriptors = descriptors.into_iter();
         match (descriptors.next(), descriptors.next(), descriptors.next()) {
-            (Some(error), Some(output), input) => {
-                let input = match input {
-                    Some(input) => input,
-                    None => std::fs::File::open("/dev/null")?.into(),
-                };
-                Ok(Self::Descriptors {
-                    input,
-                    output,
-                    error,
-                })
-            }
+            (Some(input), Some(output), Some(error)) => Ok(Self::Descriptors {
+                input,
+                output,
+                error,
+                further: descriptors.collect(),
+            }),
             _ => Err(io::Error::from_raw_os_error(libc::EBADF)),
         }
     }
@@ -130,6 +132,7 @@ impl Stdio {
                 input,
                 output,
                 error,
+                ..
             } => (input, output, error),
         };
         become_standard(input.as_fd(), Standard::Input)?;
@@ -147,6 +150,13 @@ impl Stdio {
             _ => Ok(()),
         }
     }
+
+    fn further(&self) -> &[OwnedFd] {
+        match self {
+            Self::Terminal(_) => &[],
+            Self::Descriptors { further, .. } => further,
+        }
+    }
 }
 
 /// Turns the calling process into the command; returns only if that cannot be.
@@ -158,6 +168,7 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
     let prepared = (|| {
         rustix::process::setsid()?;
         stdio.install()?;
+        place_from_three(stdio.further())?;
         // Orphans of this tree come to its leader and not to init: a deadline finds them below it.
         // Survives execve(2); the seccomp profile keeps the command from giving it up.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
@@ -182,6 +193,10 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
         return refusal(Attempt::Directory, &error.into());
     }
     reset_signals();
+    let image = Image {
+        environment: &environment_of(exec, &user),
+        given: stdio.further().len(),
+    };
     match &exec.program {
         Program::Unpack(directory, compression) => {
             // Nothing is executed that would close the teller, and with it tell the good news.
@@ -190,8 +205,8 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
             }
             exit_now(run_unpacker(directory, *compression))
         }
-        Program::Shell(line) => run_shell(line, &environment_of(exec, &user)),
-        Program::Arguments(arguments) => run_program(arguments, &environment_of(exec, &user)),
+        Program::Shell(line) => run_shell(line, &image),
+        Program::Arguments(arguments) => run_program(arguments, &image),
     }
 }
 
@@ -242,11 +257,18 @@ fn describe(error: &unpack::UnpackError) -> Unpacked {
     }
 }
 
-fn run_shell(line: &str, environment: &[(String, String)]) -> Refusal {
+/// What every program that is tried for a command is executed with.
+struct Image<'a> {
+    environment: &'a [(String, String)],
+    /// How many descriptors it has besides the standard ones.
+    given: usize,
+}
+
+fn run_shell(line: &str, image: &Image<'_>) -> Refusal {
     let mut error = io::Error::from_raw_os_error(libc::ENOENT);
     for (path, name) in SHELLS {
         let arguments = [*name, "-c", line].map(str::to_owned);
-        error = run(path, &arguments, environment);
+        error = run(path, &arguments, image);
         if error.raw_os_error() != Some(libc::ENOENT) {
             break;
         }
@@ -258,7 +280,7 @@ fn run_shell(line: &str, environment: &[(String, String)]) -> Refusal {
     fail_as_a_shell(what, &error)
 }
 
-fn run_program(arguments: &[String], environment: &[(String, String)]) -> Refusal {
+fn run_program(arguments: &[String], image: &Image<'_>) -> Refusal {
     let Some(name) = arguments.first() else {
         return Refusal {
             attempt: Attempt::Start,
@@ -266,10 +288,11 @@ fn run_program(arguments: &[String], environment: &[(String, String)]) -> Refusa
         };
     };
     if name.contains('/') {
-        let error = run(name, arguments, environment);
+        let error = run(name, arguments, image);
         return fail_as_a_shell(name, &error);
     }
-    let path = environment
+    let path = image
+        .environment
         .iter()
         .rev()
         .find(|(key, _)| key == "PATH")
@@ -277,7 +300,7 @@ fn run_program(arguments: &[String], environment: &[(String, String)]) -> Refusa
     let mut error = io::Error::from_raw_os_error(libc::ENOENT);
     for directory in path.split(':') {
         let directory = if directory.is_empty() { "." } else { directory };
-        let tried = run(&format!("{directory}/{name}"), arguments, environment);
+        let tried = run(&format!("{directory}/{name}"), arguments, image);
         // As execvp(3): go on past what is not there, remember what may not be executed.
         match tried.raw_os_error() {
             Some(libc::ENOENT | libc::ENOTDIR) => {}
@@ -289,18 +312,19 @@ fn run_program(arguments: &[String], environment: &[(String, String)]) -> Refusa
 }
 
 /// Executes the file at `path`; returns only an error.
-fn run(path: &str, arguments: &[String], environment: &[(String, String)]) -> io::Error {
+fn run(path: &str, arguments: &[String], image: &Image<'_>) -> io::Error {
     let prepared = (|| {
         let program = CString::new(path)?;
         let arguments = arguments
             .iter()
             .map(|text| CString::new(text.as_str()))
             .collect::<Result<Vec<_>, _>>()?;
-        let environment = environment
+        let environment = image
+            .environment
             .iter()
             .map(|(name, value)| CString::new(format!("{name}={value}")))
             .collect::<Result<Vec<_>, _>>()?;
-        close_on_exec_from_three()?;
+        close_on_exec_from(3 + u32::try_from(image.given).unwrap_or(0))?;
         io::Result::Ok((program, arguments, environment))
     })();
     match prepared {

@@ -1,6 +1,7 @@
 //! What spawner, init and provider say to each other about one sandbox.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -34,11 +35,15 @@ pub type RequestId = u64;
 /// Asked by the provider.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Start a command. Comes with its stdout and stderr, or with stdin, stdout and stderr; without
-    /// any for a terminal. Without a stdin, it reads the sandbox's `/dev/null`.
+    /// Start a command. Comes with its stdout and stderr, or with stdin, stdout, stderr and what it
+    /// is to have from descriptor 3 on; without any for a terminal. Without a stdin, it reads the
+    /// sandbox's `/dev/null`.
     Exec(RequestId, Exec),
     /// Kill the whole process tree of the exec that was started by this request.
     Kill(RequestId),
+    /// Send a signal, by its number, to the exec that was started by this request; nothing happens
+    /// if it has ended.
+    Signal(RequestId, i32, Target),
     /// Open the regular file at this absolute path for reading.
     Open(RequestId, String),
     /// Open a new file that is to replace the one at this absolute path.
@@ -124,6 +129,20 @@ impl Reply {
     }
 }
 
+/// Which processes of an exec get a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// The process that the exec started as.
+    Leader,
+    /// The process group that it leads.
+    Group,
+    /// It and everything below it.
+    Tree,
+    /// Everything below it.
+    Descendants,
+}
+
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
@@ -131,6 +150,21 @@ pub struct Exit {
     pub status: Status,
     /// Whether it was alive when init killed its tree.
     pub killed: bool,
+    /// Processes of its tree that were alive when its leader ended, and live on.
+    pub detached: u64,
+    /// What it used.
+    pub usage: Usage,
+}
+
+/// What a command and those of its descendants that were waited for used, as getrusage(2) tells.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time in user mode.
+    pub user: Duration,
+    /// CPU time in the kernel.
+    pub system: Duration,
+    /// Resident memory of the largest one at its peak, in bytes.
+    pub peak_memory: u64,
 }
 
 /// As wait(2) tells.

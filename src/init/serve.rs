@@ -1,17 +1,18 @@
 //! Init's loop: one request or one ended child at a time, until the provider is gone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use rustix::io::Errno;
-use rustix::process::WaitOptions;
 
-use super::protocol::{Attempt, Exit, Refusal, Reply, Request, RequestId, Status};
+use super::protocol::{Attempt, Exit, Refusal, Reply, Request, RequestId, Status, Target, Usage};
 use super::{exec, files, tree};
 use crate::sys::channel::{Channel, Received};
 use crate::sys::events::Events;
-use crate::sys::process::OneThread;
+use crate::sys::process::{OneThread, reap_any};
 
 /// An exec that has not ended.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ struct Init<'a> {
     one: OneThread,
     provider: &'a Channel,
     execs: HashMap<i32, Running>,
+    /// Children that execs left when they ended.
+    orphans: BTreeSet<i32>,
     replacements: files::Replacements,
 }
 
@@ -38,6 +41,7 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
         one,
         provider,
         execs: HashMap::new(),
+        orphans: BTreeSet::new(),
         replacements: files::Replacements::default(),
     };
     loop {
@@ -92,6 +96,7 @@ impl Init<'_> {
                 Err(refusal) => self.tell(&Reply::Refused(id, refusal), &[]),
             },
             Request::Kill(id) => self.kill(id),
+            Request::Signal(id, number, target) => self.signal(id, number, target),
             Request::Open(id, path) => self.tell_opened(id, files::open_for_reading(&path)),
             Request::Create(id, path) => {
                 let created = self.replacements.create(id, &path);
@@ -137,6 +142,16 @@ impl Init<'_> {
         Ok(())
     }
 
+    /// Signals an exec. What is no signal is sent to nobody.
+    fn signal(&self, id: RequestId, number: i32, target: Target) -> std::io::Result<()> {
+        let mut execs = self.execs.iter();
+        let leader = execs.find(|(_, running)| running.request == id);
+        match (leader, Signal::try_from(number)) {
+            (Some((leader, _)), Ok(signal)) => tree::signal(*leader, signal, target),
+            _ => Ok(()),
+        }
+    }
+
     /// Tells of every starting exec of which there is news.
     fn tell_news(&mut self) -> std::io::Result<()> {
         let mut started: Vec<i32> = Vec::new();
@@ -174,27 +189,42 @@ impl Init<'_> {
 
     /// Takes the end of every child that ended, orphans of others included.
     fn reap(&mut self) -> std::io::Result<()> {
-        loop {
-            let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
-                Ok(Some(ended)) => ended,
-                Ok(None) | Err(Errno::CHILD) => return Ok(()),
-                Err(_) => continue,
-            };
-            let status = match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => Status::Code(code),
-                (_, Some(signal)) => Status::Signal(signal),
-                _ => continue,
-            };
+        while let Some(ended) = reap_any()? {
             // It has ended: whatever news there was is there.
-            self.tell_news_of(pid.as_raw_nonzero().get())?;
-            if let Some(running) = self.execs.remove(&pid.as_raw_nonzero().get()) {
+            self.tell_news_of(ended.id)?;
+            if let Some(running) = self.execs.remove(&ended.id) {
                 let exit = Exit {
-                    status,
+                    status: ended.status.map_or_else(Status::Signal, Status::Code),
                     killed: running.killed,
+                    detached: self.take_orphans()?,
+                    usage: usage_of(&ended.usage),
                 };
                 self.tell(&Reply::Exited(running.request, exit), &[])?;
             }
         }
+        Ok(())
+    }
+
+    /// How many processes the exec left that ended just now.
+    fn take_orphans(&mut self) -> std::io::Result<u64> {
+        let mut orphans = tree::children()?;
+        orphans.retain(|pid| !self.execs.contains_key(pid));
+        let before = std::mem::replace(&mut self.orphans, orphans);
+        tree::count_below(self.orphans.difference(&before).copied())
+    }
+}
+
+fn usage_of(usage: &libc::rusage) -> Usage {
+    let duration = |time: libc::timeval| {
+        let whole = u64::try_from(time.tv_sec).unwrap_or(0);
+        let rest = u64::try_from(time.tv_usec).unwrap_or(0);
+        Duration::from_secs(whole) + Duration::from_micros(rest)
+    };
+    Usage {
+        user: duration(usage.ru_utime),
+        system: duration(usage.ru_stime),
+        // Told in KiB, getrusage(2).
+        peak_memory: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
     }
 }
 

@@ -7,6 +7,8 @@ use std::{fs, io};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::protocol::Target;
+
 /// A process that is alive, or dead and not reaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Process {
@@ -27,6 +29,55 @@ pub(super) fn count() -> io::Result<u64> {
 /// Whether `leader` has not ended yet.
 pub(super) fn is_alive(leader: i32) -> io::Result<bool> {
     Ok(scan()?.get(&leader).is_some_and(|process| process.alive))
+}
+
+/// Sends `signal` to what of the exec of `leader` is alive and meant.
+///
+/// # Errors
+/// Those of reading `/proc`.
+pub(super) fn signal(leader: i32, signal: Signal, target: Target) -> io::Result<()> {
+    match target {
+        Target::Leader => send(leader, signal),
+        // It leads a session, and with it a group of its own.
+        Target::Group => send(-leader, signal),
+        Target::Tree | Target::Descendants => {
+            let mut processes = living_below(leader)?;
+            if target == Target::Descendants {
+                processes.remove(&leader);
+            }
+            processes.into_iter().for_each(|pid| send(pid, signal));
+        }
+    }
+    Ok(())
+}
+
+/// The children of init: the leaders of its execs, and orphans.
+///
+/// A leader is its tree's child subreaper: what it leaves when it ends becomes a child of init, and
+/// nothing else does.
+pub(super) fn children() -> io::Result<BTreeSet<i32>> {
+    match fs::read_to_string("/proc/1/task/1/children") {
+        Ok(list) => Ok(list
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok())
+            .collect()),
+        // A kernel without CONFIG_PROC_CHILDREN.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let processes = scan()?;
+            let children = processes.iter().filter(|(_, process)| process.parent == 1);
+            Ok(children.map(|(pid, _)| *pid).collect())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// How many processes are alive among `roots` and below them.
+pub(super) fn count_below(roots: impl Iterator<Item = i32>) -> io::Result<u64> {
+    let mut found = BTreeSet::new();
+    for root in roots {
+        found.extend(living_below(root)?);
+    }
+    Ok(u64::try_from(found.len()).unwrap_or(u64::MAX))
 }
 
 /// Scans in a row that find nothing new, after which nothing is taken to be there: a process can live

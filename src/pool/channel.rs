@@ -48,18 +48,18 @@ impl AsyncChannel {
 }
 
 /// Watches a descriptor that `owner` owns, and keeps open until it is dropped.
+///
+/// # Errors
+/// Those of epoll_ctl(2).
 #[expect(
     deprecated,
     reason = "its unsafe successor asks for what owning types give anyway"
 )]
-pub(super) fn watch<T: AsRawFd + OwnsDescriptor>(
-    owner: T,
-    interest: Interest,
-) -> io::Result<AsyncFd<T>> {
+pub fn watch<T: AsRawFd + OwnsDescriptor>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(owner, interest)
 }
 
 /// A type that owns one open descriptor, always the same.
-pub(super) trait OwnsDescriptor {}
+pub trait OwnsDescriptor {}
 impl OwnsDescriptor for OwnedFd {}
 impl OwnsDescriptor for Channel {}

@@ -9,7 +9,8 @@ pub mod ranges;
 mod sandbox;
 mod spawner;
 
-pub use sandbox::{CreatedFile, Gone, Running, Sandbox, SandboxError};
+pub use channel::watch;
+pub use sandbox::{CreatedFile, Gone, Running, Sandbox, SandboxError, Signaller};
 pub use spawner::{Spawner, SpawnerError};
 
 /// Whether an error says that the disk, its inodes or a quota are full.

@@ -32,12 +32,6 @@ impl Output {
         }
     }
 
-    /// Keeps nothing.
-    #[must_use]
-    pub fn nothing() -> Self {
-        Self::limited(0)
-    }
-
     /// Adds bytes at the end.
     pub fn push(&mut self, mut bytes: &[u8]) {
         let room = self.half - self.head.len().min(self.half);

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::channel::{AsyncChannel, watch};
 use super::is_full;
 use super::spawner::{Spawner, SpawnerError};
-use crate::init::protocol::{Exec, Exit, Refusal, Reply, Request, RequestId};
+use crate::init::protocol::{Exec, Exit, Refusal, Reply, Request, RequestId, Target};
 use crate::sandbox::Enforcement;
 use crate::sys::channel::{Peer, Received};
 
@@ -90,6 +90,13 @@ pub struct Running {
     id: RequestId,
     first_reply: Option<oneshot::Receiver<Received<Reply>>>,
     exit: oneshot::Receiver<Exit>,
+}
+
+/// Signals a command.
+#[derive(Debug, Clone)]
+pub struct Signaller {
+    sandbox: Sandbox,
+    id: RequestId,
 }
 
 /// A file that replaces another one when it is committed.
@@ -379,6 +386,15 @@ impl Running {
         self.sandbox.send(&Request::Kill(self.id), &[]).await
     }
 
+    /// What signals it, for whoever does not wait for its end.
+    #[must_use]
+    pub fn signaller(&self) -> Signaller {
+        Signaller {
+            sandbox: self.sandbox.clone(),
+            id: self.id,
+        }
+    }
+
     /// Waits until its program runs; the master of its terminal, if it was given one. Cancel safe.
     ///
     /// # Errors
@@ -403,6 +419,17 @@ impl Running {
     pub async fn exit(&mut self) -> Result<Exit, SandboxError> {
         self.started().await?;
         (&mut self.exit).await.map_err(|_| self.sandbox.ended())
+    }
+}
+
+impl Signaller {
+    /// Sends a signal, by its number, if the command runs yet.
+    ///
+    /// # Errors
+    /// `Gone`.
+    pub async fn signal(&self, signal: i32, target: Target) -> Result<(), SandboxError> {
+        let request = Request::Signal(self.id, signal, target);
+        self.sandbox.send(&request, &[]).await
     }
 }
 

@@ -4,12 +4,23 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
 
-pub use crate::workspace::WorkspaceId;
+pub use crate::init::protocol::Target;
+pub use crate::pool::exec::{Stream, Streams};
+pub use crate::sys::terminal::Size;
+pub use crate::workspace::execs::log;
+pub use crate::workspace::execs::{
+    Asked, ExecState, Input, InvalidExecId, Key, Novelty, OUTPUT_LIMIT, StdinState,
+};
+pub use crate::workspace::{
+    Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InvalidEventId, Next, Outcome,
+    Told, WorkspaceId,
+};
 
 pub mod ns;
 
@@ -26,7 +37,19 @@ pub trait Provider: Send + Sync + 'static {
     fn describe(&self, id: &WorkspaceId) -> Result<Description, Error>;
     /// Ends a workspace; `false` if there was none. Its files are disposed of in the background.
     async fn remove(&self, id: &WorkspaceId) -> Result<bool, Error>;
-    /// Runs one command to its end.
+    /// Starts one command, unless its key says that it was started before; answers when it runs.
+    async fn start(
+        &self,
+        id: &WorkspaceId,
+        command: Command,
+    ) -> Result<(Arc<Exec>, Novelty), Error>;
+    /// The commands that a workspace knows, oldest first.
+    fn execs(&self, id: &WorkspaceId) -> Result<Vec<ExecRecord>, Error>;
+    /// One command of a workspace.
+    fn exec(&self, id: &WorkspaceId, exec: ExecId) -> Result<Arc<Exec>, Error>;
+    /// What happens to a workspace.
+    fn events(&self, id: &WorkspaceId) -> Result<Arc<Events>, Error>;
+    /// Runs one command to its end, and answers with what it printed to stdout and stderr.
     async fn run(&self, id: &WorkspaceId, command: Command) -> Result<Finished, Error>;
     /// Replaces the file at `target` by `content`, making parent directories; atomic.
     async fn write_file(
@@ -68,45 +91,46 @@ pub struct OpenFile {
     pub size: u64,
 }
 
-/// A command line for the workspace's shell.
-#[derive(Debug, Clone)]
+/// A command to start.
+#[derive(Debug)]
 pub struct Command {
-    /// Given to `bash -c` where the base has bash, else to `sh -c`.
-    pub cmd: String,
+    /// A line for bash where the base has bash, else for sh; or a program and its arguments.
+    pub asked: Asked,
     /// Relative to the config's `workdir` if not absolute; `workdir` itself if absent.
     pub working_dir: Option<String>,
     /// On top of the config's and the workspace's environment.
     pub env: BTreeMap<String, String>,
+    /// The name or number of a user of the workspace; the config's if absent.
+    pub user: Option<String>,
+    /// The size of its terminal, if it is to have one.
+    pub terminal: Option<Size>,
+    /// What it reads.
+    pub input: Input,
+    /// Whether stdout and stderr are told apart.
+    pub streams: Streams,
     /// When it passes, the command's whole process tree is killed.
     pub timeout: Option<Duration>,
+    /// Bytes that are kept of each stream.
+    pub output_limit: u64,
+    /// What keeps it from being started a second time.
+    pub key: Option<Key>,
 }
 
-/// How a command ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Outcome {
-    /// It exited by itself.
-    Exited {
-        /// 0 to 255.
-        code: i32,
-    },
-    /// A signal ended it that derrick did not send.
-    Signaled {
-        /// The signal's number.
-        signal: i32,
-    },
-    /// Its timeout passed and derrick killed its process tree.
-    Deadline,
-}
-
-impl Outcome {
-    /// As a shell would report it: the exit code, 128 + signal, or 124 for a deadline.
+impl Command {
+    /// A command that reads nothing, in `workdir`, as the config's user, until it ends by itself.
     #[must_use]
-    pub fn exit_code(&self) -> i32 {
-        match self {
-            Self::Exited { code } => *code,
-            Self::Signaled { signal } => 128 + signal,
-            Self::Deadline => 124,
+    pub fn new(asked: Asked) -> Self {
+        Self {
+            asked,
+            working_dir: None,
+            env: BTreeMap::new(),
+            user: None,
+            terminal: None,
+            input: Input::Nothing,
+            streams: Streams::Apart,
+            timeout: None,
+            output_limit: OUTPUT_LIMIT,
+            key: None,
         }
     }
 }
@@ -191,6 +215,21 @@ pub enum Error {
     /// There is no such workspace.
     #[error("there is no workspace {0}")]
     NoSuchWorkspace(String),
+    /// There is no such exec.
+    #[error("{0}")]
+    NoSuchExec(String),
+    /// The exec has ended.
+    #[error("{0}")]
+    ExecEnded(String),
+    /// The exec has no terminal.
+    #[error("{0}")]
+    NoTerminal(String),
+    /// The exec's stdin takes nothing more.
+    #[error("{0}")]
+    StdinClosed(String),
+    /// An idempotency key was used for another request.
+    #[error("{0}")]
+    KeyReused(String),
     /// There is no such file, or a part of its path is missing.
     #[error("{0}")]
     NoSuchFile(String),

@@ -6,18 +6,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use super::log::{Piece, Reader, View};
 use super::{
-    Command, Description, Error, Fetched, FileContent, FilePath, Finished, OpenFile, Outcome,
-    Provider, Receipt,
+    Asked, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord, Fetched,
+    FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Receipt, Stream,
+    Streams,
 };
 use crate::base::SetupError;
 use crate::chain;
 use crate::config::WorkspaceConfig;
-use crate::init::protocol::{Attempt, Program, Refusal, Status};
-use crate::pool::exec::Ended;
+use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::pool::{Gone, SandboxError};
 use crate::sandbox::identity::Identity;
 use crate::state::{State, Use};
+use crate::workspace::execs::Order;
 use crate::workspace::{Launch, Workspace, WorkspaceError, WorkspaceId, Workspaces};
 
 /// `PATH_MAX` of the kernel.
@@ -101,7 +103,7 @@ impl Provider for NsProvider {
             setup_output: self.workspaces.setups().output(&workspace.layer()),
             layer: workspace.layer().to_string(),
             created: workspace.created(),
-            execs: workspace.execs(),
+            execs: workspace.execs().running(),
             enforcement,
         })
     }
@@ -117,26 +119,75 @@ impl Provider for NsProvider {
         .await
     }
 
-    async fn run(&self, id: &WorkspaceId, command: Command) -> Result<Finished, Error> {
-        check_environment(&command.env)?;
-        check_text("cmd", &command.cmd)?;
+    async fn start(
+        &self,
+        id: &WorkspaceId,
+        command: Command,
+    ) -> Result<(Arc<Exec>, Novelty), Error> {
+        check_command(&command)?;
+        let workspace = self.get(id)?;
+        let user = command.user.clone();
+        let user = user.unwrap_or_else(|| self.config.user.clone());
         let directory = command.working_dir.clone().unwrap_or_default();
-        check_path(&directory)?;
         let launch = Launch {
-            program: Program::Shell(command.cmd),
+            program: match command.asked {
+                Asked::Cmd(line) => Program::Shell(line),
+                Asked::Argv(arguments) => Program::Arguments(arguments),
+            },
             directory: command.working_dir,
             env: command.env,
-            user: None,
+            user: command.user,
+            terminal: command.terminal,
         };
-        let workspace = self.get(id)?;
-        let user = self.config.user.clone();
+        let order = Order {
+            input: command.input,
+            streams: command.streams,
+            timeout: command.timeout,
+            output_limit: command.output_limit,
+            key: command.key,
+        };
         to_its_end(async move {
-            let ended = workspace.run(launch, command.timeout).await;
-            Ok(finished(ended.map_err(|error| {
-                command_error_of(error, &directory, &user)
-            })?))
+            let started = workspace.start(launch, order).await;
+            started.map_err(|error| command_error_of(error, &directory, &user))
         })
         .await
+    }
+
+    fn execs(&self, id: &WorkspaceId) -> Result<Vec<ExecRecord>, Error> {
+        Ok(self.get(id)?.execs().list())
+    }
+
+    fn exec(&self, id: &WorkspaceId, exec: ExecId) -> Result<Arc<Exec>, Error> {
+        Ok(self.get(id)?.execs().get(exec)?)
+    }
+
+    fn events(&self, id: &WorkspaceId) -> Result<Arc<Events>, Error> {
+        Ok(Arc::clone(self.get(id)?.events()))
+    }
+
+    async fn run(&self, id: &WorkspaceId, command: Command) -> Result<Finished, Error> {
+        let command = Command {
+            streams: Streams::Merged,
+            ..command
+        };
+        let (exec, _) = self.start(id, command).await?;
+        let record = exec.until_end().await;
+        let outcome = record.outcome.unwrap_or(Outcome::Removed);
+        match &outcome {
+            Outcome::Reset => return Err(sandbox_error_of(&SandboxError::Gone(Gone::Reset), "")),
+            Outcome::Removed => {
+                return Err(sandbox_error_of(&SandboxError::Gone(Gone::Removed), ""));
+            }
+            Outcome::Lost { detail } => return Err(Error::Host(detail.clone())),
+            _ => {}
+        }
+        let output = tokio::task::spawn_blocking(move || read_whole(&exec)).await;
+        let output = output.map_err(io::Error::other).and_then(|output| output);
+        Ok(Finished {
+            output: output.map_err(|error| Error::Host(format!("reading the output: {error}")))?,
+            omitted: record.stdout.omitted,
+            outcome,
+        })
     }
 
     async fn write_file(
@@ -231,17 +282,37 @@ async fn to_its_end<T: Send + 'static>(
     }
 }
 
-fn finished(ended: Ended) -> Finished {
-    let outcome = match (ended.deadline, ended.status) {
-        (true, _) => Outcome::Deadline,
-        (false, Status::Code(code)) => Outcome::Exited { code },
-        (false, Status::Signal(signal)) => Outcome::Signaled { signal },
-    };
-    Finished {
-        omitted: ended.output.omitted(),
-        output: ended.output.into_bytes(),
-        outcome,
+/// What is kept of an exec's stdout; a line of derrick's own stands where something is missing.
+fn read_whole(exec: &Exec) -> io::Result<Vec<u8>> {
+    let mut reader = Reader::new(exec.log()?, View::One(Stream::Stdout), 0);
+    let mut output = Vec::new();
+    loop {
+        match reader.next()? {
+            Piece::Bytes { bytes, .. } => output.extend(bytes),
+            Piece::Gap { from, to } => {
+                let line = format!("\n[derrick: {} bytes omitted]\n", to - from);
+                output.extend(line.into_bytes());
+            }
+            Piece::Pending | Piece::End => return Ok(output),
+        }
     }
+}
+
+fn check_command(command: &Command) -> Result<(), Error> {
+    check_environment(&command.env)?;
+    match &command.asked {
+        Asked::Cmd(line) => check_text("cmd", line)?,
+        Asked::Argv(arguments) => {
+            if arguments.is_empty() {
+                return Err(Error::Invalid("argv is empty".into()));
+            }
+            for argument in arguments {
+                check_text("argv", argument)?;
+            }
+        }
+    }
+    check_text("user", command.user.as_deref().unwrap_or_default())?;
+    check_path(command.working_dir.as_deref().unwrap_or_default())
 }
 
 fn check_environment(env: &BTreeMap<String, String>) -> Result<(), Error> {
@@ -291,7 +362,9 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
     match error {
         WorkspaceError::NotFound(id) => Error::NoSuchWorkspace(id.to_string()),
         WorkspaceError::Setup(error) => setup_error_of(error, path),
-        WorkspaceError::Sandbox(error) => sandbox_error_of(error, path),
+        WorkspaceError::Sandbox(error) => sandbox_error_of(&error, path),
+        WorkspaceError::Exec(ExecError::Sandbox(error)) => sandbox_error_of(&error, path),
+        WorkspaceError::Exec(error) => error.into(),
         WorkspaceError::Moved => Error::Conflict(error.to_string()),
         other => Error::Host(chain::text(&other)),
     }
@@ -299,15 +372,13 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
 
 /// `error_of` for a command of `user` in `directory`.
 fn command_error_of(error: WorkspaceError, directory: &str, user: &str) -> Error {
-    match error {
-        WorkspaceError::Sandbox(SandboxError::Refused(
-            refusal @ Refusal {
-                attempt: Attempt::User(uid),
-                ..
-            },
-        )) => user_error_of(&refusal, uid, user),
-        other => error_of(other, directory),
+    if let WorkspaceError::Exec(ExecError::Sandbox(error)) = &error
+        && let SandboxError::Refused(refusal) = &**error
+        && let Attempt::User(uid) = refusal.attempt
+    {
+        return user_error_of(refusal, uid, user);
     }
+    error_of(error, directory)
 }
 
 /// Why nothing can be done as `user`, whose uid is `uid` if there is one.
@@ -338,12 +409,12 @@ fn setup_error_of(error: SetupError, path: &str) -> Error {
     match error {
         SetupError::Script { exit_code, output } => Error::SetupFailed { exit_code, output },
         SetupError::Git(_) | SetupError::GitInside { .. } => Error::Repository(chain::text(&error)),
-        SetupError::Sandbox(error) => sandbox_error_of(error, path),
+        SetupError::Sandbox(error) => sandbox_error_of(&error, path),
         other => Error::Host(chain::text(&other)),
     }
 }
 
-fn sandbox_error_of(error: SandboxError, path: &str) -> Error {
+fn sandbox_error_of(error: &SandboxError, path: &str) -> Error {
     match error {
         SandboxError::Gone(Gone::Reset) => {
             Error::Conflict("the workspace was reset meanwhile".into())
@@ -352,10 +423,10 @@ fn sandbox_error_of(error: SandboxError, path: &str) -> Error {
             Error::Conflict("the workspace was removed meanwhile".into())
         }
         SandboxError::Gone(Gone::Shutdown) => Error::Conflict("the provider is ending".into()),
-        SandboxError::Refused(refusal) => refusal_of(&refusal, path),
+        SandboxError::Refused(refusal) => refusal_of(refusal, path),
         SandboxError::Gone(Gone::Lost) | SandboxError::Unreachable(_) => Error::Host(format!(
             "the workspace's sandbox is lost: {}",
-            chain::text(&error)
+            chain::text(error)
         )),
     }
 }
@@ -378,5 +449,21 @@ fn refusal_of(refusal: &Refusal, path: &str) -> Error {
             Error::Host(text)
         }
         _ => Error::Invalid(text),
+    }
+}
+
+impl From<ExecError> for Error {
+    fn from(error: ExecError) -> Self {
+        let text = error.to_string();
+        match error {
+            ExecError::NotFound(_) => Self::NoSuchExec(text),
+            ExecError::OtherRequest(_) => Self::KeyReused(text),
+            ExecError::Ended(_) => Self::ExecEnded(text),
+            ExecError::NoTerminal(_) => Self::NoTerminal(text),
+            ExecError::StdinClosed(..) => Self::StdinClosed(text),
+            ExecError::Sandbox(error) => sandbox_error_of(&error, ""),
+            ExecError::NotStarted | ExecError::Closed => Self::Conflict(text),
+            ExecError::Host(..) => Self::Host(text),
+        }
     }
 }

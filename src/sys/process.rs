@@ -2,7 +2,8 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::unistd::{ForkResult, Pid, fork};
 
@@ -41,6 +42,46 @@ impl Child {
         // Not reaped yet, so the id is still this child's.
         let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGKILL);
     }
+}
+
+/// A child that ended and was reaped.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// The process id that it had.
+    pub id: i32,
+    /// The exit code, or the signal that ended it.
+    pub status: Result<i32, i32>,
+    /// What it and those of its descendants that were waited for used.
+    pub usage: libc::rusage,
+}
+
+/// Reaps one child that ended, whichever it is; `None` if none has, or there is none.
+///
+/// # Errors
+/// Those of wait4(2).
+pub fn reap_any() -> io::Result<Option<Ended>> {
+    let mut status = 0;
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: both pointers are to memory of ours that lives for the call.
+    let id = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, usage.as_mut_ptr()) };
+    if id < 0 {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ECHILD) => Ok(None),
+            _ => Err(error),
+        };
+    }
+    if id == 0 {
+        return Ok(None);
+    }
+    let status = if libc::WIFSIGNALED(status) {
+        Err(libc::WTERMSIG(status))
+    } else {
+        Ok(libc::WEXITSTATUS(status))
+    };
+    // SAFETY: zeroed at first, which is a value of it, and written by the call.
+    let usage = unsafe { usage.assume_init() };
+    Ok(Some(Ended { id, status, usage }))
 }
 
 /// Proof that the calling process had one thread, which it must keep to: `fork` is sound only there,
@@ -114,13 +155,52 @@ pub fn close_all_except(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     close_range(first, u32::MAX, 0)
 }
 
-/// Marks every descriptor from 3 on close-on-exec.
+/// Marks every descriptor from `first` on close-on-exec.
 ///
 /// # Errors
 /// Those of close_range(2).
-pub fn close_on_exec_from_three() -> io::Result<()> {
-    close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
 }
+
+/// Above what a command is given by number.
+const HIGH: i32 = 64;
+
+/// The same open file under a number that `place_from_three` does not take.
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn out_of_the_way(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(descriptor, HIGH)?)
+}
+
+/// Makes `descriptors` the calling process's 3 and those after it, not close-on-exec; at most
+/// [`MOST_PLACED`]. What had these numbers is closed.
+///
+/// For a forked child, as [`close_all_except`].
+///
+/// # Errors
+/// Those of fcntl(2) and dup2(2); `InvalidInput` for too many.
+pub fn place_from_three(descriptors: &[OwnedFd]) -> io::Result<()> {
+    if descriptors.len() > MOST_PLACED {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let high = descriptors
+        .iter()
+        .map(|descriptor| out_of_the_way(descriptor.as_fd()))
+        .collect::<io::Result<Vec<_>>>()?;
+    for (target, descriptor) in (3..).zip(&high) {
+        // SAFETY: what had the number is used by nobody, as the caller sees to.
+        let result = unsafe { libc::dup2(descriptor.as_raw_fd(), target) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Descriptors that a command can be given besides the standard ones.
+pub const MOST_PLACED: usize = 8;
 
 fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
     // SAFETY: plain numbers. What is closed is used by nobody, as `close_all_except` asks.

@@ -3,6 +3,8 @@
 //! It outlives its sandboxes: a reset gives it a new one, a restart of the provider leaves it without
 //! until the next command. One change of sandbox at a time; commands and files go beside each other.
 
+mod events;
+pub mod execs;
 mod fetch;
 mod id;
 mod one;
@@ -15,6 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::task::JoinSet;
 
+pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
+pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
 pub use id::{InvalidId, WorkspaceId};
 pub use one::{Launch, Reset, Workspace};
 
@@ -39,6 +43,9 @@ pub enum WorkspaceError {
     /// Its sandbox refused, or ended.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// A command could not be started, or something not be done to it.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
     /// It was reset, removed or stopped meanwhile.
     #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
     Moved,
@@ -60,6 +67,7 @@ impl WorkspaceError {
             Self::Setup(error) => error.is_no_space(),
             Self::Spawner(error) => error.is_no_space(),
             Self::Sandbox(error) => error.is_no_space(),
+            Self::Exec(error) => error.is_no_space(),
             Self::Host { source, .. } => is_full(source),
             Self::NotFound(_) | Self::Moved => false,
         }
@@ -202,7 +210,7 @@ fn find(
         match Record::read(&path) {
             Ok(record) => {
                 discard_other_generations(&path, &record, state)?;
-                let workspace = Workspace::stopped(config, state, path, record);
+                let workspace = Workspace::stopped(config, state, path, record)?;
                 all.insert(workspace.id().clone(), Arc::new(workspace));
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => state.discard(&path)?,
@@ -224,7 +232,10 @@ fn discard_other_generations(
     let current = record::writable(directory, record.generation);
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
-        if path.is_dir() && path != current {
+        let is_execs = path
+            .file_name()
+            .is_some_and(|name| name == execs::DIRECTORY);
+        if path.is_dir() && path != current && !is_execs {
             state.discard(&path)?;
         }
     }

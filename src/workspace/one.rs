@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::WorkspaceError;
+use super::events::{Event, Events};
+use super::execs::{self, Execs, Novelty, Order};
 use super::record::{Record, writable};
 use crate::base::{self, Digest, Stack, environment};
 use crate::config::WorkspaceConfig;
 use crate::git::CommitId;
 use crate::init::protocol::{Exec, Program};
-use crate::pool::exec::{self, Ended};
 use crate::pool::ranges::Range;
 use crate::pool::{Gone, Sandbox};
 use crate::sandbox::{IdMap, SandboxSpec};
 use crate::state::State;
+use crate::sys::terminal::Size;
 use crate::workspace::WorkspaceId;
 
 /// How long a reset waits for init to count what it is about to end.
@@ -34,7 +35,8 @@ pub struct Workspace {
     /// Held while the sandbox is changed.
     lifecycle: tokio::sync::Mutex<Lifecycle>,
     current: Mutex<Option<Sandbox>>,
-    execs: AtomicUsize,
+    execs: Arc<Execs>,
+    events: Arc<Events>,
 }
 
 #[derive(Debug)]
@@ -66,6 +68,8 @@ pub struct Launch {
     pub env: BTreeMap<String, String>,
     /// The name or number of a user of the workspace; the config's if absent.
     pub user: Option<String>,
+    /// The size of its terminal, if it is to have one.
+    pub terminal: Option<Size>,
 }
 
 /// What a reset did.
@@ -103,7 +107,8 @@ impl Workspace {
             ids: range.ids(),
             generation: 0,
         };
-        let workspace = Self::new(config, state, parent.join(id.as_str()), record);
+        let workspace = Self::new(config, state, parent.join(id.as_str()), record)
+            .map_err(WorkspaceError::host("looking for execs"))?;
         match workspace.first_start(range).await {
             Ok(()) => Ok(workspace),
             Err(error) => {
@@ -120,18 +125,18 @@ impl Workspace {
         state: &State,
         directory: PathBuf,
         record: Record,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let range = record
             .stack
             .retake_range(state.spawner().identity(), record.range);
-        let mut workspace = Self::new(config, state, directory, record);
+        let mut workspace = Self::new(config, state, directory, record)?;
         match range {
             Ok(range) => workspace.lifecycle.get_mut().range = Some(range),
             Err(error) => {
                 tracing::warn!(workspace = %workspace.id, %error, "its ids are not free now");
             }
         }
-        workspace
+        Ok(workspace)
     }
 
     fn new(
@@ -139,8 +144,10 @@ impl Workspace {
         state: &State,
         directory: PathBuf,
         record: Record,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        let events = Arc::new(Events::default());
+        let execs = Execs::open(&directory.join(execs::DIRECTORY), Arc::clone(&events))?;
+        Ok(Self {
             id: record.id.clone(),
             config: Arc::clone(config),
             state: state.clone(),
@@ -151,8 +158,9 @@ impl Workspace {
                 closed: false,
             }),
             current: Mutex::new(None),
-            execs: AtomicUsize::new(0),
-        }
+            execs: Arc::new(execs),
+            events,
+        })
     }
 
     /// The record is written last: before it is there, nothing was acknowledged.
@@ -184,10 +192,16 @@ impl Workspace {
         self.record().stack.digest
     }
 
-    /// Commands that run.
+    /// Its execs.
     #[must_use]
-    pub fn execs(&self) -> usize {
-        self.execs.load(Ordering::Relaxed)
+    pub fn execs(&self) -> &Arc<Execs> {
+        &self.execs
+    }
+
+    /// What happens to it.
+    #[must_use]
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     /// Its living sandbox, if it has one.
@@ -220,21 +234,17 @@ impl Workspace {
         Ok(sandbox)
     }
 
-    /// Runs a command to its end.
+    /// Starts a command, unless its key says that it was started before.
     ///
     /// # Errors
-    /// Where there is no sandbox for it, it cannot be started, or its sandbox ended first.
-    pub async fn run(
+    /// Where there is no sandbox for it, or it cannot be started.
+    pub async fn start(
         &self,
         launch: Launch,
-        timeout: Option<Duration>,
-    ) -> Result<Ended, WorkspaceError> {
-        let sandbox = self.sandbox().await?;
-        let exec = self.exec(launch);
-        self.execs.fetch_add(1, Ordering::Relaxed);
-        let ended = exec::run(&sandbox, exec, None, timeout).await;
-        self.execs.fetch_sub(1, Ordering::Relaxed);
-        Ok(ended?)
+        order: Order,
+    ) -> Result<(Arc<execs::Exec>, Novelty), WorkspaceError> {
+        let command = self.exec(launch);
+        self.execs.start(order, command, self.sandbox()).await
     }
 
     /// The exec that `launch` asks for in this workspace.
@@ -244,7 +254,7 @@ impl Workspace {
             program: launch.program,
             directory: self.directory_inside(launch.directory.as_deref()),
             environment: environment(&[&self.config.env, &self.record().env, &launch.env]),
-            terminal: None,
+            terminal: launch.terminal,
             user: Some(launch.user.unwrap_or_else(|| self.config.user.clone())),
         }
     }
@@ -336,6 +346,10 @@ impl Workspace {
         }
         self.set_current(Some(sandbox));
         self.discard(&writable(&self.directory, generation));
+        self.events.tell(Event::Reset {
+            layer: self.layer().to_string(),
+            processes_killed,
+        });
         Ok(Reset {
             layer: self.layer(),
             upper_entries,
@@ -351,11 +365,13 @@ impl Workspace {
             return Ok(false);
         }
         self.end_current(Gone::Removed).await?;
+        self.execs.close().await;
         self.state
             .discard(&self.directory)
             .map_err(WorkspaceError::host("discarding a workspace"))?;
         lifecycle.closed = true;
         lifecycle.range = None;
+        self.events.tell(Event::Removed);
         Ok(true)
     }
 
@@ -363,12 +379,10 @@ impl Workspace {
     pub(super) async fn close(&self) {
         let mut lifecycle = self.lifecycle.lock().await;
         lifecycle.closed = true;
-        let Some(sandbox) = self.set_current(None) else {
-            return;
-        };
-        if let Err(error) = sandbox.end(Gone::Shutdown).await {
+        if let Err(error) = self.end_current(Gone::Shutdown).await {
             tracing::warn!(workspace = %self.id, %error, "cannot end a sandbox");
         }
+        self.execs.close().await;
     }
 
     /// How many processes the present sandbox has; 0 if its init does not say.

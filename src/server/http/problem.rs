@@ -21,14 +21,19 @@ pub(super) enum Kind {
     PermissionDenied,
     NoSuchRoute,
     NoSuchWorkspace,
+    NoSuchExec,
     NoSuchFile,
     MethodNotAllowed,
     RequestTimeout,
     Conflict,
+    ExecEnded,
+    NoTerminal,
+    StdinClosed,
     BodyTooLarge,
     UnsupportedMediaType,
     HostRefused,
     CommandFailed,
+    KeyReused,
     SetupFailed,
     RepositoryUnavailable,
     NotPossible,
@@ -66,6 +71,7 @@ impl Kind {
                 "no-such-workspace",
                 "There is no such workspace",
             ),
+            Self::NoSuchExec => (S::NOT_FOUND, "no-such-exec", "There is no such exec"),
             Self::NoSuchFile => (S::NOT_FOUND, "no-such-file", "There is no such file"),
             Self::MethodNotAllowed => (
                 S::METHOD_NOT_ALLOWED,
@@ -82,6 +88,9 @@ impl Kind {
                 "conflict",
                 "Something else happened to the workspace meanwhile",
             ),
+            Self::ExecEnded => (S::CONFLICT, "exec-ended", "The exec has ended"),
+            Self::NoTerminal => (S::CONFLICT, "no-terminal", "The exec has no terminal"),
+            Self::StdinClosed => (S::CONFLICT, "stdin-closed", "The exec reads no more"),
             Self::BodyTooLarge => (
                 S::PAYLOAD_TOO_LARGE,
                 "body-too-large",
@@ -101,6 +110,11 @@ impl Kind {
                 S::UNPROCESSABLE_ENTITY,
                 "command-failed",
                 "The command failed",
+            ),
+            Self::KeyReused => (
+                S::UNPROCESSABLE_ENTITY,
+                "idempotency-key-reused",
+                "The idempotency key was used for another request",
             ),
             Self::SetupFailed => (
                 S::UNPROCESSABLE_ENTITY,
@@ -222,6 +236,11 @@ impl From<provider::Error> for Problem {
         use provider::Error as E;
         let kind = match &error {
             E::NoSuchWorkspace(_) => Kind::NoSuchWorkspace,
+            E::NoSuchExec(_) => Kind::NoSuchExec,
+            E::ExecEnded(_) => Kind::ExecEnded,
+            E::NoTerminal(_) => Kind::NoTerminal,
+            E::StdinClosed(_) => Kind::StdinClosed,
+            E::KeyReused(_) => Kind::KeyReused,
             E::NoSuchFile(_) => Kind::NoSuchFile,
             // Well-formed, or it would have been refused before the call: 422, not 400.
             E::Invalid(_) => Kind::NotPossible,

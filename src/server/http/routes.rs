@@ -25,7 +25,7 @@ use super::guard::guard;
 use super::observe::observe;
 use super::problem::{Kind, Problem};
 use crate::provider::{
-    Command, Description, Error, Fetched, FilePath, Finished, Outcome, Receipt, WorkspaceId,
+    Asked, Command, Description, Error, Fetched, FilePath, Finished, Outcome, Receipt, WorkspaceId,
 };
 
 const OUTCOME: HeaderName = HeaderName::from_static("derrick-outcome");
@@ -135,14 +135,15 @@ struct CommandRequest {
 
 impl CommandRequest {
     fn checked(self) -> Result<Command, Problem> {
+        let asked = Asked::Cmd(without_nul("cmd", self.cmd)?);
         Ok(Command {
-            cmd: without_nul("cmd", self.cmd)?,
             working_dir: optional_without_nul("working_dir", self.working_dir)?,
             env: checked_env(self.env)?,
             timeout: self
                 .timeout
                 .filter(|seconds| *seconds > 0)
                 .map(|seconds| Duration::from_secs(seconds.min(MAX_TIMEOUT))),
+            ..Command::new(asked)
         })
     }
 }
@@ -175,11 +176,7 @@ impl Ran {
     }
 
     fn outcome(&self) -> HeaderValue {
-        HeaderValue::from_static(match self.finished.outcome {
-            Outcome::Exited { .. } => "exited",
-            Outcome::Signaled { .. } => "signaled",
-            Outcome::Deadline => "deadline",
-        })
+        HeaderValue::from_static(self.finished.outcome.word())
     }
 
     fn omitted(&self) -> Option<HeaderValue> {
@@ -194,7 +191,7 @@ async fn cmd(
 ) -> Result<Response, Problem> {
     let ran = run(&app, &id, request).await?;
     let exit_code = ran.finished.outcome.exit_code();
-    let detail = match ran.finished.outcome {
+    let detail = match &ran.finished.outcome {
         Outcome::Exited { code: 0 } => {
             return Ok(([(OUTCOME, ran.outcome())], Json(())).into_response());
         }
@@ -205,6 +202,10 @@ async fn cmd(
             format!("the command in workspace {id} was ended by signal {signal}")
         }
         Outcome::Deadline => format!("in workspace {id} {}", ran.deadline()),
+        Outcome::Killed => format!("the command in workspace {id} was killed by a request"),
+        Outcome::Reset | Outcome::Removed | Outcome::Lost { .. } => {
+            format!("the command in workspace {id} was ended with its sandbox")
+        }
     };
     let outcome = ran.outcome();
     let mut problem = Problem::new(Kind::CommandFailed, detail)

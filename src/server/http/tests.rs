@@ -20,8 +20,8 @@ use tokio::task::JoinHandle;
 use super::connection::Owner;
 use super::{HttpOptions, Listener, Token, serve_as};
 use crate::provider::{
-    Command, Description, Error, Fetched, FileContent, FilePath, Finished, OpenFile, Outcome,
-    Provider, Receipt, State, WorkspaceId,
+    Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, FileContent,
+    FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Receipt, State, WorkspaceId,
 };
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
@@ -81,6 +81,30 @@ impl Provider for Fake {
         Ok(self.call(id, "remove".to_owned()).is_ok())
     }
 
+    async fn start(
+        &self,
+        id: &WorkspaceId,
+        command: Command,
+    ) -> Result<(Arc<Exec>, Novelty), Error> {
+        self.call(id, format!("{command:?}"))?;
+        Err(Error::Host("a fake has no execs".to_owned()))
+    }
+
+    fn execs(&self, id: &WorkspaceId) -> Result<Vec<ExecRecord>, Error> {
+        self.call(id, "execs".to_owned())?;
+        Ok(Vec::new())
+    }
+
+    fn exec(&self, id: &WorkspaceId, exec: ExecId) -> Result<Arc<Exec>, Error> {
+        self.call(id, "exec".to_owned())?;
+        Err(Error::NoSuchExec(exec.to_string()))
+    }
+
+    fn events(&self, id: &WorkspaceId) -> Result<Arc<Events>, Error> {
+        self.call(id, "events".to_owned())?;
+        Ok(Arc::new(Events::default()))
+    }
+
     async fn run(&self, id: &WorkspaceId, command: Command) -> Result<Finished, Error> {
         self.call(id, format!("{command:?}"))?;
         let finished = |output: &[u8], outcome| Finished {
@@ -88,7 +112,10 @@ impl Provider for Fake {
             omitted: 0,
             outcome,
         };
-        Ok(match command.cmd.as_str() {
+        let Asked::Cmd(line) = command.asked else {
+            panic!("only lines are run");
+        };
+        Ok(match line.as_str() {
             "exit 3" => finished(b"oh\n", Outcome::Exited { code: 3 }),
             "segfault" => finished(b"", Outcome::Signaled { signal: 11 }),
             "sleep" => finished(b"so far", Outcome::Deadline),
@@ -475,10 +502,16 @@ async fn every_field_of_a_command_arrives() {
     server.post("/workspaces/w/cmd", body).await;
     let body = r#"{"cmd":"a","timeout":0}"#;
     server.post("/workspaces/w/cmd", body).await;
-    let none = r#"Command { cmd: "a", working_dir: None, env: {}, timeout: None }"#;
-    let all =
-        r#"Command { cmd: "a", working_dir: Some("/d"), env: {"K": "v"}, timeout: Some(90s) }"#;
-    assert_eq!(server.calls(), [all, none, none]);
+    let plain = || Command::new(Asked::Cmd("a".to_owned()));
+    let none = format!("{:?}", plain());
+    let all = Command {
+        working_dir: Some("/d".to_owned()),
+        env: BTreeMap::from([("K".to_owned(), "v".to_owned())]),
+        timeout: Some(Duration::from_secs(90)),
+        ..plain()
+    };
+    let all = format!("{all:?}");
+    assert_eq!(server.calls(), [all, none.clone(), none]);
 }
 
 #[tokio::test]

@@ -1,0 +1,152 @@
+//! The execs of a workspace on disk: a line of JSON for each that starts, and one when it ends.
+//!
+//! The last line of an exec counts. Written anew without what was forgotten, as soon as that is the
+//! larger part. Not synced: what the kernel has survives the end of any process.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::record::{ExecId, ExecRecord};
+
+const NAME: &str = "journal";
+
+/// Lines that may be there beyond two for each exec, before it is written anew.
+const SLACK: usize = 1000;
+
+/// What is kept of one exec.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Entry {
+    /// What is told of it.
+    pub(super) exec: ExecRecord,
+    /// What keeps it from being started a second time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<Key>,
+    /// It was noted, and then could not be started.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) never_ran: bool,
+}
+
+/// The client's name for a request, and what the request was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// The client's name for it.
+    pub name: String,
+    /// A digest of the request, in hexadecimal.
+    pub request: String,
+}
+
+/// The journal of one workspace. Blocking work is done by `append` alone, on a thread for it.
+#[derive(Debug, Clone)]
+pub(super) struct Journal {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    directory: PathBuf,
+    file: Option<File>,
+    lines: usize,
+}
+
+impl Journal {
+    /// Reads what there is in `directory`, which need not be there.
+    pub(super) fn open(directory: &Path) -> io::Result<(Self, BTreeMap<ExecId, Entry>)> {
+        let mut entries = BTreeMap::new();
+        let mut lines = 0;
+        match File::open(directory.join(NAME)) {
+            Ok(file) => {
+                for line in BufReader::new(file).split(b'\n') {
+                    lines += 1;
+                    // The last line may have been cut off by the end of the provider.
+                    if let Ok(entry) = serde_json::from_slice::<Entry>(&line?) {
+                        if entry.never_ran {
+                            entries.remove(&entry.exec.id);
+                        } else {
+                            entries.insert(entry.exec.id, entry);
+                        }
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let shared = Shared {
+            directory: directory.to_owned(),
+            file: None,
+            lines,
+        };
+        let journal = Self {
+            shared: Arc::new(Mutex::new(shared)),
+        };
+        Ok((journal, entries))
+    }
+
+    /// Adds a line, for what the exec is when it is written. `kept` are the execs that are known;
+    /// they are asked for if it is time to write it anew.
+    pub(super) async fn append(
+        &self,
+        entry: impl FnOnce() -> Entry + Send + 'static,
+        kept: impl FnOnce() -> Vec<Entry> + Send + 'static,
+        count: usize,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        let written = tokio::task::spawn_blocking(move || {
+            let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.append(&entry())?;
+            if shared.lines > 2 * count + SLACK {
+                shared.rewrite(&kept())?;
+            }
+            io::Result::Ok(())
+        });
+        match written.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot note an exec; it is forgotten with the provider")
+            }
+            Err(error) => tracing::error!(%error, "noting an exec failed"),
+        }
+    }
+}
+
+impl Shared {
+    fn append(&mut self, entry: &Entry) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                std::fs::create_dir_all(&self.directory)?;
+                let path = self.directory.join(NAME);
+                let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+                // Ends a line that was cut off.
+                if self.lines > 0 {
+                    file.write_all(b"\n")?;
+                }
+                self.file.insert(file)
+            }
+        };
+        let mut line = serde_json::to_vec(entry)?;
+        line.push(b'\n');
+        file.write_all(&line)?;
+        self.lines += 1;
+        Ok(())
+    }
+
+    fn rewrite(&mut self, entries: &[Entry]) -> io::Result<()> {
+        let path = self.directory.join(NAME);
+        let fresh = self.directory.join(format!("{NAME}.new"));
+        let mut lines = Vec::new();
+        for entry in entries {
+            serde_json::to_writer(&mut lines, entry)?;
+            lines.push(b'\n');
+        }
+        std::fs::write(&fresh, lines)?;
+        std::fs::rename(fresh, &path)?;
+        self.file = Some(OpenOptions::new().append(true).open(path)?);
+        self.lines = entries.len();
+        Ok(())
+    }
+}

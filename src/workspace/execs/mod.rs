@@ -1,0 +1,774 @@
+//! The execs of a workspace: started once, watched to their end, kept with their output.
+//!
+//! Each runs in a task of its own, so no client can disturb it by going away. What clients do to it
+//! (signals, stdin, a request to kill it) goes past that task, straight to init or the pipe; how it
+//! ended is decided there alone.
+
+mod journal;
+pub mod log;
+mod record;
+mod stdin;
+
+use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use journal::Key;
+pub use record::{
+    Asked, Cpu, ExecId, ExecRecord, ExecState, InvalidExecId, Outcome, Stdin as StdinState,
+};
+pub use stdin::{Input, StdinClosed};
+
+use super::events::{Event, Events};
+use crate::init::protocol::{self, Target};
+use crate::pool::exec::{self, Bounds, Cause, Sink, Stream, Streams};
+use crate::pool::{Sandbox, SandboxError, Signaller, is_full};
+use crate::sys::terminal::{self, Size};
+use journal::{Entry, Journal};
+use log::{Log, Writer};
+use stdin::Stdin;
+
+/// Where a workspace keeps its execs, below its own directory.
+pub(super) const DIRECTORY: &str = "execs";
+
+/// Bytes that are kept of each stream, if the request does not say.
+pub const OUTPUT_LIMIT: u64 = 10 << 20;
+
+/// Execs that ended and are kept; the oldest are forgotten.
+const KEPT: usize = 1000;
+
+/// Bytes of output of execs that ended that are kept; the oldest are forgotten.
+const KEPT_OUTPUT: u64 = 512 << 20;
+
+/// How long a request waits for its command to be executed; then it is told that it runs.
+const STARTING: Duration = Duration::from_secs(5);
+
+/// How long the end of a workspace waits for its execs to be noted.
+const NOTING: Duration = Duration::from_secs(5);
+
+/// A command to start, besides what init is told.
+#[derive(Debug)]
+pub struct Order {
+    /// What it reads.
+    pub input: Input,
+    /// Whether stdout and stderr are told apart.
+    pub streams: Streams,
+    /// When it is killed.
+    pub timeout: Option<Duration>,
+    /// Bytes that are kept of each stream.
+    pub output_limit: u64,
+    /// What keeps it from being started a second time.
+    pub key: Option<Key>,
+}
+
+/// Why an exec was not started, or something not done to it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ExecError {
+    /// There is none of that id.
+    #[error(
+        "there is no exec {0}; it may have been forgotten, of those that ended the last {KEPT} are kept"
+    )]
+    NotFound(ExecId),
+    /// The key was used for another request.
+    #[error("the idempotency key '{0}' was used for another request")]
+    OtherRequest(String),
+    /// It has ended.
+    #[error("the exec {0} has ended")]
+    Ended(ExecId),
+    /// It has no terminal.
+    #[error("the exec {0} has no terminal")]
+    NoTerminal(ExecId),
+    /// Its stdin takes nothing more.
+    #[error("the exec {0} reads no more: {1}")]
+    StdinClosed(ExecId, StdinClosed),
+    /// Its sandbox refused, or ended.
+    #[error(transparent)]
+    Sandbox(Arc<SandboxError>),
+    /// The request that this one repeats could not be started.
+    #[error("the request that had this idempotency key first could not be started")]
+    NotStarted,
+    /// The workspace was removed meanwhile, or the provider is ending.
+    #[error("the workspace was removed meanwhile, or the provider is ending")]
+    Closed,
+    /// The host failed.
+    #[error("{0}: {1}")]
+    Host(&'static str, Arc<io::Error>),
+}
+
+impl ExecError {
+    /// Whether the disk, its inodes or a quota are full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Sandbox(error) => error.is_no_space(),
+            Self::Host(_, error) => is_full(error),
+            _ => false,
+        }
+    }
+}
+
+impl From<SandboxError> for ExecError {
+    fn from(error: SandboxError) -> Self {
+        Self::Sandbox(Arc::new(error))
+    }
+}
+
+/// The execs of one workspace.
+#[derive(Debug)]
+pub struct Execs {
+    directory: PathBuf,
+    journal: Journal,
+    events: Arc<Events>,
+    table: Mutex<Table>,
+    tasks: TaskTracker,
+    /// Bytes of output of execs that ended.
+    kept_output: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    all: BTreeMap<ExecId, Arc<Exec>>,
+    keys: HashMap<String, ExecId>,
+}
+
+/// One exec.
+#[derive(Debug)]
+pub struct Exec {
+    id: ExecId,
+    key: Option<Key>,
+    record: Mutex<ExecRecord>,
+    log: Mutex<Option<Arc<Log>>>,
+    log_directory: PathBuf,
+    phase: watch::Sender<Phase>,
+    kill: CancellationToken,
+    stdin: Stdin,
+    /// Until it has ended.
+    live: Mutex<Option<Live>>,
+}
+
+/// What reaches an exec that runs.
+#[derive(Debug)]
+struct Live {
+    signaller: Signaller,
+    terminal: Option<OwnedFd>,
+}
+
+#[derive(Debug, Clone)]
+enum Phase {
+    Starting,
+    Running,
+    Refused(ExecError),
+    Ended,
+}
+
+/// Whether a request started its exec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Novelty {
+    /// It did.
+    Started,
+    /// An earlier request with the same key did.
+    Repeated,
+}
+
+impl Execs {
+    /// The execs of a workspace that keeps them in `directory`. What ran when the provider ended is
+    /// lost.
+    ///
+    /// # Errors
+    /// Those of reading the directory.
+    pub fn open(directory: &Path, events: Arc<Events>) -> io::Result<Self> {
+        let (journal, entries) = Journal::open(directory)?;
+        let mut table = Table::default();
+        let mut output = 0;
+        for (id, mut entry) in entries {
+            let log_directory = directory.join(id.to_string());
+            if entry.exec.state == ExecState::Running {
+                let log = Log::open(log_directory.clone())?;
+                let outcome = Outcome::Lost {
+                    detail: "derrick ended while it ran".to_owned(),
+                };
+                let wall = (crate::clock::precise() - entry.exec.started).max(0.0);
+                entry.exec.end(outcome, Duration::from_secs_f64(wall), None);
+                entry
+                    .exec
+                    .count(log.counts(Stream::Stdout), log.counts(Stream::Stderr));
+            }
+            if let Some(key) = &entry.key {
+                table.keys.insert(key.name.clone(), id);
+            }
+            output += kept(entry.exec.stdout) + kept(entry.exec.stderr);
+            table
+                .all
+                .insert(id, Arc::new(Exec::ended(entry, log_directory)));
+        }
+        let execs = Self {
+            directory: directory.to_owned(),
+            journal,
+            events,
+            table: Mutex::new(table),
+            tasks: TaskTracker::new(),
+            kept_output: AtomicU64::new(output),
+        };
+        execs.forget_unknown()?;
+        Ok(execs)
+    }
+
+    /// Starts a command, unless its key says that it was started before; returns when it runs, or
+    /// might as well.
+    ///
+    /// # Errors
+    /// Where it cannot be started; there is no exec then, and its key is free.
+    pub async fn start<E: From<ExecError>>(
+        self: &Arc<Self>,
+        order: Order,
+        command: protocol::Exec,
+        sandbox: impl Future<Output = Result<Sandbox, E>>,
+    ) -> Result<(Arc<Exec>, Novelty), E> {
+        let exec = match self.reserve(&order, &command)? {
+            (exec, Novelty::Repeated) => {
+                exec.until_running().await?;
+                return Ok((exec, Novelty::Repeated));
+            }
+            (exec, Novelty::Started) => exec,
+        };
+        if exec.key.is_some() {
+            self.note(&exec).await;
+        }
+        let sandbox = match sandbox.await {
+            Ok(_) if self.tasks.is_closed() => Err(ExecError::Closed.into()),
+            other => other,
+        };
+        let sandbox = match sandbox {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                self.drop_reserved(&exec, ExecError::NotStarted).await;
+                return Err(error);
+            }
+        };
+        let driver = Driver {
+            execs: Arc::clone(self),
+            exec: Arc::clone(&exec),
+            sandbox,
+            bounds: Bounds {
+                deadline: order
+                    .timeout
+                    .map(|timeout| tokio::time::Instant::now() + timeout),
+                kill: exec.kill.clone(),
+            },
+            started: Instant::now(),
+        };
+        self.tasks.spawn(driver.drive(order, command));
+        exec.until_running().await?;
+        Ok((exec, Novelty::Started))
+    }
+
+    fn reserve(
+        &self,
+        order: &Order,
+        command: &protocol::Exec,
+    ) -> Result<(Arc<Exec>, Novelty), ExecError> {
+        let mut table = self.table();
+        if let Some(key) = &order.key
+            && let Some(earlier) = table.keys.get(&key.name).and_then(|id| table.all.get(id))
+        {
+            return match &earlier.key {
+                Some(same) if same == key => Ok((Arc::clone(earlier), Novelty::Repeated)),
+                _ => Err(ExecError::OtherRequest(key.name.clone())),
+            };
+        }
+        let exec = Arc::new(Exec::new(order, command, &self.directory));
+        table.all.insert(exec.id, Arc::clone(&exec));
+        if let Some(key) = &order.key {
+            table.keys.insert(key.name.clone(), exec.id);
+        }
+        Ok((exec, Novelty::Started))
+    }
+
+    /// The exec of that id.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn get(&self, id: ExecId) -> Result<Arc<Exec>, ExecError> {
+        let table = self.table();
+        let found = table.all.get(&id).cloned();
+        found.ok_or(ExecError::NotFound(id))
+    }
+
+    /// All that are known, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<ExecRecord> {
+        let all: Vec<_> = self.table().all.values().cloned().collect();
+        all.iter().map(|exec| exec.record()).collect()
+    }
+
+    /// How many run.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        let table = self.table();
+        let running = |exec: &&Arc<Exec>| exec.lock_record().state == ExecState::Running;
+        table.all.values().filter(running).count()
+    }
+
+    /// Takes no more, and waits until all have ended, which their sandbox must have.
+    pub async fn close(&self) {
+        self.tasks.close();
+        if tokio::time::timeout(NOTING, self.tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("execs do not end with their sandbox");
+        }
+    }
+
+    /// Counts what an exec that ended left in its log; whether there is something to forget.
+    fn is_over_bounds(&self, log: &Log) -> bool {
+        let added = kept(log.counts(Stream::Stdout)) + kept(log.counts(Stream::Stderr));
+        let output = self.kept_output.fetch_add(added, Ordering::Relaxed) + added;
+        output > KEPT_OUTPUT || self.table().all.len() > KEPT
+    }
+
+    /// Forgets the oldest of those that ended, where there are too many or they are too large.
+    fn forget_oldest(&self) {
+        let mut forgotten = Vec::new();
+        {
+            let table = self.table();
+            let mut count = 0;
+            let mut output = 0;
+            for exec in table.all.values().rev() {
+                let record = exec.lock_record();
+                if record.state == ExecState::Running {
+                    continue;
+                }
+                count += 1;
+                output += kept(record.stdout) + kept(record.stderr);
+                if count > KEPT || (output > KEPT_OUTPUT && count > 1) {
+                    forgotten.push(Arc::clone(exec));
+                }
+            }
+        }
+        for exec in &forgotten {
+            self.drop_from_table(exec);
+            let record = exec.lock_record();
+            let freed = kept(record.stdout) + kept(record.stderr);
+            self.kept_output.fetch_sub(freed, Ordering::Relaxed);
+        }
+        for exec in forgotten {
+            remove_directory(&exec.log_directory);
+        }
+    }
+
+    /// Removes the logs of execs that the journal does not have.
+    fn forget_unknown(&self) -> io::Result<()> {
+        let entries = match std::fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let table = self.table();
+        for entry in entries {
+            let name = entry?.file_name();
+            let id = name.to_str().and_then(|name| name.parse::<ExecId>().ok());
+            if id.is_some_and(|id| !table.all.contains_key(&id)) {
+                remove_directory(&self.directory.join(name));
+            }
+        }
+        Ok(())
+    }
+
+    async fn note(self: &Arc<Self>, exec: &Arc<Exec>) {
+        let (this, exec) = (Arc::clone(self), Arc::clone(exec));
+        let count = self.table().all.len();
+        let kept = move || {
+            let all: Vec<_> = this.table().all.values().cloned().collect();
+            all.iter().map(|exec| exec.entry()).collect()
+        };
+        self.journal.append(move || exec.entry(), kept, count).await;
+    }
+
+    /// Forgets an exec that never ran; why is told to those who repeat its request.
+    async fn drop_reserved(self: &Arc<Self>, exec: &Arc<Exec>, error: ExecError) {
+        self.drop_from_table(exec);
+        exec.phase.send_replace(Phase::Refused(error));
+        if exec.key.is_some() {
+            self.note(exec).await;
+        }
+    }
+
+    fn drop_from_table(&self, exec: &Exec) {
+        let mut table = self.table();
+        table.all.remove(&exec.id);
+        if let Some(key) = &exec.key {
+            table.keys.remove(&key.name);
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn kept(counts: log::Counts) -> u64 {
+    counts.bytes - counts.omitted
+}
+
+fn remove_directory(path: &Path) {
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, path = %path.display(), "cannot remove old output"),
+    }
+}
+
+impl Exec {
+    fn new(order: &Order, command: &protocol::Exec, parent: &Path) -> Self {
+        let id = ExecId::generate();
+        let log_directory = parent.join(id.to_string());
+        let (asked, command_cut) = Asked::of(&command.program).shortened();
+        let tty = command.terminal.is_some();
+        let stdin = match order.input {
+            Input::Open => StdinState::Open,
+            _ if tty => StdinState::Open,
+            Input::Nothing | Input::Bytes(_) => StdinState::None,
+        };
+        let record = ExecRecord {
+            id,
+            state: ExecState::Running,
+            asked,
+            command_cut,
+            cwd: command.directory.clone(),
+            user: command.user.clone(),
+            tty,
+            streams: if tty { Streams::Merged } else { order.streams },
+            stdin,
+            started: crate::clock::precise(),
+            ended: None,
+            outcome: None,
+            exit_code: None,
+            wall: None,
+            cpu: None,
+            peak_memory: None,
+            stdout: log::Counts::default(),
+            stderr: log::Counts::default(),
+            truncated: false,
+            detached: 0,
+        };
+        let log = Log::new(log_directory.clone(), order.output_limit);
+        Self {
+            id,
+            key: order.key.clone(),
+            record: Mutex::new(record),
+            log: Mutex::new(Some(Arc::new(log))),
+            log_directory,
+            phase: watch::Sender::new(Phase::Starting),
+            kill: CancellationToken::new(),
+            stdin: Stdin::default(),
+            live: Mutex::new(None),
+        }
+    }
+
+    fn ended(entry: Entry, log_directory: PathBuf) -> Self {
+        Self {
+            id: entry.exec.id,
+            key: entry.key,
+            record: Mutex::new(entry.exec),
+            log: Mutex::new(None),
+            log_directory,
+            phase: watch::Sender::new(Phase::Ended),
+            kill: CancellationToken::new(),
+            stdin: Stdin::default(),
+            live: Mutex::new(None),
+        }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> ExecId {
+        self.id
+    }
+
+    /// What is told of it now.
+    #[must_use]
+    pub fn record(&self) -> ExecRecord {
+        let mut record = self.lock_record().clone();
+        if record.state == ExecState::Running {
+            let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(log) = &*log {
+                record.count(log.counts(Stream::Stdout), log.counts(Stream::Stderr));
+            }
+            if record.stdin == StdinState::Open && self.stdin.is_closed() {
+                record.stdin = StdinState::Closed;
+            }
+        }
+        record
+    }
+
+    /// Its output. Blocking, for one that ended.
+    ///
+    /// # Errors
+    /// Those of reading its directory.
+    pub fn log(&self) -> io::Result<Arc<Log>> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*log {
+            Some(log) => Ok(Arc::clone(log)),
+            None => {
+                let opened = Arc::new(Log::open(self.log_directory.clone())?);
+                *log = Some(Arc::clone(&opened));
+                Ok(opened)
+            }
+        }
+    }
+
+    /// Waits for its end.
+    pub async fn until_end(&self) -> ExecRecord {
+        let mut phase = self.phase.subscribe();
+        // The sender is in `self`.
+        let _ = phase
+            .wait_for(|phase| matches!(phase, Phase::Ended | Phase::Refused(_)))
+            .await;
+        self.record()
+    }
+
+    /// Waits until it runs, has ended, or has not been executed for a while.
+    async fn until_running(&self) -> Result<(), ExecError> {
+        let mut phase = self.phase.subscribe();
+        let past_start = phase.wait_for(|phase| !matches!(phase, Phase::Starting));
+        match tokio::time::timeout(STARTING, past_start).await {
+            Ok(Ok(phase)) => match &*phase {
+                Phase::Refused(error) => Err(error.clone()),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// Kills its whole process tree, and waits for its end.
+    pub async fn kill(&self) -> ExecRecord {
+        self.kill.cancel();
+        self.until_end().await
+    }
+
+    /// Signals it.
+    ///
+    /// # Errors
+    /// `Ended`, `Sandbox`.
+    pub async fn signal(&self, signal: i32, target: Target) -> Result<(), ExecError> {
+        let signaller = {
+            let live = self.lock_live();
+            live.as_ref().map(|live| live.signaller.clone())
+        };
+        match signaller {
+            Some(signaller) => Ok(signaller.signal(signal, target).await?),
+            None => Err(ExecError::Ended(self.id)),
+        }
+    }
+
+    /// Gives its terminal another size.
+    ///
+    /// # Errors
+    /// `NoTerminal`, `Ended`, `Host`.
+    pub fn resize(&self, size: Size) -> Result<(), ExecError> {
+        if !self.lock_record().tty {
+            return Err(ExecError::NoTerminal(self.id));
+        }
+        let live = self.lock_live();
+        match live.as_ref().and_then(|live| live.terminal.as_ref()) {
+            Some(terminal) => terminal::resize(terminal.as_fd(), size)
+                .map_err(|error| ExecError::Host("resizing a terminal", Arc::new(error))),
+            None => Err(ExecError::Ended(self.id)),
+        }
+    }
+
+    /// Writes to its stdin; returns when all is in the pipe or the terminal.
+    ///
+    /// # Errors
+    /// `StdinClosed`.
+    pub async fn write(&self, bytes: &[u8]) -> Result<(), ExecError> {
+        let write = async {
+            self.check_open_stdin()?;
+            self.until_running().await?;
+            let written = self.stdin.write(bytes).await;
+            written.map_err(|closed| ExecError::StdinClosed(self.id, closed))
+        };
+        self.unless_ended(write).await
+    }
+
+    /// Ends its stdin; to a terminal, the character for it is sent.
+    ///
+    /// # Errors
+    /// `StdinClosed`.
+    pub async fn close_stdin(&self) -> Result<(), ExecError> {
+        let close = async {
+            self.check_open_stdin()?;
+            self.until_running().await?;
+            let closed = self.stdin.close().await;
+            closed.map_err(|closed| ExecError::StdinClosed(self.id, closed))
+        };
+        self.unless_ended(close).await
+    }
+
+    fn check_open_stdin(&self) -> Result<(), ExecError> {
+        match self.lock_record().stdin {
+            StdinState::None => Err(ExecError::StdinClosed(self.id, StdinClosed::NeverOpen)),
+            StdinState::Open | StdinState::Closed => Ok(()),
+        }
+    }
+
+    async fn unless_ended(
+        &self,
+        work: impl Future<Output = Result<(), ExecError>>,
+    ) -> Result<(), ExecError> {
+        tokio::select! {
+            biased;
+            done = work => done,
+            _ = self.until_end() => Err(ExecError::StdinClosed(self.id, StdinClosed::Ended)),
+        }
+    }
+
+    fn entry(&self) -> Entry {
+        Entry {
+            exec: self.lock_record().clone(),
+            key: self.key.clone(),
+            never_ran: matches!(*self.phase.borrow(), Phase::Refused(_)),
+        }
+    }
+
+    fn lock_live(&self) -> MutexGuard<'_, Option<Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_record(&self) -> MutexGuard<'_, ExecRecord> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Watches one exec from its start to its end.
+struct Driver {
+    execs: Arc<Execs>,
+    exec: Arc<Exec>,
+    sandbox: Sandbox,
+    bounds: Bounds,
+    started: Instant,
+}
+
+impl Driver {
+    async fn drive(self, order: Order, command: protocol::Exec) {
+        let log = {
+            let log = self.exec.log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.clone()
+        };
+        let Some(log) = log else { return };
+        let mut sink = LogSink(Some(Writer::new(Arc::clone(&log))));
+        let ended = self.run(order, command, &mut sink).await;
+        drop(sink);
+        self.exec.lock_live().take();
+        self.exec.stdin.end();
+        let (outcome, exit) = match ended {
+            Ok((exit, cause)) => (Outcome::of_exit(&exit, cause), Some(exit)),
+            Err(error @ SandboxError::Refused(_)) => {
+                return self.execs.drop_reserved(&self.exec, error.into()).await;
+            }
+            Err(error) => (Outcome::of_error(&error), None),
+        };
+        {
+            let mut record = self.exec.lock_record();
+            record.end(outcome, self.started.elapsed(), exit.as_ref());
+            record.count(log.counts(Stream::Stdout), log.counts(Stream::Stderr));
+        }
+        log.close();
+        self.execs.note(&self.exec).await;
+        self.execs
+            .events
+            .tell(Event::ExecEnded(Box::new(self.exec.record())));
+        self.exec.phase.send_replace(Phase::Ended);
+        let execs = Arc::clone(&self.execs);
+        if execs.is_over_bounds(&log) {
+            let _ = tokio::task::spawn_blocking(move || execs.forget_oldest()).await;
+        }
+    }
+
+    async fn run(
+        &self,
+        order: Order,
+        command: protocol::Exec,
+        sink: &mut LogSink,
+    ) -> Result<(protocol::Exit, Cause), SandboxError> {
+        let given = match command.terminal {
+            Some(_) => None,
+            None => self
+                .exec
+                .stdin
+                .open(&order.input)
+                .await
+                .map_err(SandboxError::Unreachable)?,
+        };
+        let given = given.into_iter().collect();
+        let mut started = exec::start(&self.sandbox, command, given, order.streams).await?;
+        let signaller = started.running.signaller();
+        self.set_live(signaller.clone(), None);
+        tokio::select! {
+            terminal = started.until_running() => {
+                let terminal = terminal?;
+                if let Some(terminal) = &terminal {
+                    let taken = self.exec.stdin.set_terminal(terminal).await;
+                    taken.map_err(SandboxError::Unreachable)?;
+                }
+                self.set_live(signaller, terminal);
+                self.exec.phase.send_replace(Phase::Running);
+                if self.exec.key.is_none() {
+                    let (execs, exec) = (Arc::clone(&self.execs), Arc::clone(&self.exec));
+                    self.execs.tasks.spawn(async move { execs.note(&exec).await });
+                }
+                self.execs.events.tell(Event::ExecStarted(Box::new(self.exec.record())));
+            }
+            // What did not start by then is killed below.
+            () = self.bounds.passed() => {}
+        }
+        let fed = async {
+            tokio::select! {
+                () = self.exec.stdin.feed(order.input) => {}
+                () = self.exec.stdin.ended() => {}
+            }
+        };
+        let ending = async {
+            let ended = started.to_end(&self.sandbox, sink, &self.bounds).await;
+            self.exec.stdin.end();
+            ended
+        };
+        tokio::join!(fed, ending).1
+    }
+
+    fn set_live(&self, signaller: Signaller, terminal: Option<OwnedFd>) {
+        *self.exec.lock_live() = Some(Live {
+            signaller,
+            terminal,
+        });
+    }
+}
+
+/// Writes output to a log, on a thread where that may block.
+struct LogSink(Option<Writer>);
+
+impl Sink for LogSink {
+    async fn take(&mut self, stream: Stream, bytes: Vec<u8>) {
+        let Some(mut writer) = self.0.take() else {
+            return;
+        };
+        let written = tokio::task::spawn_blocking(move || {
+            writer.append(stream, &bytes);
+            writer
+        });
+        match written.await {
+            Ok(writer) => self.0 = Some(writer),
+            Err(error) => tracing::error!(%error, "writing output failed"),
+        }
+    }
+}

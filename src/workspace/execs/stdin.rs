@@ -1,0 +1,174 @@
+//! Derrick's end of an exec's stdin: a pipe or a terminal, written to by one client at a time.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncWriteExt, Interest};
+use tokio::net::unix::pipe::Sender;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+/// What a terminal takes for the end of its input, unless its program changed that, termios(3).
+const END_OF_FILE: u8 = 4;
+
+/// What an exec reads.
+#[derive(Debug)]
+pub enum Input {
+    /// Nothing.
+    Nothing,
+    /// This, and then the end.
+    Bytes(Vec<u8>),
+    /// What clients write to it.
+    Open,
+}
+
+/// Why nothing can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StdinClosed {
+    /// The exec has ended.
+    Ended,
+    /// It closed its stdin.
+    ByReader,
+    /// A client closed it.
+    ByRequest,
+    /// The exec was not started with an open one.
+    NeverOpen,
+}
+
+impl fmt::Display for StdinClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ended => "it has ended",
+            Self::ByReader => "it closed its stdin",
+            Self::ByRequest => "its stdin was closed by a request",
+            Self::NeverOpen => "it was not started with an open stdin",
+        })
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Stdin {
+    end: Mutex<End>,
+    closed: AtomicBool,
+    ended: CancellationToken,
+}
+
+#[derive(Debug)]
+enum End {
+    Pipe(Sender),
+    Terminal(AsyncFd<OwnedFd>),
+    Closed(StdinClosed),
+}
+
+impl Default for Stdin {
+    fn default() -> Self {
+        Self {
+            end: Mutex::new(End::Closed(StdinClosed::NeverOpen)),
+            closed: AtomicBool::new(false),
+            ended: CancellationToken::new(),
+        }
+    }
+}
+
+impl Stdin {
+    /// What the exec is to be given as its stdin, if that is not nothing.
+    pub(super) async fn open(&self, input: &Input) -> io::Result<Option<OwnedFd>> {
+        if matches!(input, Input::Nothing) {
+            return Ok(None);
+        }
+        let (reader, writer) = io::pipe()?;
+        let sender = Sender::from_owned_fd(writer.into())?;
+        *self.end.lock().await = End::Pipe(sender);
+        Ok(Some(reader.into()))
+    }
+
+    /// Takes the exec's terminal to write to.
+    pub(super) async fn set_terminal(&self, terminal: &OwnedFd) -> io::Result<()> {
+        let terminal = crate::pool::watch(terminal.try_clone()?, Interest::WRITABLE)?;
+        *self.end.lock().await = End::Terminal(terminal);
+        Ok(())
+    }
+
+    /// Writes what came with the request, and closes.
+    pub(super) async fn feed(&self, input: Input) {
+        if let Input::Bytes(bytes) = input
+            && self.write(&bytes).await.is_ok()
+        {
+            // A reader that has closed it by now has had what it wanted.
+            let _ = self.close().await;
+        }
+    }
+
+    /// Returns when all is in the pipe or the terminal.
+    pub(super) async fn write(&self, bytes: &[u8]) -> Result<(), StdinClosed> {
+        let mut end = self.end.lock().await;
+        let written = tokio::select! {
+            biased;
+            () = self.ended.cancelled() => Err(StdinClosed::Ended),
+            written = end.write(bytes) => written,
+        };
+        if let Err(closed) = written {
+            *end = End::Closed(closed);
+            self.closed.store(true, Ordering::Relaxed);
+        }
+        written
+    }
+
+    /// Ends it; a terminal is told, and stays open.
+    pub(super) async fn close(&self) -> Result<(), StdinClosed> {
+        let terminal = matches!(*self.end.lock().await, End::Terminal(_));
+        if terminal {
+            return self.write(&[END_OF_FILE]).await;
+        }
+        let mut end = self.end.lock().await;
+        match &*end {
+            End::Closed(closed) => Err(*closed),
+            _ => {
+                *end = End::Closed(StdinClosed::ByRequest);
+                self.closed.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// The exec has ended: whoever writes is told, and nothing is held open.
+    pub(super) fn end(&self) {
+        self.ended.cancel();
+        // If somebody writes just now, they are told, and close it.
+        if let Ok(mut end) = self.end.try_lock() {
+            *end = End::Closed(StdinClosed::Ended);
+        }
+    }
+
+    /// Waits for `end`.
+    pub(super) async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+}
+
+impl End {
+    async fn write(&mut self, mut bytes: &[u8]) -> Result<(), StdinClosed> {
+        match self {
+            Self::Closed(closed) => Err(*closed),
+            Self::Pipe(pipe) => pipe
+                .write_all(bytes)
+                .await
+                .map_err(|_| StdinClosed::ByReader),
+            Self::Terminal(terminal) => {
+                while !bytes.is_empty() {
+                    let write = |terminal: &OwnedFd| Ok(rustix::io::write(terminal, bytes)?);
+                    let written = terminal.async_io(Interest::WRITABLE, write).await;
+                    bytes = &bytes[written.map_err(|_| StdinClosed::ByReader)?..];
+                }
+                Ok(())
+            }
+        }
+    }
+}
