@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 pub use crate::init::protocol::Target;
 pub use crate::pool::exec::{Stream, Streams};
@@ -147,7 +148,7 @@ pub struct Finished {
 }
 
 /// What `GET /workspaces/{id}` tells.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Description {
     /// The workspace.
     pub id: WorkspaceId,
@@ -166,11 +167,12 @@ pub struct Description {
     /// Execs under way.
     pub execs: usize,
     /// What is enforced on it; what is weaker here than asked, and why.
+    #[schema(value_type = Object)]
     pub enforcement: serde_json::Value,
 }
 
 /// Whether a workspace has a sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// It has one.
@@ -180,7 +182,7 @@ pub enum State {
 }
 
 /// What a reset discarded and what the workspace now is.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Receipt {
     /// The workspace.
     pub id: WorkspaceId,
@@ -195,11 +197,12 @@ pub struct Receipt {
 }
 
 /// What a fetch did to one repository.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Fetched {
     /// Its URL, without credentials.
     pub url: String,
     /// Its path in the workspace.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// The reference that was followed.
     pub reference: String,

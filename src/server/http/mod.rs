@@ -6,7 +6,9 @@
 //! origin, identity, content type), and only then a handler of `routes`.
 
 mod body;
+mod commands;
 mod connection;
+mod documents;
 mod guard;
 mod listener;
 mod observe;
@@ -14,6 +16,7 @@ mod peer;
 mod problem;
 mod routes;
 mod token;
+mod workspaces;
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,8 @@ use tracing::Instrument;
 
 use super::problem::{Kind, Problem};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The answer's header with the request's id.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The outermost layer.
 pub(super) async fn observe(request: Request, next: Next) -> Response {

@@ -3,13 +3,20 @@
 //! `type` is `urn:derrick:problem:` and a word from the table in [`Kind::row`], which never changes
 //! its meaning. 4xx is what the caller did or asked for; 5xx is only what derrick or the host did.
 
+use std::collections::BTreeMap;
+
 use axum::body::Body;
 use axum::http::StatusCode;
 use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
+use utoipa::openapi::schema::{AllOfBuilder, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response as Documented, ResponseBuilder};
+use utoipa::{IntoResponses, PartialSchema, ToSchema};
 
 use crate::provider;
+
+const PROBLEM_JSON: &str = "application/problem+json";
 
 /// What went wrong, as the caller can tell it from other things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,11 +47,46 @@ pub(super) enum Kind {
     Internal,
     NoSpace,
     /// A status that axum gave by itself and that has no kind here.
-    Other(StatusCode),
+    Other,
 }
 
 impl Kind {
-    /// Status, last part of `type`, and `title`.
+    /// Every kind, in the order of the enum.
+    pub(super) const ALL: [Self; Self::Other as usize + 1] = [
+        Self::InvalidRequest,
+        Self::Unauthorized,
+        Self::PeerRefused,
+        Self::OriginRefused,
+        Self::PermissionDenied,
+        Self::NoSuchRoute,
+        Self::NoSuchWorkspace,
+        Self::NoSuchExec,
+        Self::NoSuchFile,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::Conflict,
+        Self::ExecEnded,
+        Self::NoTerminal,
+        Self::StdinClosed,
+        Self::BodyTooLarge,
+        Self::UnsupportedMediaType,
+        Self::HostRefused,
+        Self::CommandFailed,
+        Self::KeyReused,
+        Self::SetupFailed,
+        Self::RepositoryUnavailable,
+        Self::NotPossible,
+        Self::Internal,
+        Self::NoSpace,
+        Self::Other,
+    ];
+
+    /// `type` in full.
+    pub(super) fn urn(self) -> String {
+        format!("urn:derrick:problem:{}", self.row().1)
+    }
+
+    /// Status, last part of `type`, and `title`. The status of `Other` is each problem's own.
     fn row(self) -> (StatusCode, &'static str, &'static str) {
         use StatusCode as S;
         match self {
@@ -141,11 +183,7 @@ impl Kind {
                 "no-space",
                 "There is no space left",
             ),
-            Self::Other(status) => (
-                status,
-                "other",
-                status.canonical_reason().unwrap_or("The request failed"),
-            ),
+            Self::Other => (S::INTERNAL_SERVER_ERROR, "other", "The request failed"),
         }
     }
 }
@@ -155,6 +193,8 @@ impl Kind {
 #[derive(Debug, Clone)]
 pub(super) struct Problem {
     kind: Kind,
+    status: StatusCode,
+    title: &'static str,
     detail: String,
     members: Map<String, Value>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -163,8 +203,11 @@ pub(super) struct Problem {
 impl Problem {
     /// `detail` names the object, for people: lowercase, no full stop.
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
+        let (status, _, title) = kind.row();
         Self {
             kind,
+            status,
+            title,
             detail: detail.into(),
             members: Map::new(),
             headers: Vec::new(),
@@ -173,8 +216,12 @@ impl Problem {
 
     /// For a status that came without a problem.
     pub(super) fn from_status(status: StatusCode) -> Self {
-        let detail = status.canonical_reason().unwrap_or("the request failed");
-        Self::new(Kind::Other(status), detail.to_ascii_lowercase())
+        let title = status.canonical_reason().unwrap_or("The request failed");
+        Self {
+            status,
+            title,
+            ..Self::new(Kind::Other, title.to_ascii_lowercase())
+        }
     }
 
     /// Adds an extension member.
@@ -190,7 +237,7 @@ impl Problem {
     }
 
     pub(super) fn status(&self) -> StatusCode {
-        self.kind.row().0
+        self.status
     }
 
     pub(super) fn detail(&self) -> &str {
@@ -199,11 +246,11 @@ impl Problem {
 
     /// The response for the request `request_id`, on top of the headers of `response`.
     pub(super) fn render(self, request_id: &str, response: &Response) -> Response {
-        let (status, word, title) = self.kind.row();
+        let status = self.status;
         let mut members = self.members;
         for (name, value) in [
-            ("type", Value::from(format!("urn:derrick:problem:{word}"))),
-            ("title", Value::from(title)),
+            ("type", Value::from(self.kind.urn())),
+            ("title", Value::from(self.title)),
             ("status", Value::from(status.as_u16())),
             ("detail", Value::from(self.detail)),
             ("request_id", Value::from(request_id)),
@@ -217,7 +264,7 @@ impl Problem {
         if let Some(methods) = response.headers().get(ALLOW) {
             rendered.headers_mut().insert(ALLOW, methods.clone());
         }
-        let json = HeaderValue::from_static("application/problem+json");
+        let json = HeaderValue::from_static(PROBLEM_JSON);
         rendered.headers_mut().insert(CONTENT_TYPE, json);
         rendered
     }
@@ -261,6 +308,109 @@ impl From<provider::Error> for Problem {
         }
     }
 }
+
+/// The problems that a route may answer, for its `#[utoipa::path]`: `Problems<{ of(&[..]) }>`,
+/// with [`BODY`] for a route that reads a body, or `Problems<ALWAYS>` where it has none of its own.
+///
+/// What each route may answer is in all of them.
+pub(super) struct Problems<const KINDS: u64>;
+
+/// A set of kinds, one bit each: a type can be made over a number, not over a slice.
+pub(super) const fn of(kinds: &[Kind]) -> u64 {
+    let mut set = 0;
+    let mut rest = kinds;
+    while let [kind, others @ ..] = rest {
+        set |= 1 << *kind as u64;
+        rest = others;
+    }
+    set
+}
+
+/// What any route may answer: the guard refuses before it, and derrick may fail in it.
+pub(super) const ALWAYS: u64 = of(&[
+    Kind::Unauthorized,
+    Kind::PeerRefused,
+    Kind::OriginRefused,
+    Kind::UnsupportedMediaType,
+    Kind::HostRefused,
+    Kind::Internal,
+]);
+
+/// What a route may answer that reads the body of its request.
+pub(super) const BODY: u64 = of(&[
+    Kind::InvalidRequest,
+    Kind::RequestTimeout,
+    Kind::BodyTooLarge,
+]);
+
+impl<const KINDS: u64> IntoResponses for Problems<KINDS> {
+    fn responses() -> BTreeMap<String, RefOr<Documented>> {
+        let mut by_status: BTreeMap<StatusCode, Vec<Kind>> = BTreeMap::new();
+        for kind in Kind::ALL {
+            if (KINDS | ALWAYS) & of(&[kind]) != 0 {
+                by_status.entry(kind.row().0).or_default().push(kind);
+            }
+        }
+        by_status
+            .into_iter()
+            .map(|(status, kinds)| (status.as_str().to_owned(), documented(&kinds).into()))
+            .collect()
+    }
+}
+
+/// One answer that is a problem of one of `kinds`, which share a status.
+fn documented(kinds: &[Kind]) -> Documented {
+    let lines = kinds.iter().map(|kind| {
+        let (_, word, title) = kind.row();
+        format!("`{word}`: {title}.")
+    });
+    let words = ObjectBuilder::new().enum_values(Some(kinds.iter().map(|kind| kind.urn())));
+    let narrowed = ObjectBuilder::new().property("type", words.schema_type(Type::String));
+    let schema = AllOfBuilder::new()
+        .item(Ref::from_schema_name(Problem::name()))
+        .item(narrowed);
+    ResponseBuilder::new()
+        .description(lines.collect::<Vec<_>>().join(" "))
+        .content(
+            PROBLEM_JSON,
+            ContentBuilder::new().schema(Some(schema)).build(),
+        )
+        .build()
+}
+
+/// The body of every problem.
+impl PartialSchema for Problem {
+    fn schema() -> RefOr<Schema> {
+        let text = |what: &str| {
+            ObjectBuilder::new()
+                .schema_type(Type::String)
+                .description(Some(what))
+        };
+        let number = |what: &str| {
+            ObjectBuilder::new()
+                .schema_type(Type::Integer)
+                .description(Some(what))
+        };
+        ObjectBuilder::new()
+            .description(Some("Problem details as in RFC 9457: what the caller did is 4xx, what derrick or the host did is 5xx."))
+            .property("type", text("What it is, for programs; a word never changes its meaning.").enum_values(Some(Kind::ALL.map(Kind::urn))))
+            .property("title", text("What it is, for people."))
+            .property("status", number("The status of the answer."))
+            .property("detail", text("What happened to what, for people."))
+            .property("request_id", text("The request's id in derrick's log; `x-request-id` says it too.").format(Some(SchemaFormat::Custom("uuid".to_owned()))))
+            .property("exit_code", number("`command-failed` and `setup-failed`: as a shell reports it."))
+            .property("outcome", text("`command-failed`: how the command ended.").enum_values(Some(["exited", "signaled", "deadline"])))
+            .property("output", text("`command-failed` and `setup-failed`: the end of what was printed."))
+            .required("type")
+            .required("title")
+            .required("status")
+            .required("detail")
+            .required("request_id")
+            .into()
+    }
+}
+
+impl ToSchema for Problem {}
 
 #[cfg(test)]
 mod tests {

@@ -17,8 +17,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
+use super::body::Uploads;
 use super::connection::Owner;
-use super::{HttpOptions, Listener, Token, serve_as};
+use super::{App, HttpOptions, Listener, Token, serve_as};
 use crate::provider::{
     Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, FileContent,
     FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Receipt, State, WorkspaceId,
@@ -195,6 +196,15 @@ impl Provider for Fake {
     }
 
     async fn shutdown(&self) {}
+}
+
+/// What handlers share, over the fake provider.
+pub(super) fn app() -> Arc<App> {
+    Arc::new(App {
+        provider: Arc::new(Fake::default()),
+        options: Arc::new(HttpOptions::default()),
+        uploads: Uploads::new(),
+    })
 }
 
 /// A front end that serves until it is stopped.

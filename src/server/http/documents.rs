@@ -1,0 +1,312 @@
+//! What the provider tells about itself: its health, and the document of its routes.
+
+use std::sync::{Arc, LazyLock};
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::schema::{ObjectBuilder, SchemaFormat, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{
+    ComponentsBuilder, Header, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, PathItem,
+    RefOr,
+};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::App;
+use super::observe::REQUEST_ID;
+use super::problem::{ALWAYS, Problem, Problems};
+use super::routes::{self, tag};
+
+pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::default()
+        .routes(routes!(health))
+        .routes(routes!(openapi))
+}
+
+#[derive(Serialize, ToSchema)]
+struct Health {
+    /// True.
+    healthy: bool,
+    #[serde(flatten)]
+    enforcement: Map<String, Value>,
+}
+
+/// Says that the provider works, and what it enforces on this host.
+#[utoipa::path(
+    get,
+    path = "/health",
+    operation_id = "health",
+    tag = tag::PROVIDER,
+    responses(
+        (status = 200, description = "It works.", body = Health),
+        Problems<ALWAYS>,
+    )
+)]
+async fn health(State(app): State<Arc<App>>) -> Json<Health> {
+    let mut enforcement = match app.provider.enforcement() {
+        Value::Object(fields) => fields,
+        other => Map::from_iter([("enforcement".to_owned(), other)]),
+    };
+    enforcement.remove("healthy");
+    Json(Health {
+        healthy: true,
+        enforcement,
+    })
+}
+
+/// This document.
+///
+/// Asked for like any other route: with the token where there is one.
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    operation_id = "openapi",
+    tag = tag::PROVIDER,
+    responses(
+        (status = 200, description = "An OpenAPI 3.1 document.", body = Object),
+        Problems<ALWAYS>,
+    )
+)]
+async fn openapi() -> Response {
+    let json = HeaderValue::from_static("application/json");
+    ([(CONTENT_TYPE, json)], DOCUMENT.as_str()).into_response()
+}
+
+/// The document as JSON. It depends on the code alone, so it is made once.
+static DOCUMENT: LazyLock<String> = LazyLock::new(|| serde_json::json!(document()).to_string());
+
+/// The document without routes.
+pub(super) fn about() -> OpenApi {
+    OpenApiBuilder::new()
+        .info(
+            InfoBuilder::new()
+                .title("derrick")
+                .version(env!("CARGO_PKG_VERSION"))
+                .description(Some(ABOUT))
+                .license(Some(
+                    LicenseBuilder::new()
+                        .name(env!("CARGO_PKG_LICENSE"))
+                        .identifier(Some(env!("CARGO_PKG_LICENSE")))
+                        .build(),
+                )),
+        )
+        .components(Some(
+            ComponentsBuilder::new()
+                .schema_from::<Problem>()
+                .security_scheme(
+                    TOKEN,
+                    SecurityScheme::Http(
+                        HttpBuilder::new()
+                            .scheme(HttpAuthScheme::Bearer)
+                            .description(Some("Where derrick was given a `--token-file`."))
+                            .build(),
+                    ),
+                )
+                .build(),
+        ))
+        .security(Some([
+            SecurityRequirement::default(),
+            SecurityRequirement::new::<_, _, &str>(TOKEN, []),
+        ]))
+        .build()
+}
+
+const TOKEN: &str = "token";
+
+const ABOUT: &str = "\
+Workspaces for autonomous coding agents on a bare Linux host.
+
+Every error is a problem (RFC 9457) with a `type` that programs can rely on. Beside those that a \
+route names, a path that is no route is answered with 404 `no-such-route`, and a method that a \
+route does not have with 405 `method-not-allowed`.";
+
+/// What the routes themselves cannot say is said here for all of them.
+fn document() -> OpenApi {
+    let mut document = routes::all().into_openapi();
+    let paths = std::mem::take(&mut document.paths.paths);
+    for (path, mut item) in paths {
+        for operation in operations(&mut item) {
+            for response in operation.responses.responses.values_mut() {
+                if let RefOr::T(response) = response {
+                    response
+                        .headers
+                        .insert(REQUEST_ID.to_string(), request_id().into());
+                }
+            }
+        }
+        // axum's mark of a parameter that takes the rest of the path.
+        document.paths.paths.insert(path.replace("{*", "{"), item);
+    }
+    document
+}
+
+fn request_id() -> Header {
+    let id = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .format(Some(SchemaFormat::Custom("uuid".to_owned())));
+    HeaderBuilder::new()
+        .schema(Some(id))
+        .description(Some("The request's id in derrick's log."))
+        .build()
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [
+        &mut item.get,
+        &mut item.put,
+        &mut item.post,
+        &mut item.delete,
+        &mut item.head,
+        &mut item.patch,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use axum::Router;
+    use axum::body::Body;
+    use axum::http::header::ALLOW;
+    use tower::ServiceExt;
+    use utoipa::IntoResponses;
+
+    use super::super::problem::Kind;
+    use super::super::tests::app;
+    use super::*;
+
+    /// Path and method of every operation of the document, with the operation.
+    fn operations() -> BTreeMap<(String, String), Value> {
+        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
+        let mut found = BTreeMap::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let key = (path.clone(), method.to_uppercase());
+                found.insert(key, operation.clone());
+            }
+        }
+        found
+    }
+
+    /// axum tells the paths of a router only where it is shown for debugging: as `RouteId(1): "/path"`.
+    fn paths(router: &Router) -> BTreeSet<String> {
+        let shown = format!("{router:?}");
+        let (_, shown) = shown.split_once("paths: {").unwrap();
+        let (shown, _) = shown.split_once("\"}").unwrap();
+        shown
+            .split("RouteId(")
+            .skip(1)
+            .map(|one| one.split('"').nth(1).unwrap().to_owned())
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn the_document_and_the_table_have_the_same_routes() {
+        let router = Router::from(routes::all()).with_state(app());
+        let mut table = BTreeSet::new();
+        for path in paths(&router) {
+            let request = axum::extract::Request::builder()
+                .method("NONE")
+                .uri(path.replace(['{', '*', '}'], ""))
+                .body(Body::empty())
+                .unwrap();
+            let refused = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(refused.status(), 405, "{path}");
+            let methods = refused.headers()[ALLOW].to_str().unwrap();
+            for method in methods.split(',') {
+                // axum answers it wherever there is a GET.
+                if method != "HEAD" {
+                    table.insert((path.replace("{*", "{"), method.to_owned()));
+                }
+            }
+        }
+        assert!(!table.is_empty());
+        let documented: BTreeSet<_> = operations().into_keys().collect();
+        assert_eq!(documented, table);
+    }
+
+    #[test]
+    fn every_kind_of_problem_is_named_by_a_route_or_belongs_to_none() {
+        let document = &*DOCUMENT;
+        let named_by_a_route: String = operations().values().map(Value::to_string).collect();
+        for kind in Kind::ALL {
+            let word = format!("\"{}\"", kind.urn());
+            let of_no_route = [Kind::NoSuchRoute, Kind::MethodNotAllowed, Kind::Other];
+            assert_eq!(
+                named_by_a_route.contains(&word),
+                !of_no_route.contains(&kind),
+                "{kind:?}"
+            );
+            assert!(document.contains(&word), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn every_route_says_what_it_is_and_what_any_route_may_answer() {
+        let mut ids = BTreeSet::new();
+        for ((path, method), operation) in operations() {
+            let route = format!("{method} {path}");
+            let summary = operation["summary"].as_str().unwrap_or_default();
+            assert!(summary.ends_with('.'), "{route}: {summary:?}");
+            assert!(operation["tags"][0].is_string(), "{route} has no tag");
+            assert!(
+                ids.insert(operation["operationId"].to_string()),
+                "{route}: its id is another's"
+            );
+            let always = Problems::<ALWAYS>::responses();
+            for status in always.keys() {
+                assert!(
+                    operation["responses"][status].is_object(),
+                    "{route}: {status}"
+                );
+            }
+            for parameter in path.split('{').skip(1) {
+                let name = parameter.split('}').next().unwrap();
+                let mut parameters = operation["parameters"].as_array().into_iter().flatten();
+                assert!(
+                    parameters.any(|one| one["name"] == name && one["in"] == "path"),
+                    "{route}: {name}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_document_refers_to_is_in_it() {
+        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
+        for reference in DOCUMENT.split("\"$ref\":\"#").skip(1) {
+            let pointer = reference.split('"').next().unwrap();
+            assert!(document.pointer(pointer).is_some(), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn types_of_one_name_are_one_type() {
+        let mut all = BTreeMap::new();
+        for routes in routes::MODULES {
+            let schemas = routes()
+                .into_openapi()
+                .components
+                .unwrap_or_default()
+                .schemas;
+            for (name, schema) in schemas {
+                let schema = serde_json::to_value(schema).unwrap();
+                let known = all.entry(name.clone()).or_insert_with(|| schema.clone());
+                assert_eq!(
+                    *known, schema,
+                    "{name} in two modules; give one 'schema(as = ..)'"
+                );
+            }
+        }
+    }
+}

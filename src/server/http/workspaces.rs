@@ -1,0 +1,188 @@
+//! Workspaces: made, listed, described, brought back to the state after setup, and ended.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{RawPathParams, Request, State};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::App;
+use super::body;
+use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
+use super::routes::{Id, Nothing, checked_env, id_text, tag};
+use crate::provider::{Description, Fetched, Receipt, WorkspaceId};
+
+pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::default()
+        .routes(routes!(list, create))
+        .routes(routes!(describe, remove))
+        .routes(routes!(reset))
+        .routes(routes!(fetch))
+}
+
+/// What setup may be refused for, and the start of the first sandbox.
+const SETUP: u64 = of(&[
+    Kind::SetupFailed,
+    Kind::RepositoryUnavailable,
+    Kind::PermissionDenied,
+    Kind::NotPossible,
+    Kind::Conflict,
+    Kind::NoSpace,
+]);
+
+/// What a sandbox may be refused for when it is started anew, as a stopped workspace's is.
+const START: u64 = of(&[Kind::NoSuchWorkspace, Kind::Conflict, Kind::NoSpace]);
+
+#[derive(Serialize, ToSchema)]
+struct Workspace {
+    id: WorkspaceId,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Workspaces {
+    workspaces: Vec<Workspace>,
+}
+
+/// Lists all workspaces, oldest first.
+#[utoipa::path(
+    get,
+    path = "/workspaces",
+    operation_id = "list_workspaces",
+    tag = tag::WORKSPACES,
+    responses(
+        (status = 200, description = "All workspaces.", body = Workspaces),
+        Problems<ALWAYS>,
+    )
+)]
+async fn list(State(app): State<Arc<App>>) -> Json<Workspaces> {
+    let ids = app.provider.list();
+    let workspaces = ids.into_iter().map(|id| Workspace { id }).collect();
+    Json(Workspaces { workspaces })
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+struct CreateRequest {
+    /// Environment of all its commands, on top of the config's.
+    env: Option<BTreeMap<String, String>>,
+}
+
+/// Makes a workspace in the state right after setup.
+///
+/// The first one sets up, which takes as long as the setup script does; further ones take
+/// milliseconds.
+#[utoipa::path(
+    post,
+    path = "/workspaces",
+    operation_id = "create_workspace",
+    tag = tag::WORKSPACES,
+    request_body = CreateRequest,
+    responses(
+        (status = 200, description = "It was made.", body = Workspace),
+        Problems<{ BODY | SETUP }>,
+    )
+)]
+async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Json<Workspace>, Problem> {
+    let body = app.collect(request, body::MAX_BODY).await?;
+    let request: CreateRequest = body::parse(&body.bytes)?;
+    let env = checked_env(request.env)?;
+    let id = app.provider.create(env).await?;
+    Ok(Json(Workspace { id }))
+}
+
+/// Describes a workspace.
+#[utoipa::path(
+    get,
+    path = "/workspaces/{id}",
+    operation_id = "describe_workspace",
+    tag = tag::WORKSPACES,
+    params(Id),
+    responses(
+        (status = 200, description = "What it is now.", body = Description),
+        Problems<{ of(&[Kind::NoSuchWorkspace]) }>,
+    )
+)]
+async fn describe(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<Description>, Problem> {
+    Ok(Json(app.provider.describe(&id)?))
+}
+
+/// Ends a workspace: its processes, then its files.
+///
+/// `false` if there was none.
+#[utoipa::path(
+    delete,
+    path = "/workspaces/{id}",
+    operation_id = "remove_workspace",
+    tag = tag::WORKSPACES,
+    params(Id),
+    responses(
+        (status = 200, description = "Whether there was one.", body = bool, content_type = "application/json"),
+        Problems<ALWAYS>,
+    )
+)]
+// Not `Id`: text that names no workspace is `false` too, as it is for bosun-ai/derrick.
+async fn remove(State(app): State<Arc<App>>, params: RawPathParams) -> Result<Json<bool>, Problem> {
+    match id_text(&params).parse() {
+        Ok(id) => Ok(Json(app.provider.remove(&id).await?)),
+        Err(_) => Ok(Json(false)),
+    }
+}
+
+/// Brings a workspace back to exactly the state after setup.
+///
+/// Its processes are ended, what it wrote is discarded, and the answer says so.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{id}/reset",
+    operation_id = "reset_workspace",
+    tag = tag::WORKSPACES,
+    params(Id),
+    request_body = Option<Nothing>,
+    responses(
+        (status = 200, description = "A receipt.", body = Receipt),
+        Problems<{ BODY | START }>,
+    )
+)]
+async fn reset(
+    State(app): State<Arc<App>>,
+    Id(id): Id,
+    request: Request,
+) -> Result<Json<Receipt>, Problem> {
+    app.collect_nothing(request).await?;
+    Ok(Json(app.provider.reset(&id).await?))
+}
+
+#[derive(Serialize, ToSchema)]
+struct Fetch {
+    /// In the order of the config.
+    repositories: Vec<Fetched>,
+}
+
+/// Brings new upstream commits into the workspace's repositories.
+///
+/// They come in as remote-tracking references; branches, changes and the index stay as they are.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{id}/fetch",
+    operation_id = "fetch_workspace",
+    tag = tag::WORKSPACES,
+    params(Id),
+    request_body = Option<Nothing>,
+    responses(
+        (status = 200, description = "Old and new commit of each repository.", body = Fetch),
+        Problems<{ BODY | START | of(&[Kind::RepositoryUnavailable, Kind::NotPossible]) }>,
+    )
+)]
+async fn fetch(
+    State(app): State<Arc<App>>,
+    Id(id): Id,
+    request: Request,
+) -> Result<Json<Fetch>, Problem> {
+    app.collect_nothing(request).await?;
+    let repositories = app.provider.fetch(&id).await?;
+    Ok(Json(Fetch { repositories }))
+}
