@@ -226,6 +226,7 @@ async fn cmd_with_output(
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct WriteFileRequest<'a> {
     /// Relative to `working_dir` if not absolute.
+    #[schema(min_length = 1)]
     path: String,
     /// Relative to the config's `workdir` if not absolute; `workdir` itself if absent.
     working_dir: Option<String>,
@@ -285,6 +286,7 @@ async fn write_file(
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct ReadFileRequest {
     /// Relative to `working_dir` if not absolute.
+    #[schema(min_length = 1)]
     path: String,
     /// Relative to the config's `workdir` if not absolute; `workdir` itself if absent.
     working_dir: Option<String>,
