@@ -42,7 +42,7 @@ pub enum Stream {
 }
 
 /// Whether stdout and stderr can be told apart.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Streams {
     /// A pipe each. What comes of both is in the order in which it was seen.

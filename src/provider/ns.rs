@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::log::{Piece, Reader, View};
+use super::log::{View, read_ends};
 use super::{
     Asked, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord, Fetched,
     FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Receipt, Stream,
@@ -181,7 +181,10 @@ impl Provider for NsProvider {
             Outcome::Lost { detail } => return Err(Error::Host(detail.clone())),
             _ => {}
         }
-        let output = tokio::task::spawn_blocking(move || read_whole(&exec)).await;
+        let output = tokio::task::spawn_blocking(move || {
+            read_ends(&exec.log()?, View::One(Stream::Stdout), u64::MAX)
+        })
+        .await;
         let output = output.map_err(io::Error::other).and_then(|output| output);
         Ok(Finished {
             output: output.map_err(|error| Error::Host(format!("reading the output: {error}")))?,
@@ -279,22 +282,6 @@ async fn to_its_end<T: Send + 'static>(
     match tokio::spawn(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::Host(format!("derrick failed: {error}"))),
-    }
-}
-
-/// What is kept of an exec's stdout; a line of derrick's own stands where something is missing.
-fn read_whole(exec: &Exec) -> io::Result<Vec<u8>> {
-    let mut reader = Reader::new(exec.log()?, View::One(Stream::Stdout), 0);
-    let mut output = Vec::new();
-    loop {
-        match reader.next()? {
-            Piece::Bytes { bytes, .. } => output.extend(bytes),
-            Piece::Gap { from, to } => {
-                let line = format!("\n[derrick: {} bytes omitted]\n", to - from);
-                output.extend(line.into_bytes());
-            }
-            Piece::Pending | Piece::End => return Ok(output),
-        }
     }
 }
 

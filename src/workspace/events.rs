@@ -92,6 +92,8 @@ pub enum Next {
     Missed(EventId),
     /// None so far.
     Pending,
+    /// None any more.
+    End,
 }
 
 /// The events of one workspace.
@@ -107,6 +109,7 @@ struct Kept {
     events: VecDeque<Told>,
     /// The number of the next one; the first is 1.
     next: u64,
+    closed: bool,
 }
 
 impl Default for Events {
@@ -117,6 +120,7 @@ impl Default for Events {
             kept: Mutex::new(Kept {
                 events: VecDeque::new(),
                 next: 1,
+                closed: false,
             }),
             changed: watch::Sender::new(()),
         }
@@ -145,7 +149,13 @@ impl Events {
         self.changed.send_replace(());
     }
 
-    /// Tells when there is another one.
+    /// Tells no more.
+    pub fn close(&self) {
+        self.kept().closed = true;
+        self.changed.send_replace(());
+    }
+
+    /// Tells when there is another one, or will be none.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -174,6 +184,7 @@ impl Events {
         let index = usize::try_from(id.number + 1 - first).unwrap_or(usize::MAX);
         match kept.events.get(index) {
             Some(told) => Next::Event(told.clone()),
+            None if kept.closed => Next::End,
             None => Next::Pending,
         }
     }

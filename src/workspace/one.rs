@@ -372,6 +372,7 @@ impl Workspace {
         lifecycle.closed = true;
         lifecycle.range = None;
         self.events.tell(Event::Removed);
+        self.events.close();
         Ok(true)
     }
 
@@ -383,6 +384,7 @@ impl Workspace {
             tracing::warn!(workspace = %self.id, %error, "cannot end a sandbox");
         }
         self.execs.close().await;
+        self.events.close();
     }
 
     /// How many processes the present sandbox has; 0 if its init does not say.

@@ -19,6 +19,7 @@ use utoipa_axum::routes;
 
 use super::App;
 use super::body::{self, Base64File};
+use super::execs::lossy;
 use super::problem::{BODY, Kind, Problem, Problems, of};
 use super::routes::{Id, Null, Octets, checked_env, optional_without_nul, tag, without_nul};
 use crate::provider::{Asked, Command, FilePath, Finished, Outcome, WorkspaceId};
@@ -33,7 +34,7 @@ const MAX_TAIL: usize = 64 * 1024;
 const PIECE: usize = 64 * 1024;
 
 /// Longest deadline that is kept; a longer one, 136 years, is as good as this one.
-const MAX_TIMEOUT: u64 = u32::MAX as u64;
+pub(super) const MAX_TIMEOUT: u64 = u32::MAX as u64;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
@@ -44,7 +45,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 }
 
 /// What anything that needs the workspace's sandbox may be refused for.
-const SANDBOX: u64 = of(&[
+pub(super) const SANDBOX: u64 = of(&[
     Kind::NoSuchWorkspace,
     Kind::PermissionDenied,
     Kind::Conflict,
@@ -327,13 +328,6 @@ fn checked_path(path: String, working_dir: Option<String>) -> Result<FilePath, P
         path: without_nul("path", path)?,
         working_dir: optional_without_nul("working_dir", working_dir)?,
     })
-}
-
-/// Output as text; bytes that are no UTF-8 become U+FFFD.
-fn lossy(output: Vec<u8>) -> String {
-    // Copied only where something has to be replaced.
-    String::from_utf8(output)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 /// The end of `output` as text of at most [`MAX_TAIL`] bytes.

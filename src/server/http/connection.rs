@@ -77,6 +77,8 @@ pub(super) struct Connection {
     /// Our address on it; none on a Unix socket.
     pub(super) local: Option<SocketAddr>,
     pub(super) peer: Peer,
+    /// Its share of the connections, if it has one; whoever goes on with the connection keeps it.
+    pub(super) slot: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 /// Who is at the other end.
@@ -130,7 +132,7 @@ impl Acceptor {
             stopping: self.stopping.clone(),
         };
         async move {
-            let (connection, stream) = match stream {
+            let (mut connection, stream) = match stream {
                 Stream::Unix(stream) => (unix_connection(owner, &stream), Either::Unix(stream)),
                 Stream::Tcp { stream, client } => {
                     match tcp_connection(owner, with_token, &stream, client).await {
@@ -140,7 +142,7 @@ impl Acceptor {
                     }
                 }
             };
-            let _slot = match connection.peer {
+            let slot = match connection.peer {
                 Peer::Trusted | Peer::Anybody => slot,
                 Peer::Refused(ref reason) => {
                     tracing::warn!(reason, "refused a connection");
@@ -150,6 +152,7 @@ impl Acceptor {
                     }
                 }
             };
+            connection.slot = Some(Arc::new(slot));
             let served = match stream {
                 Either::Tcp(stream) => conversation.hold(stream, connection).await,
                 Either::Unix(stream) => conversation.hold(stream, connection).await,
@@ -174,7 +177,11 @@ fn unix_connection(owner: Owner, stream: &UnixStream) -> Connection {
             "the kernel does not say whose connection this is: {error}"
         )),
     };
-    Connection { local: None, peer }
+    Connection {
+        local: None,
+        peer,
+        slot: None,
+    }
 }
 
 async fn tcp_connection(
@@ -201,6 +208,7 @@ async fn tcp_connection(
     Ok(Connection {
         local: Some(local),
         peer,
+        slot: None,
     })
 }
 
@@ -238,7 +246,10 @@ impl Conversation {
             .header_read_timeout(self.read_timeout)
             .max_header_size(MAX_HEADER)
             .keep_alive(trusted);
-        let mut served = pin!(http.serve_connection(TokioIo::new(stream), service));
+        let mut served = pin!(
+            http.serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
+        );
         tokio::select! {
             ended = served.as_mut() => ended,
             () = self.stopping.cancelled() => {

@@ -38,7 +38,7 @@ pub(super) async fn guard(
     check_origin(&app.options, request.headers())?;
     check_identity(connection, &app.options, request.headers())?;
     if !request.body().is_end_stream() {
-        check_content_type(request.headers())?;
+        check_preflighted(request.headers())?;
     }
     Ok(next.run(request).await)
 }
@@ -164,9 +164,27 @@ fn bearer(header: &HeaderValue) -> Option<&[u8]> {
         .then(|| token.trim_ascii())
 }
 
-/// A body must say that it is JSON, which a page cannot say without asking first, and must be
-/// sent as it is: nothing here unpacks.
+/// What a body may be. A page cannot send any of these without asking first.
+const BODIES: [&str; 5] = [
+    "application/json",
+    "application/octet-stream",
+    "application/x-tar",
+    "application/gzip",
+    "application/zstd",
+];
+
+/// A body must say what it is.
+fn check_preflighted(headers: &HeaderMap) -> Result<(), Problem> {
+    check_content(headers, &BODIES)
+}
+
+/// A body of JSON must say so.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+    check_content(headers, &BODIES[..1])
+}
+
+/// It must be sent as it is: nothing here unpacks.
+fn check_content(headers: &HeaderMap, wanted: &[&str]) -> Result<(), Problem> {
     let is = |name: HeaderName, wanted: &str| {
         headers.get(name).map(|value| {
             let value = value.to_str().unwrap_or_default();
@@ -174,12 +192,16 @@ pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
             essence.trim().eq_ignore_ascii_case(wanted)
         })
     };
-    let refused = |detail| Err(Problem::new(Kind::UnsupportedMediaType, detail));
-    if is(CONTENT_TYPE, "application/json") != Some(true) {
-        return refused("the body must come with 'Content-Type: application/json'");
+    let refused = |detail: String| Err(Problem::new(Kind::UnsupportedMediaType, detail));
+    if wanted
+        .iter()
+        .all(|wanted| is(CONTENT_TYPE, wanted) != Some(true))
+    {
+        let wanted = wanted.join("' or 'Content-Type: ");
+        return refused(format!("the body must come with 'Content-Type: {wanted}'"));
     }
     if is(CONTENT_ENCODING, "identity") == Some(false) {
-        return refused("the body must come without a Content-Encoding");
+        return refused("the body must come without a Content-Encoding".into());
     }
     Ok(())
 }

@@ -1,17 +1,21 @@
 //! The HTTP front end: bosun-ai/derrick's wire format, problem details for errors, and the checks
 //! that keep web pages and other users of the host away from the provider.
 //!
-//! Reading order: [`serve`] accepts connections and learns who is at the other end; [`app`] is the
+//! Reading order: [`serve`] accepts connections and learns who is at the other end; `routes` has the
 //! table of routes. A request passes `observe` (id, span, shape of errors), then `guard` (host,
 //! origin, identity, content type), and only then a handler of `routes`.
 
+mod attach;
 mod body;
 mod commands;
 mod connection;
 mod documents;
+mod events;
+mod execs;
 mod guard;
 mod listener;
 mod observe;
+mod output;
 mod peer;
 mod problem;
 mod routes;
@@ -27,10 +31,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::provider::Provider;
 
@@ -112,12 +116,15 @@ async fn serve_as(
     let slots = Arc::new(Semaphore::new(options.max_connections));
     let options = Arc::new(options);
     let stopping = CancellationToken::new();
-    let acceptor = Acceptor::new(
-        owner,
-        app(Arc::clone(&provider), Arc::clone(&options)),
-        options,
-        stopping.clone(),
-    );
+    let upgraded = TaskTracker::new();
+    let app = App {
+        provider: Arc::clone(&provider),
+        options: Arc::clone(&options),
+        uploads: body::Uploads::new(),
+        upgraded: upgraded.clone(),
+    };
+    let router = routes::table(Arc::new(app));
+    let acceptor = Acceptor::new(owner, router, options, stopping.clone());
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
@@ -139,7 +146,11 @@ async fn serve_as(
     stopping.cancel();
     // Commands under way get their answer from this.
     provider.shutdown().await;
-    let drained = async { while connections.join_next().await.is_some() {} };
+    upgraded.close();
+    let drained = async {
+        while connections.join_next().await.is_some() {}
+        upgraded.wait().await;
+    };
     if tokio::time::timeout(drain, drained).await.is_err() {
         tracing::warn!(
             connections = connections.len(),
@@ -150,21 +161,11 @@ async fn serve_as(
     Ok(())
 }
 
-/// The table of routes over `provider`, with every check.
-///
-/// It refuses each request that did not come through [`serve`], which alone knows who is at the
-/// other end of the connection.
-pub fn app(provider: Arc<dyn Provider>, options: Arc<HttpOptions>) -> Router {
-    routes::table(Arc::new(App {
-        provider,
-        options,
-        uploads: body::Uploads::new(),
-    }))
-}
-
 /// What every handler shares.
 struct App {
     provider: Arc<dyn Provider>,
     options: Arc<HttpOptions>,
     uploads: body::Uploads,
+    /// Connections that went on as WebSockets.
+    upgraded: TaskTracker,
 }

@@ -39,10 +39,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, RawPathParams, Request};
+use axum::extract::{FromRequestParts, Query, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::{Router, middleware};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
@@ -52,17 +52,26 @@ use super::body::{self, Bounds};
 use super::guard::guard;
 use super::observe::observe;
 use super::problem::{Kind, Problem};
-use super::{App, commands, documents, workspaces};
+use super::{App, attach, commands, documents, events, execs, output, workspaces};
 use crate::provider::{Error, WorkspaceId};
 
 /// The modules of routes, in the order of the document.
-pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] =
-    &[workspaces::routes, commands::routes, documents::routes];
+pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
+    workspaces::routes,
+    execs::routes,
+    output::routes,
+    attach::routes,
+    events::routes,
+    commands::routes,
+    documents::routes,
+];
 
 /// What groups the routes in the document.
 pub(super) mod tag {
     /// Making, looking at, resetting and ending workspaces.
     pub(in crate::server::http) const WORKSPACES: &str = "workspaces";
+    /// Commands that are started once, watched and kept.
+    pub(in crate::server::http) const EXECS: &str = "execs";
     /// bosun-ai/derrick's commands and files.
     pub(in crate::server::http) const COMMANDS: &str = "commands";
     /// The provider itself.
@@ -100,7 +109,7 @@ async fn method_not_allowed(request: Request) -> Problem {
 }
 
 /// An object without fields: the body of a route that takes none, or only says that it wants one.
-#[derive(Deserialize, ToSchema)]
+#[derive(Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct Nothing {}
 
@@ -176,6 +185,23 @@ impl FromRequestParts<Arc<App>> for Id {
             let shown: String = text.chars().take(63).collect();
             none(&format!("{shown:?}"))
         })
+    }
+}
+
+/// The parameters after the `?` of a route.
+pub(super) struct Parameters<T>(pub(super) T);
+
+impl<T: serde::de::DeserializeOwned> FromRequestParts<Arc<App>> for Parameters<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
+        match Query::try_from_uri(&parts.uri) {
+            Ok(Query(parameters)) => Ok(Self(parameters)),
+            Err(error) => Err(Problem::new(
+                Kind::InvalidRequest,
+                format!("the parameters: {}", error.body_text()),
+            )),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 use super::body::Uploads;
 use super::connection::Owner;
@@ -204,6 +205,7 @@ pub(super) fn app() -> Arc<App> {
         provider: Arc::new(Fake::default()),
         options: Arc::new(HttpOptions::default()),
         uploads: Uploads::new(),
+        upgraded: TaskTracker::new(),
     })
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Entry {
 pub struct Key {
     /// The client's name for it.
     pub name: String,
-    /// A digest of the request, in hexadecimal.
+    /// A digest of the request.
     pub request: String,
 }
 

@@ -43,7 +43,17 @@ struct StreamState {
 }
 
 /// How much there was of a stream.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    serde::Serialize,
+    serde::Deserialize,
+    utoipa::ToSchema,
+)]
 pub struct Counts {
     /// Bytes that were printed.
     pub bytes: u64,
@@ -515,11 +525,35 @@ impl Reader {
         self.offset
     }
 
+    /// Another reader at the same place.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self::new(Arc::clone(&self.log), self.view, self.offset)
+    }
+
+    /// Goes on to the first bytes that are not kept; where they begin and end.
+    ///
+    /// # Errors
+    /// Those of reading a segment.
+    pub fn first_gap(&mut self) -> io::Result<Option<(u64, u64)>> {
+        let omits = |stream| self.log.counts(stream).omitted > 0;
+        if !omits(Stream::Stdout) && !omits(Stream::Stderr) {
+            return Ok(None);
+        }
+        loop {
+            match self.next_piece()? {
+                Piece::Gap { from, to } => return Ok(Some((from, to))),
+                Piece::Bytes { .. } => {}
+                Piece::Pending | Piece::End => return Ok(None),
+            }
+        }
+    }
+
     /// The next piece; at most the bytes of one record.
     ///
     /// # Errors
     /// Those of reading a segment.
-    pub fn next(&mut self) -> io::Result<Piece> {
+    pub fn next_piece(&mut self) -> io::Result<Piece> {
         // A record of one stream is not to be overtaken by a later one of the other: everything
         // before this end is there by now, and what comes later waits.
         let (end, closed) = {
@@ -574,6 +608,38 @@ impl Reader {
             });
         }
         Ok(if closed { Piece::End } else { Piece::Pending })
+    }
+}
+
+/// All of a view, or, if it is more than `most` bytes, about that much of its start and its end. A
+/// line of derrick's own stands where something is missing. Blocking.
+///
+/// # Errors
+/// Those of reading a segment.
+pub fn read_ends(log: &Arc<Log>, view: View, most: u64) -> io::Result<Vec<u8>> {
+    let size = log.size(view);
+    let head = if size > most { most / 2 } else { size };
+    let mut ends = Vec::new();
+    let omitted = |ends: &mut Vec<u8>, count: u64| {
+        ends.extend(format!("\n[derrick: {count} bytes omitted]\n").into_bytes());
+    };
+    let mut reader = Reader::new(Arc::clone(log), view, 0);
+    let mut stop = head;
+    loop {
+        if reader.offset() >= stop && stop < size {
+            let from = reader.offset();
+            let to = from.max(size - (most - head));
+            if to > from {
+                omitted(&mut ends, to - from);
+                reader = Reader::new(Arc::clone(log), view, to);
+            }
+            stop = size;
+        }
+        match reader.next_piece()? {
+            Piece::Bytes { bytes, .. } => ends.extend(bytes),
+            Piece::Gap { from, to } => omitted(&mut ends, to - from),
+            Piece::Pending | Piece::End => return Ok(ends),
+        }
     }
 }
 
@@ -697,7 +763,7 @@ mod tests {
         let mut pieces = Vec::new();
         let mut all = Vec::new();
         loop {
-            match reader.next().expect("the segments are there") {
+            match reader.next_piece().expect("the segments are there") {
                 Piece::Bytes { bytes, offset, .. } => {
                     assert_eq!(offset + bytes.len() as u64, reader.offset());
                     all.extend(bytes);
@@ -783,22 +849,22 @@ mod tests {
         let mut writer = Writer::new(Arc::clone(&log));
         let mut reader = Reader::new(Arc::clone(&log), View::Both, 0);
         let changed = log.watch();
-        assert_eq!(reader.next().expect("nothing"), Piece::Pending);
+        assert_eq!(reader.next_piece().expect("nothing"), Piece::Pending);
         for (number, text) in ["a", "bc", "def"].into_iter().enumerate() {
             let stream = [Stream::Stdout, Stream::Stderr][number % 2];
             writer.append(stream, text.as_bytes());
             assert!(changed.has_changed().expect("the log lives"));
             let Piece::Bytes {
                 stream: of, bytes, ..
-            } = reader.next().expect("a piece")
+            } = reader.next_piece().expect("a piece")
             else {
                 panic!("no bytes");
             };
             assert_eq!((of, bytes.as_slice()), (stream, text.as_bytes()));
-            assert_eq!(reader.next().expect("nothing"), Piece::Pending);
+            assert_eq!(reader.next_piece().expect("nothing"), Piece::Pending);
         }
         log.close();
-        assert_eq!(reader.next().expect("the end"), Piece::End);
+        assert_eq!(reader.next_piece().expect("the end"), Piece::End);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::log::Counts;
 use crate::init::protocol::{Exit, Program, Status};
@@ -15,8 +16,11 @@ use crate::pool::{Gone, SandboxError};
 const SHOWN: usize = 4096;
 
 /// Names one exec of a workspace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 pub struct ExecId(uuid::Uuid);
 
 impl ExecId {
@@ -65,7 +69,7 @@ impl fmt::Display for ExecId {
 pub struct InvalidExecId;
 
 /// How an exec ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Outcome {
     /// It exited by itself.
@@ -146,7 +150,7 @@ impl Outcome {
 }
 
 /// Whether an exec has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ExecState {
     /// It has not.
@@ -156,8 +160,9 @@ pub enum ExecState {
 }
 
 /// Where an exec's stdin stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = StdinState)]
 pub enum Stdin {
     /// It has none, or what it has came with the request.
     None,
@@ -168,7 +173,7 @@ pub enum Stdin {
 }
 
 /// CPU time of an exec, in seconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Cpu {
     /// In user mode.
     pub user: f64,
@@ -177,7 +182,7 @@ pub struct Cpu {
 }
 
 /// What was asked for, as far as it is repeated.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Asked {
     /// A command line for the shell.
@@ -226,7 +231,8 @@ impl Asked {
 }
 
 /// An exec, as it is told and kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Exec)]
 pub struct ExecRecord {
     /// Its id.
     pub id: ExecId,
