@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -94,6 +95,24 @@ pub struct Started {
     /// The command.
     pub running: Running,
     outlets: [Option<Outlet>; 2],
+    flushes: mpsc::Receiver<oneshot::Sender<()>>,
+    flusher: Flusher,
+}
+
+/// Sees to it that what a command has printed by now is passed on.
+#[derive(Debug, Clone)]
+pub struct Flusher(mpsc::Sender<oneshot::Sender<()>>);
+
+impl Flusher {
+    /// Returns when all that was in the command's pipes at the call has been passed on, or the
+    /// command has ended.
+    pub async fn flush(&self) {
+        let (done, flushed) = oneshot::channel();
+        // Nobody receives, and nobody answers, once it has ended.
+        if self.0.send(done).await.is_ok() {
+            let _ = flushed.await;
+        }
+    }
 }
 
 /// Starts `exec` in `sandbox`. `given` are its stdin and its descriptors from 3 on; without a stdin
@@ -109,10 +128,7 @@ pub async fn start(
 ) -> Result<Started, SandboxError> {
     if exec.terminal.is_some() {
         let running = sandbox.exec(exec, &[]).await?;
-        return Ok(Started {
-            running,
-            outlets: [None, None],
-        });
+        return Ok(Started::new(running, [None, None]));
     }
     let (stdout, output) = Outlet::pipe(Stream::Stdout)?;
     let (stderr, error) = match streams {
@@ -127,13 +143,26 @@ pub async fn start(
     descriptors.extend([output.as_fd(), error.as_fd()]);
     descriptors.extend(given);
     let running = sandbox.exec(exec, &descriptors).await?;
-    Ok(Started {
-        running,
-        outlets: [Some(stdout), stderr],
-    })
+    Ok(Started::new(running, [Some(stdout), stderr]))
 }
 
 impl Started {
+    fn new(running: Running, outlets: [Option<Outlet>; 2]) -> Self {
+        let (flusher, flushes) = mpsc::channel(1);
+        Self {
+            running,
+            outlets,
+            flushes,
+            flusher: Flusher(flusher),
+        }
+    }
+
+    /// What flushes it while it is passed on.
+    #[must_use]
+    pub fn flusher(&self) -> Flusher {
+        self.flusher.clone()
+    }
+
     /// Waits until the program runs; the master of its terminal, if it has one.
     ///
     /// # Errors
@@ -192,6 +221,14 @@ impl Started {
                 }
                 (stream, bytes) = read(second) => {
                     sink.take(stream, bytes).await;
+                    None
+                }
+                Some(done) = self.flushes.recv() => {
+                    for outlet in [first, second].into_iter().flatten() {
+                        outlet.pass_on_what_is_there(sink).await;
+                    }
+                    // Whoever asked may be gone.
+                    let _ = done.send(());
                     None
                 }
                 () = passing(bounds.deadline), if dying.is_none() => Some(Cause::Deadline),
@@ -287,10 +324,15 @@ impl Outlet {
     }
 
     /// Passes on what is there already, and forgets what may still come.
-    ///
-    /// By the system call itself: tokio reads only after its reactor has heard of the data, which at
-    /// the end of a command it may not have yet.
     async fn finish(self, sink: &mut impl Sink) {
+        self.pass_on_what_is_there(sink).await;
+        // Ends with the last writer, with the sandbox at the latest.
+        tokio::spawn(async move { while self.read().await.is_some() {} });
+    }
+
+    /// By the system call itself: tokio reads only after its reactor has heard of the data, which it
+    /// may not have yet.
+    async fn pass_on_what_is_there(&self, sink: &mut impl Sink) {
         let mut left = match self.kind {
             Kind::Pipe => usize::try_from(rustix::io::ioctl_fionread(&self.source).unwrap_or(0))
                 .unwrap_or(usize::MAX),
@@ -303,12 +345,9 @@ impl Outlet {
                     left = left.saturating_sub(bytes.len());
                     sink.take(self.stream, bytes).await;
                 }
-                Err(Errno::AGAIN) => break,
                 Err(_) => return,
             }
         }
-        // Ends with the last writer, with the sandbox at the latest.
-        tokio::spawn(async move { while self.read().await.is_some() {} });
     }
 }
 

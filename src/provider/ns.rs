@@ -145,6 +145,7 @@ impl Provider for NsProvider {
             timeout: command.timeout,
             output_limit: command.output_limit,
             key: command.key,
+            further: Vec::new(),
         };
         to_its_end(async move {
             let started = workspace.start(launch, order).await;
@@ -182,7 +183,7 @@ impl Provider for NsProvider {
             _ => {}
         }
         let output = tokio::task::spawn_blocking(move || {
-            read_ends(&exec.log()?, View::One(Stream::Stdout), u64::MAX)
+            read_ends(&exec.log()?, View::One(Stream::Stdout), 0, u64::MAX)
         })
         .await;
         let output = output.map_err(io::Error::other).and_then(|output| output);

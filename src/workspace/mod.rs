@@ -9,6 +9,7 @@ mod fetch;
 mod id;
 mod one;
 mod record;
+pub mod sessions;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use crate::config::WorkspaceConfig;
 use crate::pool::{SandboxError, SpawnerError, is_full};
 use crate::state::{State, Use};
 use record::Record;
+use sessions::SessionError;
 
 /// Why something could not be done with a workspace.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,9 @@ pub enum WorkspaceError {
     /// A command could not be started, or something not be done to it.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// Something could not be done with a session.
+    #[error(transparent)]
+    Session(#[from] SessionError),
     /// It was reset, removed or stopped meanwhile.
     #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
     Moved,
@@ -69,7 +74,7 @@ impl WorkspaceError {
             Self::Sandbox(error) => error.is_no_space(),
             Self::Exec(error) => error.is_no_space(),
             Self::Host { source, .. } => is_full(source),
-            Self::NotFound(_) | Self::Moved => false,
+            Self::NotFound(_) | Self::Session(_) | Self::Moved => false,
         }
     }
 

@@ -10,6 +10,7 @@ use super::WorkspaceError;
 use super::events::{Event, Events};
 use super::execs::{self, Execs, Novelty, Order};
 use super::record::{Record, writable};
+use super::sessions::Sessions;
 use crate::base::{self, Digest, Stack, environment};
 use crate::config::WorkspaceConfig;
 use crate::git::CommitId;
@@ -36,6 +37,7 @@ pub struct Workspace {
     lifecycle: tokio::sync::Mutex<Lifecycle>,
     current: Mutex<Option<Sandbox>>,
     execs: Arc<Execs>,
+    sessions: Sessions,
     events: Arc<Events>,
 }
 
@@ -159,6 +161,7 @@ impl Workspace {
             }),
             current: Mutex::new(None),
             execs: Arc::new(execs),
+            sessions: Sessions::default(),
             events,
         })
     }
@@ -196,6 +199,12 @@ impl Workspace {
     #[must_use]
     pub fn execs(&self) -> &Arc<Execs> {
         &self.execs
+    }
+
+    /// Its sessions.
+    #[must_use]
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     /// What happens to it.
@@ -250,13 +259,19 @@ impl Workspace {
     /// The exec that `launch` asks for in this workspace.
     #[must_use]
     pub fn exec(&self, launch: Launch) -> Exec {
+        let user = self.user_of(&launch);
         Exec {
             program: launch.program,
             directory: self.directory_inside(launch.directory.as_deref()),
             environment: environment(&[&self.config.env, &self.record().env, &launch.env]),
             terminal: launch.terminal,
-            user: Some(launch.user.unwrap_or_else(|| self.config.user.clone())),
+            user: Some(user),
         }
+    }
+
+    /// As whom a command is to run.
+    pub(super) fn user_of(&self, launch: &Launch) -> String {
+        launch.user.as_ref().unwrap_or(&self.config.user).clone()
     }
 
     /// Opens a regular file for reading.

@@ -401,7 +401,7 @@ async fn until_end(exec: &Arc<Exec>) -> Result<StartedExec, Problem> {
     let exec = Arc::clone(exec);
     let read = tokio::task::spawn_blocking(move || {
         let log = exec.log()?;
-        let text = |stream| log::read_ends(&log, View::One(stream), MAX_ANSWERED).map(lossy);
+        let text = |stream| log::read_ends(&log, View::One(stream), 0, MAX_ANSWERED).map(lossy);
         std::io::Result::Ok(Output {
             stdout: text(Stream::Stdout)?,
             stderr: text(Stream::Stderr)?,

@@ -611,33 +611,33 @@ impl Reader {
     }
 }
 
-/// All of a view, or, if it is more than `most` bytes, about that much of its start and its end. A
-/// line of derrick's own stands where something is missing. Blocking.
+/// All of a view from an offset on, or, if it is more than `most` bytes, about that much of its start
+/// and its end. A line of derrick's own stands where something is missing. Blocking.
 ///
 /// # Errors
 /// Those of reading a segment.
-pub fn read_ends(log: &Arc<Log>, view: View, most: u64) -> io::Result<Vec<u8>> {
+pub fn read_ends(log: &Arc<Log>, view: View, from: u64, most: u64) -> io::Result<Vec<u8>> {
     let size = log.size(view);
-    let head = if size > most { most / 2 } else { size };
+    let all = size.saturating_sub(from);
+    let head = if all > most { most / 2 } else { all };
+    let tail = size - all.min(most - head.min(most));
     let mut ends = Vec::new();
-    let omitted = |ends: &mut Vec<u8>, count: u64| {
+    let omit = |ends: &mut Vec<u8>, count: u64| {
         ends.extend(format!("\n[derrick: {count} bytes omitted]\n").into_bytes());
     };
-    let mut reader = Reader::new(Arc::clone(log), view, 0);
-    let mut stop = head;
+    let mut reader = Reader::new(Arc::clone(log), view, from);
+    let mut stop = from + head;
     loop {
         if reader.offset() >= stop && stop < size {
-            let from = reader.offset();
-            let to = from.max(size - (most - head));
-            if to > from {
-                omitted(&mut ends, to - from);
-                reader = Reader::new(Arc::clone(log), view, to);
-            }
             stop = size;
+            if tail > reader.offset() {
+                omit(&mut ends, tail - reader.offset());
+                reader = Reader::new(Arc::clone(log), view, tail);
+            }
         }
         match reader.next_piece()? {
             Piece::Bytes { bytes, .. } => ends.extend(bytes),
-            Piece::Gap { from, to } => omitted(&mut ends, to - from),
+            Piece::Gap { from, to } => omit(&mut ends, to - from),
             Piece::Pending | Piece::End => return Ok(ends),
         }
     }

@@ -30,7 +30,7 @@ pub use stdin::{Input, StdinClosed};
 
 use super::events::{Event, Events};
 use crate::init::protocol::{self, Target};
-use crate::pool::exec::{self, Bounds, Cause, Sink, Stream, Streams};
+use crate::pool::exec::{self, Bounds, Cause, Flusher, Sink, Stream, Streams};
 use crate::pool::{Sandbox, SandboxError, Signaller, is_full};
 use crate::sys::terminal::{self, Size};
 use journal::{Entry, Journal};
@@ -68,6 +68,8 @@ pub struct Order {
     pub output_limit: u64,
     /// What keeps it from being started a second time.
     pub key: Option<Key>,
+    /// Its descriptors from 3 on; only for one with an open stdin.
+    pub further: Vec<OwnedFd>,
 }
 
 /// Why an exec was not started, or something not done to it.
@@ -159,6 +161,7 @@ pub struct Exec {
 #[derive(Debug)]
 struct Live {
     signaller: Signaller,
+    flusher: Flusher,
     terminal: Option<OwnedFd>,
 }
 
@@ -571,6 +574,19 @@ impl Exec {
         }
     }
 
+    /// Returns when all that it has printed by now is in its log.
+    pub(super) async fn flush(&self) {
+        let flusher = self.lock_live().as_ref().map(|live| live.flusher.clone());
+        if let Some(flusher) = flusher {
+            flusher.flush().await;
+        }
+    }
+
+    /// Bytes in its stdin that it has not read.
+    pub(super) async fn unread(&self) -> u64 {
+        self.stdin.unread().await
+    }
+
     /// Gives its terminal another size.
     ///
     /// # Errors
@@ -710,10 +726,13 @@ impl Driver {
                 .await
                 .map_err(SandboxError::Unreachable)?,
         };
-        let given = given.into_iter().collect();
+        let given = given.into_iter().chain(order.further).collect();
         let mut started = exec::start(&self.sandbox, command, given, order.streams).await?;
-        let signaller = started.running.signaller();
-        self.set_live(signaller.clone(), None);
+        *self.exec.lock_live() = Some(Live {
+            signaller: started.running.signaller(),
+            flusher: started.flusher(),
+            terminal: None,
+        });
         tokio::select! {
             terminal = started.until_running() => {
                 let terminal = terminal?;
@@ -721,7 +740,9 @@ impl Driver {
                     let taken = self.exec.stdin.set_terminal(terminal).await;
                     taken.map_err(SandboxError::Unreachable)?;
                 }
-                self.set_live(signaller, terminal);
+                if let Some(live) = &mut *self.exec.lock_live() {
+                    live.terminal = terminal;
+                }
                 self.exec.phase.send_replace(Phase::Running);
                 if self.exec.key.is_none() {
                     let (execs, exec) = (Arc::clone(&self.execs), Arc::clone(&self.exec));
@@ -744,13 +765,6 @@ impl Driver {
             ended
         };
         tokio::join!(fed, ending).1
-    }
-
-    fn set_live(&self, signaller: Signaller, terminal: Option<OwnedFd>) {
-        *self.exec.lock_live() = Some(Live {
-            signaller,
-            terminal,
-        });
     }
 }
 

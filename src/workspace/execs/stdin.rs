@@ -117,6 +117,14 @@ impl Stdin {
         written
     }
 
+    /// Bytes in the pipe that have not been read.
+    pub(super) async fn unread(&self) -> u64 {
+        match &*self.end.lock().await {
+            End::Pipe(pipe) => rustix::io::ioctl_fionread(pipe).unwrap_or(0),
+            End::Terminal(_) | End::Closed(_) => 0,
+        }
+    }
+
     /// Ends it; a terminal is told, and stays open.
     pub(super) async fn close(&self) -> Result<(), StdinClosed> {
         let terminal = matches!(*self.end.lock().await, End::Terminal(_));
