@@ -4,10 +4,13 @@ use std::sync::{Arc, LazyLock};
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::Operation;
@@ -29,6 +32,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
         .routes(routes!(health))
         .routes(routes!(openapi))
+        .routes(routes!(docs))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -78,6 +82,64 @@ async fn health(State(app): State<Arc<App>>) -> Json<Health> {
 async fn openapi() -> Response {
     let json = HeaderValue::from_static("application/json");
     ([(CONTENT_TYPE, json)], DOCUMENT.as_str()).into_response()
+}
+
+/// This document as a page for people.
+///
+/// With a token a browser cannot ask for it; a copy saved by a client that can works by itself.
+#[utoipa::path(
+    get,
+    path = "/docs",
+    operation_id = "docs",
+    tag = tag::PROVIDER,
+    responses(
+        (
+            status = 200,
+            description = "A page that fetches nothing.",
+            body = String,
+            content_type = "text/html",
+            headers(("content-security-policy" = String, description = "Nothing but the page's own script and style.")),
+        ),
+        Problems<ALWAYS>,
+    )
+)]
+async fn docs() -> Response {
+    let html = HeaderValue::from_static("text/html; charset=utf-8");
+    let headers = [
+        (CONTENT_TYPE, html),
+        (CONTENT_SECURITY_POLICY, PAGE.policy.clone()),
+    ];
+    (headers, PAGE.html.as_str()).into_response()
+}
+
+/// A page and what a browser is to let it do.
+struct Page {
+    html: String,
+    policy: HeaderValue,
+}
+
+/// The document is in the page, and not fetched by it: so no page has to be let in that could then
+/// ask for more, and a saved copy works.
+static PAGE: LazyLock<Page> = LazyLock::new(|| {
+    let html = include_str!("docs.html");
+    let policy = format!(
+        "default-src 'none'; script-src {}; style-src {}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash(html, "<script>", "</script>"),
+        hash(html, "<style>", "</style>")
+    );
+    Page {
+        // Nothing in it may end the element that it is in.
+        html: html.replacen("DOCUMENT", &DOCUMENT.replace('<', "\\u003c"), 1),
+        policy: HeaderValue::try_from(policy)
+            .unwrap_or_else(|error| panic!("the policy is a header: {error}")),
+    }
+});
+
+/// What stands between `start` and `end`, as a source of a Content-Security-Policy.
+fn hash(html: &str, start: &str, end: &str) -> String {
+    let after = html.split_once(start).map_or("", |(_, after)| after);
+    let text = after.split_once(end).map_or("", |(text, _)| text);
+    format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)))
 }
 
 /// The document as JSON. It depends on the code alone, so it is made once.

@@ -2,8 +2,12 @@
 //!
 //! A web page in a browser of the provider's user reaches loopback too, so being there proves
 //! nothing: the page's requests are told by `Host` (DNS rebinding), `Origin` (cross-site requests,
-//! WebSocket handshakes) and the content type (requests that need no preflight). No
-//! `Access-Control-Allow-*` header is ever sent.
+//! WebSocket handshakes), `Sec-Fetch-Site` (pictures, scripts, frames and links, which have no
+//! `Origin`) and the content type (requests that need no preflight). No `Access-Control-Allow-*`
+//! header is ever sent.
+//!
+//! derrick's own page, `/docs`, asks for nothing, so its origin is let in no further than any other:
+//! only by a reader's browser, with `GET`, which carries no `Origin` within one site.
 
 use std::sync::Arc;
 
@@ -96,7 +100,11 @@ fn is_own_name(host: &str, local: std::net::SocketAddr, allowed: &[String]) -> b
             .any(|name| host.eq_ignore_ascii_case(name) || is(name))
 }
 
-/// Only pages send `Origin`, so only a page that the operator lists may.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Only pages send `Origin`, so only a page that the operator lists may. A browser's requests
+/// without it say whose page they are for (Fetch Metadata): none's, where a person typed the
+/// address, or one's own.
 fn check_origin(options: &HttpOptions, headers: &HeaderMap) -> Result<(), Problem> {
     let allowed = |origin: &HeaderValue| {
         let listed = options.allowed_origins.iter();
@@ -109,13 +117,23 @@ fn check_origin(options: &HttpOptions, headers: &HeaderMap) -> Result<(), Proble
         .iter()
         .find(|origin| !allowed(origin))
     {
-        None => Ok(()),
+        None => check_site(headers),
         Some(origin) => {
             let origin = String::from_utf8_lossy(origin.as_bytes());
             let detail = format!("the origin {} is not allowed", shortened(&origin));
             Err(Problem::new(Kind::OriginRefused, detail))
         }
     }
+}
+
+fn check_site(headers: &HeaderMap) -> Result<(), Problem> {
+    let of_another = |site: &HeaderValue| !matches!(site.as_bytes(), b"none" | b"same-origin");
+    let listed = headers.contains_key(ORIGIN);
+    if !listed && headers.get_all(SEC_FETCH_SITE).iter().any(of_another) {
+        let detail = "the request was made by another site's page";
+        return Err(Problem::new(Kind::OriginRefused, detail));
+    }
+    Ok(())
 }
 
 /// The peer's uid where there is no token and on a Unix socket; the token where there is one.

@@ -743,6 +743,8 @@ async fn a_rebound_name_is_refused_on_every_route() {
     let evil = format!("evil.example:{port}");
     for route in [
         "GET /health",
+        "GET /docs",
+        "GET /openapi.json",
         "POST /workspaces",
         "PUT /nowhere",
         "OPTIONS /workspaces",
@@ -786,6 +788,8 @@ async fn a_web_page_is_refused_unless_the_operator_lists_it() {
     ] {
         for route in [
             "GET /health",
+            "GET /docs",
+            "GET /openapi.json",
             "OPTIONS /workspaces",
             "POST /workspaces/w/reset",
         ] {
@@ -804,6 +808,81 @@ async fn a_web_page_is_refused_unless_the_operator_lists_it() {
     assert!(server.calls().is_empty());
     let listed = "GET /health HTTP/1.1\r\nOrigin: https://ui.example";
     assert_eq!(server.send(listed, b"").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_another_sites_page_loads_without_an_origin_is_refused() {
+    let server = Server::with(HttpOptions {
+        allowed_origins: vec!["https://ui.example".to_owned()],
+        ..HttpOptions::default()
+    });
+    for route in ["/health", "/docs", "/openapi.json", "/workspaces/w"] {
+        // A picture, a frame, a link; `same-site` is another port of the same host.
+        for site in [
+            "cross-site",
+            "same-site",
+            "none\r\nSec-Fetch-Site: cross-site",
+            "?",
+        ] {
+            let head = format!("GET {route} HTTP/1.1\r\nSec-Fetch-Site: {site}");
+            server.send(&head, b"").await.problem(403, "origin-refused");
+        }
+        // A person typed the address; the page that came asks for more.
+        for site in [
+            "none",
+            "same-origin",
+            "cross-site\r\nOrigin: https://ui.example",
+        ] {
+            let head = format!("GET {route} HTTP/1.1\r\nSec-Fetch-Site: {site}");
+            assert_eq!(server.send(&head, b"").await.status, 200, "{route} {site}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn only_the_page_of_the_document_is_shown_as_a_page() {
+    let server = Server::start();
+    let page = server.get("/docs").await;
+    assert_eq!(page.status, 200);
+    assert_eq!(
+        page.header("content-type"),
+        Some("text/html; charset=utf-8")
+    );
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'sha256-"),
+        "{policy}"
+    );
+    for word in [
+        "http://",
+        "https://",
+        " src=",
+        "fetch(",
+        "innerHTML",
+        "@import",
+        "url(",
+    ] {
+        assert!(!page.text().contains(word), "{word}");
+    }
+    // Whatever the document says, it ends no element; what it says is what /openapi.json says.
+    let start = page.text().split_once("id=\"document\">").unwrap().1;
+    let embedded: Value = serde_json::from_str(start.split_once("</script>").unwrap().0).unwrap();
+    let document = server.get("/openapi.json").await;
+    assert_eq!(
+        embedded,
+        serde_json::from_slice::<Value>(&document.body).unwrap()
+    );
+
+    let file = server
+        .post("/workspaces/w/read_file", r#"{"path":"page.html"}"#)
+        .await;
+    for reply in [&page, &document, &file, &server.get("/nowhere").await] {
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+    }
+    for reply in [&document, &file, &server.get("/nowhere").await] {
+        let policy = reply.header("content-security-policy").unwrap();
+        assert!(policy.ends_with("sandbox"), "{policy}");
+    }
 }
 
 #[tokio::test]
@@ -837,6 +916,8 @@ async fn without_the_token_no_route_answers() {
     ] {
         for route in [
             "GET /health",
+            "GET /docs",
+            "GET /openapi.json",
             "GET /nowhere",
             "PUT /health",
             "POST /workspaces",
