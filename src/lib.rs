@@ -28,4 +28,5 @@ pub mod server;
 pub mod spawner;
 pub mod state;
 pub mod sys;
+pub mod tally;
 pub mod workspace;

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::pool::{Spawner, SpawnerError};
+use crate::tally::Tally;
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,7 @@ struct Shared {
     root: PathBuf,
     instance: PathBuf,
     spawner: Spawner,
+    tally: Arc<Tally>,
     discards: mpsc::UnboundedSender<Discard>,
     _locks: Vec<File>,
 }
@@ -129,6 +131,7 @@ impl State {
                 root,
                 instance,
                 spawner,
+                tally: Arc::default(),
                 discards,
                 _locks: serving.into_iter().chain([own]).collect(),
             }),
@@ -142,6 +145,12 @@ impl State {
     #[must_use]
     pub fn spawner(&self) -> &Spawner {
         &self.shared.spawner
+    }
+
+    /// What this process counts while it works on it.
+    #[must_use]
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.shared.tally
     }
 
     /// A directory of it.

@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 13] = [
     &["base"],
     &["state"],
     &["git", "pool"],
-    &["chain", "clock", "config"],
+    &["chain", "clock", "config", "tally"],
     &["spawner"],
     &["init"],
     &["sandbox"],

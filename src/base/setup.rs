@@ -116,6 +116,14 @@ impl Setups {
         self.shared.store.get(digest)?.meta().output.clone()
     }
 
+    /// How many layers the store has.
+    ///
+    /// # Errors
+    /// When it cannot be listed.
+    pub fn layers(&self) -> std::io::Result<usize> {
+        self.shared.store.count()
+    }
+
     /// The repositories' mirrors.
     #[must_use]
     pub fn mirrors(&self) -> &Mirrors {

@@ -256,6 +256,17 @@ impl LayerStore {
             .collect())
     }
 
+    /// How many layers there are.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be listed.
+    pub fn count(&self) -> io::Result<usize> {
+        let names = self.names()?;
+        let layers = names.iter().filter(|name| name.parse::<Digest>().is_ok());
+        Ok(layers.count())
+    }
+
     /// The newest layer of a lineage: what a new setup can start from instead of from nothing.
     ///
     /// # Errors

@@ -51,6 +51,7 @@ struct Shared {
     lock: File,
     identity: Identity,
     next: AtomicU64,
+    created: AtomicU64,
     connection: tokio::sync::Mutex<Arc<Connection>>,
 }
 
@@ -77,6 +78,7 @@ impl Spawner {
             lock,
             identity,
             next: AtomicU64::new(1),
+            created: AtomicU64::new(0),
             connection: tokio::sync::Mutex::new(connection),
         };
         Ok(Self {
@@ -88,6 +90,12 @@ impl Spawner {
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.shared.identity
+    }
+
+    /// Sandboxes that it made so far, those that made layers included.
+    #[must_use]
+    pub fn created(&self) -> u64 {
+        self.shared.created.load(Ordering::Relaxed)
     }
 
     /// Makes a sandbox.
@@ -102,6 +110,7 @@ impl Spawner {
         let socket = reply.descriptors.pop();
         match (reply.message, socket, init) {
             (Reply::Created(_, enforcement), Some(socket), Some(init)) => {
+                self.shared.created.fetch_add(1, Ordering::Relaxed);
                 Sandbox::new(self.clone(), socket, init, enforcement)
                     .map_err(SpawnerError::Unreachable)
             }

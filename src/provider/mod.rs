@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 pub use crate::init::protocol::Target;
 pub use crate::pool::exec::{Stream, Streams};
 pub use crate::sys::terminal::Size;
+pub use crate::tally::Durations;
 pub use crate::workspace::execs::log;
 pub use crate::workspace::execs::{
     Asked, ExecState, Input, InvalidExecId, Key, Novelty, OUTPUT_LIMIT, StdinState,
@@ -67,6 +68,8 @@ pub trait Provider: Send + Sync + 'static {
     async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error>;
     /// What this provider enforces on this host, for `/health`.
     fn enforcement(&self) -> serde_json::Value;
+    /// What it counts, for `/metrics`; reads a directory, so not for where that must not block.
+    fn figures(&self) -> Figures;
     /// Ends every sandbox and waits for it; workspaces stay on disk.
     async fn shutdown(&self);
 }
@@ -210,6 +213,33 @@ pub struct Fetched {
     pub old_commit: String,
     /// Commit that it is at now.
     pub new_commit: String,
+}
+
+/// What a provider counts. What is counted over time begins with the process.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    /// Workspaces that have a sandbox now.
+    pub running: usize,
+    /// Workspaces that have none.
+    pub stopped: usize,
+    /// Execs under way.
+    pub execs: usize,
+    /// Execs that ended, by the word of each [`Outcome`].
+    pub outcomes: Vec<(&'static str, u64)>,
+    /// How long they took.
+    pub exec_durations: Durations,
+    /// How long workspaces took to be made.
+    pub create_durations: Durations,
+    /// How long resets took.
+    pub reset_durations: Durations,
+    /// Sandboxes that were started, those that made layers included.
+    pub sandboxes: u64,
+    /// Layers on disk; none where they cannot be listed.
+    pub layers: Option<usize>,
+    /// What is enforced on sandboxes, by short names.
+    pub enforcement: Vec<(&'static str, String)>,
+    /// How many things are weaker on this host than asked.
+    pub weaker: usize,
 }
 
 /// Why a call could not be done. Front ends turn the kind into a status.

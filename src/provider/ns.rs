@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use super::log::{View, read_ends};
 use super::{
     Asked, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord, Fetched,
-    FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Receipt, Stream,
-    Streams,
+    Figures, FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Receipt,
+    Stream, Streams,
 };
 use crate::base::SetupError;
 use crate::chain;
@@ -270,10 +270,58 @@ impl Provider for NsProvider {
         })
     }
 
+    fn figures(&self) -> Figures {
+        let tally = self.state.tally();
+        let setups = self.workspaces.setups();
+        let workspaces: Vec<_> = self.workspaces.list();
+        let workspaces: Vec<_> = workspaces
+            .iter()
+            .filter_map(|id| self.get(id).ok())
+            .collect();
+        let running = workspaces.iter().filter(|one| one.current().is_some());
+        let running = running.count();
+        let outcomes = Outcome::WORDS.map(|word| (word, tally.outcomes.of(word)));
+        Figures {
+            running,
+            stopped: workspaces.len() - running,
+            execs: workspaces.iter().map(|one| one.execs().running()).sum(),
+            outcomes: outcomes.to_vec(),
+            exec_durations: tally.execs.read(),
+            create_durations: tally.creates.read(),
+            reset_durations: tally.resets.read(),
+            sandboxes: self.state.spawner().created(),
+            layers: setups.layers().ok(),
+            enforcement: in_short(&self.enforcement()),
+            weaker: setups.weaker().len(),
+        }
+    }
+
     async fn shutdown(&self) {
         self.workspaces.shutdown().await;
         self.state.close().await;
     }
+}
+
+/// What is enforced on every sandbox, in short: some of what `/health` tells.
+fn in_short(enforcement: &serde_json::Value) -> Vec<(&'static str, String)> {
+    [
+        ("provisioning_mode", "/provisioning_mode"),
+        ("identity", "/identity"),
+        ("ids", "/sandbox/ids"),
+        ("landlock", "/sandbox/landlock/state"),
+        ("landlock_abi", "/sandbox/landlock/abi"),
+        ("seccomp_filters", "/sandbox/seccomp_filters"),
+        ("network", "/sandbox/network"),
+    ]
+    .into_iter()
+    .filter_map(|(name, place)| {
+        let value = enforcement.pointer(place)?;
+        let text = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        Some((name, text))
+    })
+    .collect()
 }
 
 /// Does `work` in a task of its own: a caller that goes away leaves nothing half done.

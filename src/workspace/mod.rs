@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tokio::task::JoinSet;
 
@@ -141,6 +142,7 @@ impl Workspaces {
         &self,
         env: BTreeMap<String, String>,
     ) -> Result<Arc<Workspace>, WorkspaceError> {
+        let started = Instant::now();
         let shared = &self.shared;
         if shared.closed.load(Ordering::Relaxed) {
             return Err(WorkspaceError::Moved);
@@ -151,6 +153,7 @@ impl Workspaces {
         );
         self.lock()
             .insert(workspace.id().clone(), Arc::clone(&workspace));
+        shared.state.tally().creates.count(started.elapsed());
         Ok(workspace)
     }
 

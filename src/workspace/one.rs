@@ -148,7 +148,11 @@ impl Workspace {
         record: Record,
     ) -> io::Result<Self> {
         let events = Arc::new(Events::default());
-        let execs = Execs::open(&directory.join(execs::DIRECTORY), Arc::clone(&events))?;
+        let execs = Execs::open(
+            &directory.join(execs::DIRECTORY),
+            Arc::clone(&events),
+            Arc::clone(state.tally()),
+        )?;
         Ok(Self {
             id: record.id.clone(),
             config: Arc::clone(config),
@@ -365,11 +369,13 @@ impl Workspace {
             layer: self.layer().to_string(),
             processes_killed,
         });
+        let duration = started.elapsed();
+        self.state.tally().resets.count(duration);
         Ok(Reset {
             layer: self.layer(),
             upper_entries,
             processes_killed,
-            duration: started.elapsed(),
+            duration,
         })
     }
 

@@ -10,6 +10,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
@@ -20,6 +21,7 @@ use utoipa_axum::routes;
 use super::App;
 use super::body::{self, Base64File};
 use super::execs::lossy;
+use super::metrics::{Counted, Direction};
 use super::problem::{BODY, Kind, Problem, Problems, of};
 use super::routes::{Id, Null, Octets, checked_env, optional_without_nul, tag, without_nul};
 use crate::provider::{Asked, Command, FilePath, Finished, Outcome, WorkspaceId};
@@ -266,6 +268,10 @@ async fn write_file(
     let target = checked_path(request.path, request.working_dir)?;
     let content = Base64File::new(&whole.bytes, request.content).keeping(whole);
     let flaw = content.flaw();
+    let content = Counted {
+        content,
+        app: Arc::clone(&app),
+    };
     let written = app
         .provider
         .write_file(&id, target, Box::new(content))
@@ -317,7 +323,9 @@ async fn read_file(
     let opened = app.provider.read_file(&id, source).await?;
     // A file that shrinks meanwhile breaks the connection off: no client takes it for whole.
     let file = tokio::fs::File::from_std(opened.file).take(opened.size);
-    let content = Body::from_stream(ReaderStream::with_capacity(file, PIECE));
+    let pieces = ReaderStream::with_capacity(file, PIECE)
+        .inspect_ok(move |piece| app.metrics.moved(Direction::Out, piece.len() as u64));
+    let content = Body::from_stream(pieces);
     let octets = HeaderValue::from_static("application/octet-stream");
     let headers = [(CONTENT_TYPE, octets), (CONTENT_LENGTH, opened.size.into())];
     Ok((headers, content).into_response())

@@ -14,6 +14,7 @@ mod events;
 mod execs;
 mod guard;
 mod listener;
+mod metrics;
 mod observe;
 mod output;
 mod peer;
@@ -122,6 +123,7 @@ async fn serve_as(
         options: Arc::clone(&options),
         uploads: body::Uploads::new(),
         upgraded: upgraded.clone(),
+        metrics: metrics::Metrics::new(),
     };
     let router = routes::table(Arc::new(app));
     let acceptor = Acceptor::new(owner, router, options, stopping.clone());
@@ -168,4 +170,5 @@ struct App {
     uploads: body::Uploads,
     /// Connections that went on as WebSockets.
     upgraded: TaskTracker,
+    metrics: metrics::Metrics,
 }

@@ -4,9 +4,10 @@
 //! it.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{
     CONTENT_SECURITY_POLICY, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
@@ -15,25 +16,43 @@ use axum::response::Response;
 use futures_util::FutureExt;
 use tracing::Instrument;
 
+use super::App;
+use super::metrics::{Asked, Metrics};
 use super::problem::{Kind, Problem};
 
 /// The answer's header with the request's id.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The outermost layer.
-pub(super) async fn observe(request: Request, next: Next) -> Response {
+pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     // Ours, always: an id that the client chose could be made to look like another request's.
     let id = uuid::Uuid::now_v7().to_string();
     let route = request
         .extensions()
         .get::<MatchedPath>()
-        .map_or("-", MatchedPath::as_str);
-    let span = tracing::info_span!("request", id, method = %request.method(), route);
-    answer(id, request, next).instrument(span).await
+        .map(MatchedPath::as_str);
+    let asked = Asked::new(route, request.method());
+    let span = tracing::info_span!(
+        "request",
+        id,
+        method = %request.method(),
+        route = route.unwrap_or("-"),
+    );
+    answer(&app.metrics, asked, id, request, next)
+        .instrument(span)
+        .await
 }
 
-async fn answer(id: String, request: Request, next: Next) -> Response {
+async fn answer(
+    metrics: &Metrics,
+    asked: Asked,
+    id: String,
+    request: Request,
+    next: Next,
+) -> Response {
     let mut unanswered = Unanswered {
+        metrics,
+        asked,
         since: Instant::now(),
         answered: false,
     };
@@ -51,6 +70,7 @@ async fn answer(id: String, request: Request, next: Next) -> Response {
     });
     let duration = unanswered.since.elapsed();
     unanswered.answered = true;
+    metrics.answered(&unanswered.asked, status, duration);
     match problem {
         Some(problem) if status.is_server_error() => {
             tracing::error!(
@@ -82,15 +102,18 @@ async fn answer(id: String, request: Request, next: Next) -> Response {
     response
 }
 
-/// Logs a request whose client went away: its future is dropped, so nothing else would.
-struct Unanswered {
+/// Logs and counts a request whose client went away: its future is dropped, so nothing else would.
+struct Unanswered<'a> {
+    metrics: &'a Metrics,
+    asked: Asked,
     since: Instant,
     answered: bool,
 }
 
-impl Drop for Unanswered {
+impl Drop for Unanswered<'_> {
     fn drop(&mut self) {
         if !self.answered {
+            self.metrics.dropped(&self.asked);
             tracing::info!(duration = ?self.since.elapsed(), "dropped before its answer: the client went away, or derrick stops");
         }
     }

@@ -52,10 +52,11 @@ use super::body::{self, Bounds};
 use super::guard::guard;
 use super::observe::observe;
 use super::problem::{Kind, Problem};
-use super::{App, attach, commands, documents, events, execs, output, workspaces};
+use super::{App, attach, commands, documents, events, execs, metrics, output, workspaces};
 use crate::provider::{Error, WorkspaceId};
 
 /// The modules of routes, in the order of the document.
+#[rustfmt::skip] // a line each, so that branches that add one merge
 pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
     workspaces::routes,
     execs::routes,
@@ -64,6 +65,7 @@ pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
     events::routes,
     commands::routes,
     documents::routes,
+    metrics::routes,
 ];
 
 /// What groups the routes in the document.
@@ -85,7 +87,7 @@ pub(super) fn table(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         // The last one is the outermost.
         .layer(middleware::from_fn_with_state(Arc::clone(&app), guard))
-        .layer(middleware::from_fn(observe))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe))
         .with_state(app)
 }
 

@@ -20,11 +20,14 @@ use tokio_util::task::TaskTracker;
 
 use super::body::Uploads;
 use super::connection::Owner;
+use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Token, serve_as};
 use crate::provider::{
-    Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, FileContent,
-    FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Receipt, State, WorkspaceId,
+    Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, Figures,
+    FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Receipt, State,
+    WorkspaceId,
 };
+use crate::tally::Timings;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -192,6 +195,23 @@ impl Provider for Fake {
         }])
     }
 
+    fn figures(&self) -> Figures {
+        let none = Timings::default().read();
+        Figures {
+            running: 1,
+            stopped: 0,
+            execs: 0,
+            outcomes: vec![("exited", 2)],
+            exec_durations: none.clone(),
+            create_durations: none.clone(),
+            reset_durations: none,
+            sandboxes: 3,
+            layers: None,
+            enforcement: vec![("identity", "full \"or\nnot\"".to_owned())],
+            weaker: 0,
+        }
+    }
+
     fn enforcement(&self) -> Value {
         json!({"identity": "full", "missing": []})
     }
@@ -206,6 +226,7 @@ pub(super) fn app() -> Arc<App> {
         options: Arc::new(HttpOptions::default()),
         uploads: Uploads::new(),
         upgraded: TaskTracker::new(),
+        metrics: Metrics::new(),
     })
 }
 
@@ -918,6 +939,7 @@ async fn without_the_token_no_route_answers() {
             "GET /health",
             "GET /docs",
             "GET /openapi.json",
+            "GET /metrics",
             "GET /nowhere",
             "PUT /health",
             "POST /workspaces",
@@ -1213,6 +1235,25 @@ async fn a_client_that_goes_away_takes_its_call_with_it() {
     server.fake.started.notified().await;
     drop(stream);
     server.fake.dropped.notified().await;
+    // It is counted right after that.
+    let series =
+        r#"derrick_http_requests_dropped_total{route="/workspaces/{id}/cmd",method="POST"} 1"#;
+    let counted = async { while !server.get("/metrics").await.text().contains(series) {} };
+    tokio::time::timeout(Duration::from_secs(60), counted)
+        .await
+        .expect("it was counted");
+}
+
+#[tokio::test]
+async fn a_value_of_a_metric_ends_no_line_and_no_quotes() {
+    let server = Server::start();
+    let metrics = server.get("/metrics").await;
+    let line = r#"derrick_enforcement_info{identity="full \"or\nnot\""} 1"#;
+    assert!(
+        metrics.text().lines().any(|found| found == line),
+        "{}",
+        metrics.text()
+    );
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ use crate::init::protocol::{self, Target};
 use crate::pool::exec::{self, Bounds, Cause, Flusher, Sink, Stream, Streams};
 use crate::pool::{Sandbox, SandboxError, Signaller, is_full};
 use crate::sys::terminal::{self, Size};
+use crate::tally::Tally;
 use journal::{Entry, Journal};
 use log::{Log, Writer};
 use stdin::Stdin;
@@ -130,6 +131,7 @@ pub struct Execs {
     directory: PathBuf,
     journal: Journal,
     events: Arc<Events>,
+    tally: Arc<Tally>,
     table: Mutex<Table>,
     tasks: TaskTracker,
     /// Bytes of output of execs that ended.
@@ -188,7 +190,7 @@ impl Execs {
     ///
     /// # Errors
     /// Those of reading the directory.
-    pub fn open(directory: &Path, events: Arc<Events>) -> io::Result<Self> {
+    pub fn open(directory: &Path, events: Arc<Events>, tally: Arc<Tally>) -> io::Result<Self> {
         let (journal, entries) = Journal::open(directory)?;
         let mut table = Table::default();
         let mut output = 0;
@@ -217,6 +219,7 @@ impl Execs {
             directory: directory.to_owned(),
             journal,
             events,
+            tally,
             table: Mutex::new(table),
             tasks: TaskTracker::new(),
             kept_output: AtomicU64::new(output),
@@ -694,9 +697,12 @@ impl Driver {
             }
             Err(error) => (Outcome::of_error(&error), None),
         };
+        let wall = self.started.elapsed();
+        self.execs.tally.outcomes.count(outcome.word());
+        self.execs.tally.execs.count(wall);
         {
             let mut record = self.exec.lock_record();
-            record.end(outcome, self.started.elapsed(), exit.as_ref());
+            record.end(outcome, wall, exit.as_ref());
             record.count(log.counts(Stream::Stdout), log.counts(Stream::Stderr));
         }
         log.close();

@@ -98,6 +98,11 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every [`word`](Self::word).
+    pub const WORDS: [&str; 7] = [
+        "exited", "signaled", "deadline", "killed", "reset", "removed", "lost",
+    ];
+
     /// Of a command that ended.
     #[must_use]
     pub fn of_exit(exit: &Exit, cause: Cause) -> Self {
@@ -318,6 +323,25 @@ impl ExecRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outcomes_word_is_the_one_that_is_written() {
+        let detail = String::new();
+        let all = [
+            Outcome::Exited { code: 0 },
+            Outcome::Signaled { signal: 9 },
+            Outcome::Deadline,
+            Outcome::Killed,
+            Outcome::Reset,
+            Outcome::Removed,
+            Outcome::Lost { detail },
+        ];
+        assert_eq!(all.each_ref().map(Outcome::word), Outcome::WORDS);
+        for outcome in all {
+            let written = serde_json::to_value(&outcome).unwrap();
+            assert_eq!(written["kind"], outcome.word());
+        }
+    }
 
     #[test]
     fn an_id_has_one_spelling() {
