@@ -6,8 +6,8 @@
 //! `Origin`) and the content type (requests that need no preflight). No `Access-Control-Allow-*`
 //! header is ever sent.
 //!
-//! derrick's own page, `/docs`, asks for nothing, so its origin is let in no further than any other:
-//! only by a reader's browser, with `GET`, which carries no `Origin` within one site.
+//! No origin is let in for derrick's own page, `/docs`: it asks for nothing. What a browser asks for
+//! without an `Origin` is let in where a person typed the address, or followed a link of that page.
 
 use std::sync::Arc;
 
