@@ -19,6 +19,7 @@ pub use crate::workspace::execs::log;
 pub use crate::workspace::execs::{
     Asked, ExecState, Input, InvalidExecId, Key, Novelty, OUTPUT_LIMIT, StdinState,
 };
+pub use crate::workspace::sessions::{Ran, Session, SessionRecord};
 pub use crate::workspace::{
     Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InvalidEventId, Next, Outcome,
     Told, WorkspaceId,
@@ -49,6 +50,27 @@ pub trait Provider: Send + Sync + 'static {
     fn execs(&self, id: &WorkspaceId) -> Result<Vec<ExecRecord>, Error>;
     /// One command of a workspace.
     fn exec(&self, id: &WorkspaceId, exec: ExecId) -> Result<Arc<Exec>, Error>;
+    /// Starts a session; of the command, where, as whom and with what environment counts.
+    async fn start_session(
+        &self,
+        id: &WorkspaceId,
+        name: String,
+        command: Command,
+    ) -> Result<SessionRecord, Error>;
+    /// The sessions of a workspace, by name.
+    fn sessions(&self, id: &WorkspaceId) -> Result<Vec<SessionRecord>, Error>;
+    /// One session of a workspace.
+    fn session(&self, id: &WorkspaceId, name: &str) -> Result<Arc<Session>, Error>;
+    /// Runs a command line in a session, to its end.
+    async fn run_in_session(
+        &self,
+        id: &WorkspaceId,
+        name: &str,
+        line: String,
+        timeout: Option<Duration>,
+    ) -> Result<Ran, Error>;
+    /// Ends a session; `false` if there was none.
+    async fn remove_session(&self, id: &WorkspaceId, name: &str) -> Result<bool, Error>;
     /// What happens to a workspace.
     fn events(&self, id: &WorkspaceId) -> Result<Arc<Events>, Error>;
     /// Runs one command to its end, and answers with what it printed to stdout and stderr.
@@ -251,6 +273,18 @@ pub enum Error {
     /// There is no such exec.
     #[error("{0}")]
     NoSuchExec(String),
+    /// There is no such session.
+    #[error("{0}")]
+    NoSuchSession(String),
+    /// There is a session of that name.
+    #[error("{0}")]
+    SessionExists(String),
+    /// A command runs in the session.
+    #[error("{0}")]
+    SessionBusy(String),
+    /// The session has ended.
+    #[error("{0}")]
+    SessionEnded(String),
     /// The exec has ended.
     #[error("{0}")]
     ExecEnded(String),

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::log::{View, read_ends};
 use super::{
     Asked, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord, Fetched,
-    Figures, FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Receipt,
-    Stream, Streams,
+    Figures, FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Ran, Receipt,
+    Session, SessionRecord, Stream, Streams,
 };
 use crate::base::SetupError;
 use crate::chain;
@@ -20,6 +21,7 @@ use crate::pool::{Gone, SandboxError};
 use crate::sandbox::identity::Identity;
 use crate::state::{State, Use};
 use crate::workspace::execs::Order;
+use crate::workspace::sessions::SessionError;
 use crate::workspace::{Launch, Workspace, WorkspaceError, WorkspaceId, Workspaces};
 
 /// `PATH_MAX` of the kernel.
@@ -57,6 +59,13 @@ impl NsProvider {
 
     fn get(&self, id: &WorkspaceId) -> Result<Arc<Workspace>, Error> {
         self.workspaces.get(id).map_err(|error| error_of(error, ""))
+    }
+
+    /// What errors name: the working directory, and the user.
+    fn named_by(&self, command: &Command) -> (String, String) {
+        let directory = command.working_dir.clone().unwrap_or_default();
+        let user = command.user.as_ref().unwrap_or(&self.config.user);
+        (directory, user.clone())
     }
 }
 
@@ -126,9 +135,7 @@ impl Provider for NsProvider {
     ) -> Result<(Arc<Exec>, Novelty), Error> {
         check_command(&command)?;
         let workspace = self.get(id)?;
-        let user = command.user.clone();
-        let user = user.unwrap_or_else(|| self.config.user.clone());
-        let directory = command.working_dir.clone().unwrap_or_default();
+        let (directory, user) = self.named_by(&command);
         let launch = Launch {
             program: match command.asked {
                 Asked::Cmd(line) => Program::Shell(line),
@@ -160,6 +167,54 @@ impl Provider for NsProvider {
 
     fn exec(&self, id: &WorkspaceId, exec: ExecId) -> Result<Arc<Exec>, Error> {
         Ok(self.get(id)?.execs().get(exec)?)
+    }
+
+    async fn start_session(
+        &self,
+        id: &WorkspaceId,
+        name: String,
+        command: Command,
+    ) -> Result<SessionRecord, Error> {
+        check_command(&command)?;
+        let workspace = self.get(id)?;
+        let (directory, user) = self.named_by(&command);
+        let launch = Launch {
+            program: Program::Arguments(Vec::new()),
+            directory: command.working_dir,
+            env: command.env,
+            user: command.user,
+            terminal: None,
+        };
+        to_its_end(async move {
+            let started = workspace.start_session(&name, launch).await;
+            started.map_err(|error| command_error_of(error, &directory, &user))
+        })
+        .await
+    }
+
+    fn sessions(&self, id: &WorkspaceId) -> Result<Vec<SessionRecord>, Error> {
+        Ok(self.get(id)?.sessions().list())
+    }
+
+    fn session(&self, id: &WorkspaceId, name: &str) -> Result<Arc<Session>, Error> {
+        Ok(self.get(id)?.sessions().get(name)?)
+    }
+
+    async fn run_in_session(
+        &self,
+        id: &WorkspaceId,
+        name: &str,
+        line: String,
+        timeout: Option<Duration>,
+    ) -> Result<Ran, Error> {
+        check_text("cmd", &line)?;
+        let session = self.session(id, name)?;
+        to_its_end(async move { Ok(session.run(&line, timeout).await?) }).await
+    }
+
+    async fn remove_session(&self, id: &WorkspaceId, name: &str) -> Result<bool, Error> {
+        let (workspace, name) = (self.get(id)?, name.to_owned());
+        to_its_end(async move { Ok(workspace.sessions().remove(&name).await) }).await
     }
 
     fn events(&self, id: &WorkspaceId) -> Result<Arc<Events>, Error> {
@@ -401,6 +456,7 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
         WorkspaceError::Sandbox(error) => sandbox_error_of(&error, path),
         WorkspaceError::Exec(ExecError::Sandbox(error)) => sandbox_error_of(&error, path),
         WorkspaceError::Exec(error) => error.into(),
+        WorkspaceError::Session(error) => error.into(),
         WorkspaceError::Moved => Error::Conflict(error.to_string()),
         other => Error::Host(chain::text(&other)),
     }
@@ -500,6 +556,22 @@ impl From<ExecError> for Error {
             ExecError::Sandbox(error) => sandbox_error_of(&error, ""),
             ExecError::NotStarted | ExecError::Closed => Self::Conflict(text),
             ExecError::Host(..) => Self::Host(text),
+        }
+    }
+}
+
+impl From<SessionError> for Error {
+    fn from(error: SessionError) -> Self {
+        let text = error.to_string();
+        match error {
+            SessionError::NotFound(_) => Self::NoSuchSession(text),
+            SessionError::Exists(_) => Self::SessionExists(text),
+            SessionError::Busy(_) => Self::SessionBusy(text),
+            SessionError::Ended(_) => Self::SessionEnded(text),
+            SessionError::InvalidName | SessionError::TooMany | SessionError::NotStarted(_) => {
+                Self::Invalid(text)
+            }
+            SessionError::Host(..) => Self::Host(chain::text(&error)),
         }
     }
 }

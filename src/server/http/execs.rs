@@ -153,11 +153,24 @@ enum StdinField {
 /// A user of the workspace.
 #[derive(Deserialize, ToSchema)]
 #[serde(untagged, expecting = "the name or the number of a user")]
-enum UserField {
+pub(super) enum UserField {
     /// By name; or by number, as text.
     Name(String),
     /// By number.
     Number(u32),
+}
+
+impl UserField {
+    pub(super) fn checked(self) -> Result<String, Problem> {
+        match self {
+            Self::Name(name) if name.is_empty() => {
+                let detail = "the field user is empty";
+                Err(Problem::new(Kind::InvalidRequest, detail))
+            }
+            Self::Name(name) => without_nul("user", name),
+            Self::Number(number) => Ok(number.to_string()),
+        }
+    }
 }
 
 /// The size of a terminal.
@@ -259,14 +272,6 @@ impl StartRequest {
                 ));
             }
         };
-        let user = match self.user {
-            Some(UserField::Name(name)) if name.is_empty() => {
-                return Err(invalid("the field user is empty".into()));
-            }
-            Some(UserField::Name(name)) => Some(without_nul("user", name)?),
-            Some(UserField::Number(number)) => Some(number.to_string()),
-            None => None,
-        };
         let input = match self.stdin {
             StdinField::None => Input::Nothing,
             StdinField::Open => Input::Open,
@@ -283,7 +288,7 @@ impl StartRequest {
         Ok(Command {
             working_dir: optional_without_nul("cwd", self.cwd)?,
             env: checked_env(self.env)?,
-            user,
+            user: self.user.map(UserField::checked).transpose()?,
             terminal: self.tty.map(SizeField::checked).transpose()?,
             input,
             streams: self.streams,

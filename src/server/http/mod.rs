@@ -20,6 +20,7 @@ mod output;
 mod peer;
 mod problem;
 mod routes;
+mod sessions;
 mod token;
 mod workspaces;
 

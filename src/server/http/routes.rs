@@ -52,7 +52,9 @@ use super::body::{self, Bounds};
 use super::guard::guard;
 use super::observe::observe;
 use super::problem::{Kind, Problem};
-use super::{App, attach, commands, documents, events, execs, metrics, output, workspaces};
+use super::{
+    App, attach, commands, documents, events, execs, metrics, output, sessions, workspaces,
+};
 use crate::provider::{Error, WorkspaceId};
 
 /// The modules of routes, in the order of the document.
@@ -63,6 +65,7 @@ pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
     output::routes,
     attach::routes,
     events::routes,
+    sessions::routes,
     commands::routes,
     documents::routes,
     metrics::routes,
@@ -74,6 +77,8 @@ pub(super) mod tag {
     pub(in crate::server::http) const WORKSPACES: &str = "workspaces";
     /// Commands that are started once, watched and kept.
     pub(in crate::server::http) const EXECS: &str = "execs";
+    /// Shells that live from one command to the next.
+    pub(in crate::server::http) const SESSIONS: &str = "sessions";
     /// bosun-ai/derrick's commands and files.
     pub(in crate::server::http) const COMMANDS: &str = "commands";
     /// The provider itself.

@@ -24,8 +24,8 @@ use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Token, serve_as};
 use crate::provider::{
     Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, Figures,
-    FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Receipt, State,
-    WorkspaceId,
+    FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Ran, Receipt, Session,
+    SessionRecord, State, WorkspaceId,
 };
 use crate::tally::Timings;
 
@@ -103,6 +103,42 @@ impl Provider for Fake {
     fn exec(&self, id: &WorkspaceId, exec: ExecId) -> Result<Arc<Exec>, Error> {
         self.call(id, "exec".to_owned())?;
         Err(Error::NoSuchExec(exec.to_string()))
+    }
+
+    async fn start_session(
+        &self,
+        id: &WorkspaceId,
+        name: String,
+        command: Command,
+    ) -> Result<SessionRecord, Error> {
+        self.call(id, format!("{name} {command:?}"))?;
+        Err(Error::Host("a fake has no sessions".to_owned()))
+    }
+
+    fn sessions(&self, id: &WorkspaceId) -> Result<Vec<SessionRecord>, Error> {
+        self.call(id, "sessions".to_owned())?;
+        Ok(Vec::new())
+    }
+
+    fn session(&self, id: &WorkspaceId, name: &str) -> Result<Arc<Session>, Error> {
+        self.call(id, "session".to_owned())?;
+        Err(Error::NoSuchSession(name.to_owned()))
+    }
+
+    async fn run_in_session(
+        &self,
+        id: &WorkspaceId,
+        name: &str,
+        line: String,
+        timeout: Option<Duration>,
+    ) -> Result<Ran, Error> {
+        self.call(id, format!("run {line} {timeout:?}"))?;
+        Err(Error::NoSuchSession(name.to_owned()))
+    }
+
+    async fn remove_session(&self, id: &WorkspaceId, name: &str) -> Result<bool, Error> {
+        self.call(id, format!("remove {name}"))?;
+        Ok(false)
     }
 
     fn events(&self, id: &WorkspaceId) -> Result<Arc<Events>, Error> {
