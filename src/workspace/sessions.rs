@@ -9,7 +9,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::iter;
 use std::os::fd::OwnedFd;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -34,12 +36,16 @@ const SHELL: &str = "if command -v bash > /dev/null 2>&1; then \
     else exec sh -i 5>&1 4>&2 > /dev/null 2>&1; fi";
 
 /// The first report, before any command: which shell it is.
-const HELLO: &str = "command printf '0 0 %s\\0' \"${BASH_VERSION:+ba}sh\" >&3\n";
+const HELLO: &str = "\\command printf '0 0 %s\\0' \"${BASH_VERSION:+ba}sh\" >&3\n";
 
 /// How long a shell may take to say hello.
 const STARTING: Duration = Duration::from_secs(10);
 
-/// How long an interrupted command may take to end, and then a killed one.
+/// How often a command is interrupted before it is killed, and how long each interrupt is waited for.
+const INTERRUPTS: usize = 10;
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// How long a killed command may take to end, before its shell is killed.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How often it is looked whether the shell has read its line.
@@ -190,6 +196,8 @@ struct Turn {
     /// What has come of the next report.
     partial: Vec<u8>,
     number: u64,
+    /// The exit code of the command before.
+    last: i32,
 }
 
 /// How a command ended, as the shell says.
@@ -234,6 +242,7 @@ impl Workspace {
             reports,
             partial: Vec::new(),
             number: 0,
+            last: 0,
         };
         let hello = async {
             exec.write(HELLO.as_bytes()).await.ok()?;
@@ -433,16 +442,16 @@ impl Session {
         deadline: Option<Instant>,
     ) -> (Ending, Option<String>) {
         turn.number += 1;
-        let number = turn.number;
-        let reported = async {
-            self.tell(line, number).await;
-            turn.report(number).await
+        let (number, last) = (turn.number, turn.last);
+        let mut reported = pin!(self.unless_ended(async {
+            let ((), report) = tokio::join!(self.tell(line, number, last), turn.report(number));
+            report
+        }));
+        let in_time = match deadline {
+            None => Ok(reported.as_mut().await),
+            Some(deadline) => timeout_at(deadline, reported.as_mut()).await,
         };
-        let reported = match deadline {
-            None => Ok(self.unless_ended(reported).await),
-            Some(deadline) => timeout_at(deadline, self.unless_ended(reported)).await,
-        };
-        match reported {
+        let (ending, report) = match in_time {
             Ok(Some(report)) => {
                 let interrupted = *self.lock_state() == State::Interrupted;
                 let ending = match report.code {
@@ -451,22 +460,23 @@ impl Session {
                     1 | 2 if self.is_syntax_error(line).await => Ending::SyntaxError,
                     code => Ending::Exited { code },
                 };
-                (ending, Some(report.text))
+                (ending, Some(report))
             }
             Ok(None) => (self.end_without_report().await, None),
-            Err(_passed) => {
-                let report = self.stop_command(turn, number).await;
-                (Ending::Deadline, report.map(|report| report.text))
-            }
-        }
+            Err(_passed) => (Ending::Deadline, self.stop_command(reported).await),
+        };
+        turn.last = report.as_ref().map_or(0, |report| report.code);
+        (ending, report.map(|report| report.text))
     }
 
     /// Writes the command, and, when the shell has read that, the order to report. A shell that
     /// reads ahead throws away what it has read when the command is interrupted or has a flaw.
-    async fn tell(&self, line: &str, number: u64) {
+    async fn tell(&self, line: &str, number: u64, last: i32) {
         let quoted = line.replace('\'', "'\\''");
-        let command = format!("eval '{quoted}' < /dev/null >&5 2>&4 3>&- 4>&- 5>&-\n");
-        let report = format!("command printf '{number} %s %s\\0' \"$?\" \"$PWD\" >&3\n");
+        // What the last one left in `$?` is there again.
+        let command =
+            format!("(exit {last}); eval '{quoted}' < /dev/null >&5 2>&4 3>&- 4>&- 5>&-\n");
+        let report = format!("\\command printf '{number} %s %s\\0' \"$?\" \"$PWD\" >&3\n");
         // A shell that has ended is noticed by whoever waits for its report.
         if self.exec.write(command.as_bytes()).await.is_ok() {
             while self.exec.unread().await > 0 {
@@ -487,16 +497,18 @@ impl Session {
 
     /// Interrupts the command, then kills what it started, then its shell; the shell's report if it
     /// lives on.
-    async fn stop_command(&self, turn: &mut Turn, number: u64) -> Option<Report> {
-        for (signal, target) in [
-            (libc::SIGINT, Target::Group),
-            (libc::SIGKILL, Target::Descendants),
-        ] {
+    async fn stop_command(
+        &self,
+        mut reported: Pin<&mut impl Future<Output = Option<Report>>>,
+    ) -> Option<Report> {
+        // More than once, as the shell may not even have begun with it, or begin another part of it.
+        let interrupts = iter::repeat_n((libc::SIGINT, Target::Group, AGAIN), INTERRUPTS);
+        let kill = (libc::SIGKILL, Target::Descendants, GRACE);
+        for (signal, target, patience) in interrupts.chain([kill]) {
             if self.exec.signal(signal, target).await.is_err() {
                 return None;
             }
-            let report = self.unless_ended(turn.report(number));
-            if let Ok(report) = timeout(GRACE, report).await {
+            if let Ok(report) = timeout(patience, reported.as_mut()).await {
                 return report;
             }
         }

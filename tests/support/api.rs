@@ -34,7 +34,7 @@ pub(crate) struct Answer {
 #[derive(Debug, Clone)]
 pub(crate) struct Workspace {
     pub(crate) id: String,
-    api: Api,
+    pub(crate) api: Api,
 }
 
 /// What `cmd_with_output` answered.

@@ -159,7 +159,7 @@ async fn show(
     tag = tag::SESSIONS,
     params(SessionPath),
     responses(
-        (status = 200, description = "Whether there was one.", body = bool),
+        (status = 200, description = "Whether there was one.", body = bool, content_type = "application/json"),
         Problems<{ of(&[Kind::NoSuchWorkspace, Kind::NoSuchSession]) }>,
     )
 )]
