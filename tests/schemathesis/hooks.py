@@ -7,48 +7,73 @@ the id of something that is there; a request that removes it gets one of its own
 import functools
 import json
 import os
+import urllib.error
 import urllib.request
-import uuid
+import zlib
 
 import schemathesis
+from schemathesis.generation.meta import TestPhase
 
 URL = os.environ["DERRICK_URL"]
 
 
-def post(path, body):
-    """Sends JSON to derrick; what it answered."""
-    request = urllib.request.Request(
-        URL + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+def ask(path, body=None):
+    """Asks derrick, with JSON if there is any; what it answered."""
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(URL + path, content, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         return json.load(answer)
 
 
-# How to make what a path parameter names.
-MAKERS = {
-    "id": lambda: post("/workspaces", {})["id"],
-}
-
-
-def is_uuid(value):
-    try:
-        uuid.UUID(str(value))
-    except ValueError:
-        return False
-    return True
-
-
 @functools.cache
-def shared(parameter):
-    """What all requests use that do not remove it."""
-    return MAKERS[parameter]()
+def shared_workspace():
+    """The workspace of all requests that do not remove theirs."""
+    return ask("/workspaces", {})["id"]
+
+
+def removes(case, parameter):
+    return case.method == "DELETE" and case.path.endswith("{" + parameter + "}")
+
+
+def workspace(case):
+    return ask("/workspaces", {})["id"] if removes(case, "id") else shared_workspace()
+
+
+# The last exec that was started, with a terminal and without.
+execs = {}
+
+
+def exec_(case):
+    """One that reads until somebody ends it, soon, as a request may wait for its end."""
+    under = f"/workspaces/{shared_workspace()}/execs"
+    tty = case.path.endswith("/resize")
+    if tty not in execs or ask(f"{under}/{execs[tty]}")["state"] == "ended":
+        body = {"argv": ["cat"], "stdin": "open", "timeout": 1}
+        execs[tty] = ask(under, body | ({"tty": {"rows": 24, "cols": 80}} if tty else {}))["id"]
+    return execs[tty]
+
+
+def session(case):
+    """One that lives, started now or before."""
+    try:
+        ask(f"/workspaces/{shared_workspace()}/sessions", {"name": "kept"})
+    except urllib.error.HTTPError as error:
+        if error.code != 409:
+            raise
+    return "kept"
+
+
+# What each path parameter names, for a request.
+MAKERS = {"id": workspace, "exec": exec_, "name": session}
 
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
+    # There each request has what it names from an earlier answer, and nothing else must change.
+    if case.meta.phase.name is TestPhase.STATEFUL:
+        return
     for parameter, value in (case.path_parameters or {}).items():
-        # One that an earlier answer gave is real; every fourth of the others stays as it is.
-        if parameter not in MAKERS or is_uuid(value) or len(str(value)) % 4 == 0:
-            continue
-        removed = case.method == "DELETE" and case.path.endswith("{" + parameter + "}")
-        case.path_parameters[parameter] = MAKERS[parameter]() if removed else shared(parameter)
+        # Every fourth stays as it was made up.
+        made_up = zlib.crc32(str(value).encode("utf-8", "replace")) % 4 == 0
+        if parameter in MAKERS and not made_up:
+            case.path_parameters[parameter] = MAKERS[parameter](case)

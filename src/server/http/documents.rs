@@ -353,6 +353,12 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_is_one_value_is_json() {
+        // utoipa's word for it, unless `content_type` says otherwise.
+        assert!(!DOCUMENT.contains("text/plain"));
+    }
+
+    #[test]
     fn types_of_one_name_are_one_type() {
         let mut all = BTreeMap::new();
         for routes in routes::MODULES {

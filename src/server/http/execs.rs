@@ -178,10 +178,10 @@ impl UserField {
 #[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct SizeField {
     /// Lines.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 65535)]
     rows: u16,
     /// Characters in a line.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 65535)]
     cols: u16,
 }
 

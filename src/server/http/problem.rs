@@ -157,7 +157,7 @@ impl Kind {
             Self::UnsupportedMediaType => (
                 S::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported-media-type",
-                "The request's body is not JSON",
+                "The request's body is of a type that is not taken",
             ),
             Self::HostRefused => (
                 S::MISDIRECTED_REQUEST,
