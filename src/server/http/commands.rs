@@ -151,7 +151,7 @@ async fn cmd(
         Outcome::Exited { code } => {
             format!("the command in workspace {id} ended with exit code {code}")
         }
-        Outcome::Signaled { signal } => {
+        Outcome::Signaled { signal, .. } => {
             format!("the command in workspace {id} was ended by signal {signal}")
         }
         Outcome::Deadline => format!("in workspace {id} {}", ran.deadline()),

@@ -158,7 +158,7 @@ impl Provider for Fake {
         };
         Ok(match line.as_str() {
             "exit 3" => finished(b"oh\n", Outcome::Exited { code: 3 }),
-            "segfault" => finished(b"", Outcome::Signaled { signal: 11 }),
+            "segfault" => finished(b"", Outcome::signaled(11)),
             "sleep" => finished(b"so far", Outcome::Deadline),
             "binary" => finished(b"a\xff\x00b", Outcome::Exited { code: 0 }),
             "flood" => Finished {

@@ -81,6 +81,8 @@ pub enum Outcome {
     Signaled {
         /// The signal's number.
         signal: i32,
+        /// The signal's name, such as `SIGKILL`.
+        name: String,
     },
     /// Its deadline passed and derrick killed its process tree.
     Deadline,
@@ -103,6 +105,15 @@ impl Outcome {
         "exited", "signaled", "deadline", "killed", "reset", "removed", "lost",
     ];
 
+    /// Of a command that this signal ended.
+    #[must_use]
+    pub fn signaled(signal: i32) -> Self {
+        Self::Signaled {
+            signal,
+            name: name_of(signal),
+        }
+    }
+
     /// Of a command that ended.
     #[must_use]
     pub fn of_exit(exit: &Exit, cause: Cause) -> Self {
@@ -110,7 +121,7 @@ impl Outcome {
             (Cause::Deadline, _) => Self::Deadline,
             (Cause::Killed, _) => Self::Killed,
             (Cause::Own, Status::Code(code)) => Self::Exited { code },
-            (Cause::Own, Status::Signal(signal)) => Self::Signaled { signal },
+            (Cause::Own, Status::Signal(signal)) => Self::signaled(signal),
         }
     }
 
@@ -132,7 +143,7 @@ impl Outcome {
     pub fn exit_code(&self) -> i32 {
         match self {
             Self::Exited { code } => *code,
-            Self::Signaled { signal } => 128 + signal,
+            Self::Signaled { signal, .. } => 128 + signal,
             Self::Deadline => 124,
             Self::Killed | Self::Reset | Self::Removed => 128 + libc::SIGKILL,
             Self::Lost { .. } => 125,
@@ -151,6 +162,18 @@ impl Outcome {
             Self::Removed => "removed",
             Self::Lost { .. } => "lost",
         }
+    }
+}
+
+/// The name of a signal, signal(7).
+fn name_of(signal: i32) -> String {
+    match nix::sys::signal::Signal::try_from(signal) {
+        Ok(signal) => signal.as_str().to_owned(),
+        Err(_) if signal == libc::SIGRTMIN() => "SIGRTMIN".to_owned(),
+        Err(_) if (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&signal) => {
+            format!("SIGRTMIN+{}", signal - libc::SIGRTMIN())
+        }
+        Err(_) => format!("SIG{signal}"),
     }
 }
 
@@ -329,7 +352,7 @@ mod tests {
         let detail = String::new();
         let all = [
             Outcome::Exited { code: 0 },
-            Outcome::Signaled { signal: 9 },
+            Outcome::signaled(9),
             Outcome::Deadline,
             Outcome::Killed,
             Outcome::Reset,
@@ -340,6 +363,19 @@ mod tests {
         for outcome in all {
             let written = serde_json::to_value(&outcome).unwrap();
             assert_eq!(written["kind"], outcome.word());
+        }
+    }
+
+    #[test]
+    fn every_signal_has_a_name() {
+        for (signal, name) in [
+            (1, "SIGHUP"),
+            (31, "SIGSYS"),
+            (32, "SIG32"),
+            (34, "SIGRTMIN"),
+            (64, "SIGRTMIN+30"),
+        ] {
+            assert_eq!(name_of(signal), name);
         }
     }
 
