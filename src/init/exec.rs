@@ -287,6 +287,9 @@ fn run_program(arguments: &[String], image: &Image<'_>) -> Refusal {
             errno: libc::EINVAL,
         };
     };
+    if name.is_empty() {
+        return fail_as_a_shell(name, &io::Error::from_raw_os_error(libc::ENOENT));
+    }
     if name.contains('/') {
         let error = run(name, arguments, image);
         return fail_as_a_shell(name, &error);
@@ -333,19 +336,21 @@ fn run(path: &str, arguments: &[String], image: &Image<'_>) -> io::Error {
     }
 }
 
-/// Ends as a shell would that was given this command: 127 if it is not there, 126 if it may not be
-/// executed, with a message on stderr. Anything else is derrick's to report.
+/// Ends as a shell would that was given this command: 127 if it is not there, 126 if it cannot be
+/// executed, with a message on stderr. What the host lacks is derrick's to report.
 fn fail_as_a_shell(name: &str, error: &io::Error) -> Refusal {
     let code = match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => 127,
-        Some(libc::EACCES | libc::ENOEXEC | libc::EISDIR | libc::ELIBBAD) => 126,
-        Some(libc::E2BIG) => 126,
-        errno => {
+        None
+        | Some(
+            libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE | libc::EIO | libc::ENOSYS,
+        ) => {
             return Refusal {
                 attempt: Attempt::Start,
-                errno: errno.unwrap_or(libc::EIO),
+                errno: error.raw_os_error().unwrap_or(libc::EIO),
             };
         }
+        Some(_) => 126,
     };
     let _ = writeln!(io::stderr(), "derrick: {name}: {error}");
     exit_now(code)
