@@ -16,9 +16,17 @@ struct Process {
     alive: bool,
 }
 
+/// The processes of the sandbox as they were found, one after the other.
+#[derive(Debug)]
+struct Scan {
+    processes: BTreeMap<i32, Process>,
+    /// Whether none can have been overlooked, nor one's place in its tree.
+    whole: bool,
+}
+
 /// How many processes are alive, init apart.
 pub(super) fn count() -> io::Result<u64> {
-    let processes = scan()?;
+    let processes = Scan::take()?.processes;
     let alive = processes
         .iter()
         .filter(|(pid, process)| **pid != 1 && process.alive)
@@ -28,7 +36,12 @@ pub(super) fn count() -> io::Result<u64> {
 
 /// Whether `leader` has not ended yet.
 pub(super) fn is_alive(leader: i32) -> io::Result<bool> {
-    Ok(scan()?.get(&leader).is_some_and(|process| process.alive))
+    let stat = match fs::read(format!("/proc/{leader}/stat")) {
+        Ok(stat) => stat,
+        Err(error) if is_gone(&error) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    Ok(parse(&stat).is_some_and(|process| process.alive))
 }
 
 /// Sends `signal` to what of the exec of `leader` is alive and meant.
@@ -41,7 +54,7 @@ pub(super) fn signal(leader: i32, signal: Signal, target: Target) -> io::Result<
         // It leads a session, and with it a group of its own.
         Target::Group => send(-leader, signal),
         Target::Tree | Target::Descendants => {
-            let mut processes = living_below(leader)?;
+            let mut processes = Scan::take()?.living_below([leader]);
             if target == Target::Descendants {
                 processes.remove(&leader);
             }
@@ -63,7 +76,7 @@ pub(super) fn children() -> io::Result<BTreeSet<i32>> {
             .collect()),
         // A kernel without CONFIG_PROC_CHILDREN.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let processes = scan()?;
+            let processes = Scan::take()?.processes;
             let children = processes.iter().filter(|(_, process)| process.parent == 1);
             Ok(children.map(|(pid, _)| *pid).collect())
         }
@@ -73,15 +86,16 @@ pub(super) fn children() -> io::Result<BTreeSet<i32>> {
 
 /// How many processes are alive among `roots` and below them.
 pub(super) fn count_below(roots: impl Iterator<Item = i32>) -> io::Result<u64> {
-    let mut found = BTreeSet::new();
-    for root in roots {
-        found.extend(living_below(root)?);
+    let mut roots = roots.peekable();
+    if roots.peek().is_none() {
+        return Ok(0);
     }
+    let found = Scan::take()?.living_below(roots);
     Ok(u64::try_from(found.len()).unwrap_or(u64::MAX))
 }
 
-/// Scans in a row that find nothing new, after which nothing is taken to be there: a process can live
-/// shorter than one scan, and be followed by its child.
+/// Scans in a row that find nothing new, after which nothing is taken to be there, where none of them
+/// was whole: a process can live shorter than one scan, and be followed by its child.
 const CLEAN_SCANS: u32 = 40;
 /// How long a tree may take to be killed.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -90,7 +104,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// The leader is its tree's child subreaper, so every process of the tree stays below it while it
 /// lives. All are stopped until no new one shows, since what is stopped cannot fork; then all but
-/// the leader are killed until none is left to find; the leader goes last.
+/// the leader are killed until none is left to find; the leader goes last. A fork that is under way
+/// when its process is stopped is begun anew, fork(2): its child has shown by then or never does.
 ///
 /// # Errors
 /// `TimedOut` if something keeps it from being done, and those of reading `/proc`: then processes of
@@ -98,8 +113,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) fn kill_tree(leader: i32) -> io::Result<()> {
     let until = Instant::now() + PATIENCE;
     let mut stopped = BTreeSet::new();
-    until_clean(until, || {
-        let fresh: Vec<i32> = living_below(leader)?
+    until_clean(until, |scan| {
+        let fresh: Vec<i32> = scan
+            .living_below([leader])
             .into_iter()
             .filter(|pid| !stopped.contains(pid))
             .collect();
@@ -107,28 +123,33 @@ pub(super) fn kill_tree(leader: i32) -> io::Result<()> {
             send(*pid, Signal::SIGSTOP);
             stopped.insert(*pid);
         }
-        Ok(fresh.is_empty())
+        fresh.is_empty()
     })?;
-    until_clean(until, || {
-        let mut below = living_below(leader)?;
+    until_clean(until, |scan| {
+        let mut below = scan.living_below([leader]);
         below.remove(&leader);
         for pid in &below {
             send(*pid, Signal::SIGKILL);
         }
-        Ok(below.is_empty())
+        below.is_empty()
     })?;
     send(leader, Signal::SIGKILL);
     Ok(())
 }
 
-/// Repeats `scan` until it was clean often enough in a row.
-fn until_clean(until: Instant, mut scan: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+/// Repeats scans until `is_clean` was true of a whole one, or often enough in a row.
+fn until_clean(until: Instant, mut is_clean: impl FnMut(&Scan) -> bool) -> io::Result<()> {
     let mut clean = 0;
     while clean < CLEAN_SCANS {
         if Instant::now() > until {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        clean = if scan()? { clean + 1 } else { 0 };
+        let scan = Scan::take()?;
+        clean = match (is_clean(&scan), scan.whole) {
+            (true, true) => return Ok(()),
+            (true, false) => clean + 1,
+            (false, _) => 0,
+        };
     }
     Ok(())
 }
@@ -138,39 +159,63 @@ fn send(pid: i32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid), signal);
 }
 
-/// `leader` and its descendants that are alive.
-fn living_below(leader: i32) -> io::Result<BTreeSet<i32>> {
-    let processes = scan()?;
-    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
-    for (pid, process) in &processes {
-        children.entry(process.parent).or_default().push(*pid);
-    }
-    let mut found = BTreeSet::new();
-    let mut waiting = vec![leader];
-    while let Some(pid) = waiting.pop() {
-        if found.insert(pid) {
-            waiting.extend(children.get(&pid).into_iter().flatten());
+impl Scan {
+    fn take() -> io::Result<Self> {
+        let before = latest_pid();
+        let mut processes = BTreeMap::new();
+        for entry in fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
+            // One that ended meanwhile has no file any more.
+            if let Ok(stat) = fs::read(format!("/proc/{pid}/stat"))
+                && let Some(process) = parse(&stat)
+            {
+                processes.insert(pid, process);
+            }
         }
+        // Without a fork, every process that is left was there all the time, and so was found; and
+        // where no parent has vanished, each was found in its place. Only init has no parent inside.
+        let whole = before.is_some()
+            && before == latest_pid()
+            && processes
+                .iter()
+                .all(|(pid, process)| *pid == 1 || processes.contains_key(&process.parent));
+        Ok(Self { processes, whole })
     }
-    found.retain(|pid| processes.get(pid).is_some_and(|process| process.alive));
-    Ok(found)
+
+    /// `roots` and their descendants that are alive.
+    fn living_below(&self, roots: impl IntoIterator<Item = i32>) -> BTreeSet<i32> {
+        let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+        for (pid, process) in &self.processes {
+            children.entry(process.parent).or_default().push(*pid);
+        }
+        let mut found = BTreeSet::new();
+        let mut waiting: Vec<i32> = roots.into_iter().collect();
+        while let Some(pid) = waiting.pop() {
+            if found.insert(pid) {
+                waiting.extend(children.get(&pid).into_iter().flatten());
+            }
+        }
+        let alive = |pid: &i32| self.processes.get(pid).is_some_and(|process| process.alive);
+        found.retain(alive);
+        found
+    }
 }
 
-fn scan() -> io::Result<BTreeMap<i32, Process>> {
-    let mut processes = BTreeMap::new();
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        // One that ended meanwhile has no file any more.
-        if let Ok(stat) = fs::read(format!("/proc/{pid}/stat"))
-            && let Some(process) = parse(&stat)
-        {
-            processes.insert(pid, process);
-        }
-    }
-    Ok(processes)
+/// The last process id that was given away in this pid namespace, whoever lives: the fifth field of
+/// proc_loadavg(5). Ids are given in a row, by nothing else than forks.
+fn latest_pid() -> Option<i32> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().next_back()?.parse().ok()
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    let gone = [libc::ENOENT, libc::ESRCH];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| gone.contains(&errno))
 }
 
 /// The name in the second field is the process's own choice, parentheses included: what counts
