@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::channel::{AsyncChannel, watch};
 use super::is_full;
 use super::spawner::{Spawner, SpawnerError};
-use crate::init::protocol::{Exec, Exit, Refusal, Reply, Request, RequestId, Target};
+use crate::init::protocol::{Attempt, Exec, Exit, Refusal, Reply, Request, RequestId, Target};
 use crate::sandbox::Enforcement;
 use crate::sys::channel::{Peer, Received};
 
@@ -174,7 +174,7 @@ impl Sandbox {
     /// Asks for a command. `descriptors` are stdout and stderr, or stdin, stdout and stderr.
     ///
     /// # Errors
-    /// `Gone`.
+    /// `Gone`; `Refused` for one that is too large for any program.
     pub async fn exec(
         &self,
         exec: Exec,
@@ -183,7 +183,17 @@ impl Sandbox {
         let (first, first_reply) = oneshot::channel();
         let (exited, exit) = oneshot::channel();
         let id = self.expect(Waiter::Exec(first, exited))?;
-        self.send(&Request::Exec(id, exec), descriptors).await?;
+        let sent = self.send(&Request::Exec(id, exec), descriptors).await;
+        match sent {
+            Err(SandboxError::Unreachable(error)) if error.raw_os_error() == Some(libc::E2BIG) => {
+                self.shared.connection.forget(id);
+                return Err(SandboxError::Refused(Refusal {
+                    attempt: Attempt::Start,
+                    errno: libc::E2BIG,
+                }));
+            }
+            sent => sent?,
+        }
         let sandbox = self.clone();
         Ok(Running {
             sandbox,
@@ -365,6 +375,14 @@ impl Connection {
                 waiting.insert(id, waiter);
             }
             (None, _) => {}
+        }
+    }
+
+    /// Nobody waits for an answer to this request any more.
+    fn forget(&self, id: RequestId) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = waiting.as_mut() {
+            waiting.remove(&id);
         }
     }
 

@@ -91,7 +91,8 @@ impl Channel {
     /// Sends one message.
     ///
     /// # Errors
-    /// Those of sendmsg(2); `EPIPE` when the other side is gone, without a signal.
+    /// Those of sendmsg(2); `EPIPE` when the other side is gone, without a signal; `E2BIG` for a
+    /// message that the other side would not take.
     pub fn send<M: Serialize>(
         &self,
         message: &M,
@@ -100,6 +101,9 @@ impl Channel {
         let json = serde_json::to_vec(message)?;
         if json.len() <= INLINE {
             return self.send_raw(TAG_INLINE, &json, descriptors);
+        }
+        if json.len() > BULK {
+            return Err(rustix::io::Errno::TOOBIG.into());
         }
         let mut memfd = std::fs::File::from(memfd_create(c"message", MemfdFlags::CLOEXEC)?);
         memfd.write_all(&json)?;
@@ -230,6 +234,8 @@ mod tests {
             assert_eq!(got.message.len(), size);
             assert_eq!(got.descriptors.len(), 1);
         }
+        let error = ours.send(&"x".repeat(BULK), &[]).expect_err("too large");
+        assert_eq!(error.raw_os_error(), Some(libc::E2BIG));
         drop(ours);
         assert!(theirs.receive::<String>().expect("end").is_none());
     }
