@@ -2,6 +2,8 @@
 //!
 //! It knows the wire format and nothing of derrick's code, so a change of the format breaks a test.
 
+mod execs;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread::JoinHandle;
@@ -12,6 +14,7 @@ use serde_json::{Value, json};
 use ureq::http::{Request, header::HeaderMap};
 
 use super::GUARD;
+pub(crate) use execs::{Event, Events, Exec, Opened};
 
 /// The API of one provider.
 #[derive(Debug, Clone)]

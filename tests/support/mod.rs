@@ -22,7 +22,7 @@ use std::time::Duration;
 
 #[expect(unused_imports, reason = "each suite uses a part of this")]
 pub(crate) use self::{
-    api::{Answer, Api, Pending, Ran, Workspace},
+    api::{Answer, Api, Event, Events, Exec, Opened, Pending, Ran, Workspace},
     derrick::{Derrick, Launch, binary},
     git_server::{GitRequest, GitServer, Upstream, git},
     host::{
