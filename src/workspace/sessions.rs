@@ -402,7 +402,8 @@ impl Session {
         let begin = [Stream::Stdout, Stream::Stderr].map(|stream| log.counts(stream).bytes);
         *self.lock_state() = State::Busy;
         let deadline = deadline.map(|deadline| Instant::now() + deadline);
-        let (outcome, cwd) = self.conduct(&mut turn, line, deadline).await;
+        let (outcome, report) = self.conduct(&mut turn, line, deadline).await;
+        turn.last = report.as_ref().map_or(0, |report| report.code);
         {
             let mut state = self.lock_state();
             *state = match outcome {
@@ -429,7 +430,7 @@ impl Session {
             exit_code: exit_code(outcome),
             stdout,
             stderr,
-            cwd,
+            cwd: report.map(|report| report.text),
             session: self.current_state(),
         })
     }
@@ -440,7 +441,7 @@ impl Session {
         turn: &mut Turn,
         line: &str,
         deadline: Option<Instant>,
-    ) -> (Ending, Option<String>) {
+    ) -> (Ending, Option<Report>) {
         turn.number += 1;
         let (number, last) = (turn.number, turn.last);
         let mut reported = pin!(self.unless_ended(async {
@@ -465,8 +466,7 @@ impl Session {
             Ok(None) => (self.end_without_report().await, None),
             Err(_passed) => (Ending::Deadline, self.stop_command(reported).await),
         };
-        turn.last = report.as_ref().map_or(0, |report| report.code);
-        (ending, report.map(|report| report.text))
+        (ending, report)
     }
 
     /// Writes the command, and, when the shell has read that, the order to report. A shell that
