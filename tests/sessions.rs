@@ -212,9 +212,10 @@ fn an_interrupt_ends_the_command_and_not_the_session() {
         let session = session(workspace, "main", shell);
         workspace.ok("rm -f /tmp/ready; mkfifo /tmp/ready");
         let path = format!("/workspaces/{}/sessions/main/run", workspace.id);
-        let running = workspace
-            .api
-            .start(&path, json!({"cmd": "X=1; echo > /tmp/ready; sleep 1000"}));
+        let running = workspace.api.start(
+            &path,
+            json!({"cmd": "X=1; sh -c 'echo > /tmp/ready; exec sleep 1000'"}),
+        );
         workspace.ok("cat /tmp/ready");
         let busy = workspace
             .post("sessions/main/run", &json!({"cmd": "true"}))

@@ -9,9 +9,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::iter;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,18 +35,16 @@ const SHELL: &str = "if command -v bash > /dev/null 2>&1; then \
     exec bash --norc --noprofile --noediting +H +o history -i 5>&1 4>&2 > /dev/null 2>&1; \
     else exec sh -i 5>&1 4>&2 > /dev/null 2>&1; fi";
 
-/// The first report, before any command: which shell it is.
-const HELLO: &str = "\\command printf '0 0 %s\\0' \"${BASH_VERSION:+ba}sh\" >&3\n";
+/// The first report, before any command: which shell it is. Busybox's takes an interrupt at the wrong
+/// moment for the end of its input.
+const HELLO: &str = "[ \"$BASH_VERSION\" ] || set -o ignoreeof\n\
+    \\command printf '0 0 %s\\0' \"${BASH_VERSION:+ba}sh\" >&3\n";
 
 /// How long a shell may take to say hello.
 const STARTING: Duration = Duration::from_secs(10);
 
-/// How often a command is interrupted before it is killed, and how long each interrupt is waited for.
-const INTERRUPTS: usize = 10;
-const AGAIN: Duration = Duration::from_millis(200);
-
-/// How long a killed command may take to end, before its shell is killed.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long an interrupted command may take to end, and then a killed one.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether the shell has read its line.
 const READING: Duration = Duration::from_millis(1);
@@ -366,7 +364,7 @@ impl Session {
         }
     }
 
-    /// Interrupts the command that runs, as ctrl-c does; nothing happens if none does.
+    /// Interrupts the command that runs, as ctrl-c does, once; nothing happens if none does.
     ///
     /// # Errors
     /// Those of signalling the shell.
@@ -444,8 +442,13 @@ impl Session {
     ) -> (Ending, Option<Report>) {
         turn.number += 1;
         let (number, last) = (turn.number, turn.last);
+        let begun = AtomicBool::new(false);
+        let tell = async {
+            self.tell(line, number, last).await;
+            begun.store(true, Ordering::Relaxed);
+        };
         let mut reported = pin!(self.unless_ended(async {
-            let ((), report) = tokio::join!(self.tell(line, number, last), turn.report(number));
+            let ((), report) = tokio::join!(tell, turn.report(number));
             report
         }));
         let in_time = match deadline {
@@ -464,7 +467,7 @@ impl Session {
                 (ending, Some(report))
             }
             Ok(None) => (self.end_without_report().await, None),
-            Err(_passed) => (Ending::Deadline, self.stop_command(reported).await),
+            Err(_passed) => (Ending::Deadline, self.stop_command(reported, &begun).await),
         };
         (ending, report)
     }
@@ -495,20 +498,29 @@ impl Session {
         }
     }
 
-    /// Interrupts the command, then kills what it started, then its shell; the shell's report if it
-    /// lives on.
+    /// Interrupts the command, once its shell has begun with it, then kills what it started, then its
+    /// shell; the shell's report if it lives on.
     async fn stop_command(
         &self,
         mut reported: Pin<&mut impl Future<Output = Option<Report>>>,
+        begun: &AtomicBool,
     ) -> Option<Report> {
-        // More than once, as the shell may not even have begun with it, or begin another part of it.
-        let interrupts = iter::repeat_n((libc::SIGINT, Target::Group, AGAIN), INTERRUPTS);
-        let kill = (libc::SIGKILL, Target::Descendants, GRACE);
-        for (signal, target, patience) in interrupts.chain([kill]) {
+        let give_up = Instant::now() + GRACE;
+        while !begun.load(Ordering::Relaxed) && Instant::now() < give_up {
+            if let Ok(report) = timeout(READING, reported.as_mut()).await {
+                return report;
+            }
+        }
+        for (signal, target) in [
+            (libc::SIGINT, Target::Group),
+            // A shell that was just about to start something did not hear the first.
+            (libc::SIGINT, Target::Group),
+            (libc::SIGKILL, Target::Descendants),
+        ] {
             if self.exec.signal(signal, target).await.is_err() {
                 return None;
             }
-            if let Ok(report) = timeout(patience, reported.as_mut()).await {
+            if let Ok(report) = timeout(GRACE, reported.as_mut()).await {
                 return report;
             }
         }
