@@ -72,7 +72,9 @@ def before_call(context, case, kwargs):
     # There each request has what it names from an earlier answer, and nothing else must change.
     if case.meta.phase.name is TestPhase.STATEFUL:
         return
-    for parameter, value in (case.path_parameters or {}).items():
+    # A copy: cases share what is the same in them.
+    case.path_parameters = dict(case.path_parameters or {})
+    for parameter, value in case.path_parameters.items():
         # Every fourth stays as it was made up.
         made_up = zlib.crc32(str(value).encode("utf-8", "replace")) % 4 == 0
         if parameter in MAKERS and not made_up:
