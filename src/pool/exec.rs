@@ -9,25 +9,30 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Mode, OFlags, fchmod, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::channel::watch;
 use super::output::Output;
 use super::{Gone, Running, Sandbox, SandboxError};
 use crate::init::protocol::{Exec, Exit, Status, Usage};
+use crate::sys::terminal;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 64 * 1024;
 
 /// Bytes that are still read from a terminal whose command ended.
 const TERMINAL_REST: usize = 1 << 20;
+
+/// How long a background process waits that has filled a pipe which nobody reads for any use: what it
+/// prints takes no time of others.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long a killed command may take to end, after which its sandbox is ended.
 const DYING: Duration = Duration::from_secs(5);
@@ -94,6 +99,7 @@ pub enum Cause {
 pub struct Started {
     /// The command.
     pub running: Running,
+    kind: Kind,
     outlets: [Option<Outlet>; 2],
     flushes: mpsc::Receiver<oneshot::Sender<()>>,
     flusher: Flusher,
@@ -128,7 +134,7 @@ pub async fn start(
 ) -> Result<Started, SandboxError> {
     if exec.terminal.is_some() {
         let running = sandbox.exec(exec, &[]).await?;
-        return Ok(Started::new(running, [None, None]));
+        return Ok(Started::new(running, Kind::Terminal, [None, None]));
     }
     let (stdout, output) = Outlet::pipe(Stream::Stdout)?;
     let (stderr, error) = match streams {
@@ -143,14 +149,15 @@ pub async fn start(
     descriptors.extend([output.as_fd(), error.as_fd()]);
     descriptors.extend(given);
     let running = sandbox.exec(exec, &descriptors).await?;
-    Ok(Started::new(running, [Some(stdout), stderr]))
+    Ok(Started::new(running, Kind::Pipe, [Some(stdout), stderr]))
 }
 
 impl Started {
-    fn new(running: Running, outlets: [Option<Outlet>; 2]) -> Self {
+    fn new(running: Running, kind: Kind, outlets: [Option<Outlet>; 2]) -> Self {
         let (flusher, flushes) = mpsc::channel(1);
         Self {
             running,
+            kind,
             outlets,
             flushes,
             flusher: Flusher(flusher),
@@ -168,8 +175,11 @@ impl Started {
     /// # Errors
     /// `Refused` if its directory or process cannot be had, `Gone`.
     pub async fn until_running(&mut self) -> Result<Option<OwnedFd>, SandboxError> {
-        let Some(master) = self.running.started().await? else {
-            return Ok(None);
+        let master = match (self.kind, self.running.started().await?) {
+            (Kind::Pipe, None) => return Ok(None),
+            (Kind::Terminal, Some(master)) if terminal::is_master(master.as_fd()) => master,
+            // Init is not trusted: anything else could block whoever reads it, or be anything.
+            _ => return Err(SandboxError::Gone(Gone::Lost)),
         };
         let ours = master.try_clone().map_err(SandboxError::Unreachable)?;
         self.outlets[0] = Some(Outlet::new(Stream::Stdout, ours, Kind::Terminal)?);
@@ -192,7 +202,7 @@ impl Started {
     ) -> Result<(Exit, Cause), SandboxError> {
         let ended = self.pass_on_until_exit(sandbox, sink, bounds).await;
         for outlet in self.outlets.into_iter().flatten() {
-            outlet.finish(sink).await;
+            outlet.finish(sandbox, sink).await;
         }
         ended
     }
@@ -299,7 +309,7 @@ enum Kind {
 impl Outlet {
     /// A pipe, and the command's end of it.
     fn pipe(stream: Stream) -> Result<(Self, OwnedFd), SandboxError> {
-        let (reader, writer) = io::pipe().map_err(SandboxError::Unreachable)?;
+        let (reader, writer) = pipe().map_err(SandboxError::Unreachable)?;
         Ok((Self::new(stream, reader.into(), Kind::Pipe)?, writer.into()))
     }
 
@@ -324,10 +334,23 @@ impl Outlet {
     }
 
     /// Passes on what is there already, and forgets what may still come.
-    async fn finish(self, sink: &mut impl Sink) {
+    async fn finish(self, sandbox: &Sandbox, sink: &mut impl Sink) {
         self.pass_on_what_is_there(sink).await;
-        // Ends with the last writer, with the sandbox at the latest.
-        tokio::spawn(async move { while self.read().await.is_some() {} });
+        match read_some(self.source.get_ref(), CHUNK) {
+            Ok(bytes) if bytes.is_empty() => {}
+            // Somebody holds it yet.
+            Ok(_) | Err(Errno::AGAIN) => sandbox.attend(self.forget_the_rest()),
+            Err(_) => {}
+        }
+    }
+
+    /// Ends with the last writer.
+    async fn forget_the_rest(self) {
+        while let Some(forgotten) = self.read().await {
+            if forgotten.len() == CHUNK {
+                sleep(PAUSE).await;
+            }
+        }
     }
 
     /// By the system call itself: tokio reads only after its reactor has heard of the data, which it
@@ -349,6 +372,17 @@ impl Outlet {
             }
         }
     }
+}
+
+/// A pipe that a command can open by name as well, such as `/dev/stderr`, whoever it runs as: its
+/// inode is derrick's, whose ids are not known inside.
+///
+/// # Errors
+/// Those of pipe2(2).
+pub fn pipe() -> io::Result<(io::PipeReader, io::PipeWriter)> {
+    let (reader, writer) = io::pipe()?;
+    fchmod(&writer, Mode::from_raw_mode(0o666))?;
+    Ok((reader, writer))
 }
 
 fn read_some(source: &OwnedFd, most: usize) -> Result<Vec<u8>, Errno> {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use super::channel::{AsyncChannel, watch};
 use super::is_full;
@@ -64,6 +65,7 @@ struct Shared {
     enforcement: Enforcement,
     next: AtomicU64,
     reader: tokio::task::JoinHandle<()>,
+    attended: Mutex<JoinSet<()>>,
 }
 
 #[derive(Debug)]
@@ -153,6 +155,7 @@ impl Sandbox {
             enforcement,
             next: AtomicU64::new(1),
             reader,
+            attended: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -255,6 +258,14 @@ impl Sandbox {
                 .map_err(|_| error)?,
         }
         Ok(())
+    }
+
+    /// Does `work` beside, for as long as it has a handle at most.
+    pub(super) fn attend(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let attended = self.shared.attended.lock();
+        let mut attended = attended.unwrap_or_else(PoisonError::into_inner);
+        while attended.try_join_next().is_some() {}
+        attended.spawn(work);
     }
 
     /// Waits until init, and with it every process, is gone.

@@ -38,6 +38,15 @@ pub fn open(size: Size) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((master, slave))
 }
 
+/// Whether a descriptor is the master of a pseudo-terminal, pts(4).
+#[must_use]
+pub fn is_master(descriptor: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(descriptor).is_ok_and(|status| {
+        rustix::fs::FileType::from_raw_mode(status.st_mode) == rustix::fs::FileType::CharacterDevice
+            && status.st_rdev == rustix::fs::makedev(5, 2)
+    })
+}
+
 /// Sets the size of the terminal behind `master`.
 ///
 /// # Errors
@@ -69,5 +78,27 @@ pub fn take_control(slave: BorrowedFd<'_>) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_master_is_told_from_everything_else() {
+        let size = Size {
+            rows: 24,
+            columns: 80,
+        };
+        let (master, slave) = open(size).expect("there is /dev/pts");
+        let null = std::fs::File::open("/dev/null").expect("it is there");
+        let (reader, _writer) = std::io::pipe().expect("a pipe");
+        assert!(is_master(master.as_fd()));
+        for other in [slave.as_fd(), null.as_fd(), reader.as_fd()] {
+            assert!(!is_master(other), "{other:?}");
+        }
     }
 }
