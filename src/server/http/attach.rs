@@ -241,7 +241,7 @@ async fn obey(exec: &Exec, text: &str) -> Result<(), Problem> {
         ))
     })?;
     match asked {
-        Asked::Resize(size) => exec.resize(size.checked()?)?,
+        Asked::Resize(size) => exec.resize(size.checked()?).await?,
         Asked::Signal(signal) => {
             let (signal, target) = signal.checked()?;
             exec.signal(signal, target).await?;

@@ -31,7 +31,7 @@ use super::routes::{
 use crate::provider::log::{self, View};
 use crate::provider::{
     Asked, Command, Error, Exec, ExecError, ExecId, ExecRecord, ExecState, Input, Key, Novelty,
-    OUTPUT_LIMIT, Size, Stream, Streams, Target, WorkspaceId,
+    OUTPUT_LIMIT, Size, StdinState, Stream, Streams, Target, WorkspaceId,
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -534,15 +534,16 @@ async fn write_stdin(
 ) -> Result<Json<Accepted>, Problem> {
     let exec = app.exec(&path)?;
     let mut accepted = 0;
+    // Where nothing can be written, nothing is waited for.
+    exec.write(&[]).await?;
     let mut pieces = request.into_body().into_data_stream();
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|_| {
             let detail = "the body ended before it was complete";
             Problem::new(Kind::InvalidRequest, detail).with("accepted", accepted)
         })?;
-        let written = exec.write(&piece).await;
+        let written = exec.write_counting(&piece, &mut accepted).await;
         written.map_err(|error| Problem::from(error).with("accepted", accepted))?;
-        accepted += piece.len() as u64;
     }
     if query.eof {
         let closed = exec.close_stdin().await;
@@ -550,7 +551,7 @@ async fn write_stdin(
     }
     Ok(Json(Accepted {
         accepted,
-        open: !query.eof,
+        open: exec.record().stdin == StdinState::Open,
     }))
 }
 
@@ -669,6 +670,6 @@ async fn resize(
     let exec = app.exec(&path)?;
     let body = app.collect(request, body::MAX_BODY).await?;
     let size = body::parse::<SizeField>(&body.bytes)?.checked()?;
-    exec.resize(size)?;
+    exec.resize(size).await?;
     Ok(Json(Nothing {}))
 }

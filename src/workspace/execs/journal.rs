@@ -86,6 +86,12 @@ impl Journal {
         Ok((journal, entries))
     }
 
+    /// Adds a line for each. Blocking, for a start.
+    pub(super) fn append_all(&mut self, entries: &[Entry]) -> io::Result<()> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().try_for_each(|entry| shared.append(entry))
+    }
+
     /// Adds a line, for what the exec is when it is written. `kept` are the execs that are known;
     /// they are asked for if it is time to write it anew.
     pub(super) async fn append(
@@ -113,12 +119,21 @@ impl Journal {
     }
 }
 
+/// Makes a directory, unless it is there, in one that must be.
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
 impl Shared {
     fn append(&mut self, entry: &Entry) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                std::fs::create_dir_all(&self.directory)?;
+                // Not what it is in: a workspace that was removed meanwhile must not come back.
+                make_directory(&self.directory)?;
                 let path = self.directory.join(NAME);
                 let mut file = OpenOptions::new().create(true).append(true).open(path)?;
                 // Ends a line that was cut off.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use super::journal::make_directory;
 use crate::pool::exec::Stream;
 
 /// Bytes of each stream that are held in memory where the disk does not take them.
@@ -121,11 +122,12 @@ impl Log {
         }
     }
 
-    /// The log of an exec that ended, under an earlier provider perhaps.
+    /// The log of an exec that ended, under an earlier provider perhaps. `counts` say how much it
+    /// printed at least to stdout and to stderr: of what was not kept, there may be no trace.
     ///
     /// # Errors
     /// Those of reading its directory and its segments.
-    pub fn open(directory: PathBuf) -> io::Result<Self> {
+    pub fn open(directory: PathBuf, counts: [Counts; 2]) -> io::Result<Self> {
         let mut state = State {
             closed: true,
             ..State::default()
@@ -135,13 +137,14 @@ impl Log {
             let segment = Segment::measure(&path, offset, position)?;
             state.streams[stream as usize].segments.push_back(segment);
         }
-        for stream in &mut state.streams {
+        for (stream, counts) in state.streams.iter_mut().zip(counts) {
             stream.segments.make_contiguous().sort_by_key(|s| s.offset);
             let kept: u64 = stream.segments.iter().map(|segment| segment.bytes).sum();
             let end = stream
                 .segments
                 .back()
-                .map_or(0, |last| last.offset + last.bytes);
+                .map_or(0, |last| last.offset + last.bytes)
+                .max(counts.bytes);
             stream.counts = Counts {
                 bytes: end,
                 omitted: end - kept,
@@ -368,6 +371,10 @@ impl Writer {
     /// Adds as many bytes as the present segment has room for.
     fn append_some(&mut self, stream: Stream, bytes: &[u8]) -> usize {
         let log = Arc::clone(&self.log);
+        let passed = self.pass_over(stream, bytes.len());
+        if passed > 0 {
+            return passed;
+        }
         let position = log.state().position();
         let offset = log.counts(stream).bytes;
         let written = match log.limit {
@@ -383,19 +390,44 @@ impl Writer {
             },
         };
         let taken = written.unwrap_or(bytes.len());
-        let mut state = log.state();
-        let state = &mut state.streams[stream as usize];
-        state.counts.bytes += taken as u64;
-        if written.is_none() {
-            let segment = Segment::in_memory(bytes, offset, position);
-            if state.in_memory() + segment.bytes <= MEMORY.min(log.limit) {
-                state.segments.push_back(segment);
-            } else {
-                state.counts.omitted += taken as u64;
+        let evicted = {
+            let mut state = log.state();
+            let state = &mut state.streams[stream as usize];
+            state.counts.bytes += taken as u64;
+            if written.is_none() {
+                let segment = Segment::in_memory(bytes, offset, position);
+                if state.in_memory() + segment.bytes <= MEMORY.min(log.limit) {
+                    state.segments.push_back(segment);
+                } else {
+                    state.counts.omitted += taken as u64;
+                }
+            }
+            log.evict(state)
+        };
+        for segment in evicted.iter().filter(|segment| segment.memory.is_none()) {
+            let name = name_of(stream, segment.offset, segment.position);
+            if let Err(error) = std::fs::remove_file(log.directory.join(&name)) {
+                tracing::warn!(%error, name, "cannot remove old output");
             }
         }
-        log.evict(stream, state);
         taken
+    }
+
+    /// Counts what the rest of as many bytes would push out at once: it need not be written.
+    fn pass_over(&mut self, stream: Stream, bytes: usize) -> usize {
+        let mut state = self.log.state();
+        let counts = &mut state.streams[stream as usize].counts;
+        let head = self.log.limit / 2;
+        let tail = usize::try_from(self.log.limit - head).unwrap_or(usize::MAX);
+        if counts.bytes < head || bytes <= tail {
+            return 0;
+        }
+        let passed = bytes - tail;
+        counts.bytes += passed as u64;
+        counts.omitted += passed as u64;
+        // The bytes of a segment follow each other.
+        self.files[stream as usize] = None;
+        passed
     }
 
     fn write_record(
@@ -417,7 +449,7 @@ impl Writer {
             }
             _ => {
                 let fresh = Segment::new(offset, position);
-                std::fs::create_dir_all(&self.log.directory)?;
+                self.log.make_directory()?;
                 let path = self.log.directory.join(name_of(stream, offset, position));
                 *file = Some(File::create_new(path)?);
                 let mut state = self.log.state();
@@ -464,8 +496,21 @@ impl Log {
         }
     }
 
-    /// Removes the oldest segments of the last half, as long as the others hold that much.
-    fn evict(&self, stream: Stream, state: &mut StreamState) {
+    /// Makes its directory, and the one that this is in, but not what that is in: a workspace that
+    /// was removed meanwhile must not come back.
+    fn make_directory(&self) -> io::Result<()> {
+        match make_directory(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.directory.parent().map_or(Ok(()), make_directory)?;
+                make_directory(&self.directory)
+            }
+            made => made,
+        }
+    }
+
+    /// Takes out the oldest segments of the last half, as long as the others hold that much.
+    fn evict(&self, state: &mut StreamState) -> Vec<Segment> {
+        let mut evicted = Vec::new();
         let head = self.limit / 2;
         let first = state
             .segments
@@ -475,21 +520,17 @@ impl Log {
             .range(first..)
             .map(|segment| segment.bytes)
             .sum();
-        while let Some(oldest) = state.segments.get(first).cloned()
-            && kept - oldest.bytes >= self.limit - head
+        while state
+            .segments
+            .get(first)
+            .is_some_and(|oldest| kept - oldest.bytes >= self.limit - head)
+            && let Some(oldest) = state.segments.remove(first)
         {
-            let path = self
-                .directory
-                .join(name_of(stream, oldest.offset, oldest.position));
-            if oldest.memory.is_none()
-                && let Err(error) = std::fs::remove_file(&path)
-            {
-                tracing::warn!(%error, path = %path.display(), "cannot remove old output");
-            }
-            state.segments.remove(first);
             state.counts.omitted += oldest.bytes;
             kept -= oldest.bytes;
+            evicted.push(oldest);
         }
+        evicted
     }
 }
 
@@ -793,7 +834,7 @@ mod tests {
             each[stream as usize].extend(&bytes);
         }
         log.close();
-        let reopened = Arc::new(Log::open(directory).expect("it is on disk"));
+        let reopened = Arc::new(Log::open(directory, Default::default()).expect("it is on disk"));
         for log in [&log, &reopened] {
             for from in [0, 1, 150, 99_999, both.len()] {
                 let (pieces, read) = read_all(log, View::Both, from as u64);

@@ -14,7 +14,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -153,6 +153,8 @@ pub struct Exec {
     log: Mutex<Option<Arc<Log>>>,
     log_directory: PathBuf,
     phase: watch::Sender<Phase>,
+    /// Somebody was told that it was started, although that was not known.
+    told: AtomicBool,
     kill: CancellationToken,
     stdin: Stdin,
     /// Until it has ended.
@@ -170,8 +172,11 @@ struct Live {
 #[derive(Debug, Clone)]
 enum Phase {
     Starting,
-    Running,
+    /// It could not be started; that is being noted.
+    Withdrawn,
+    /// It could not be started.
     Refused(ExecError),
+    Running,
     Ended,
 }
 
@@ -191,13 +196,14 @@ impl Execs {
     /// # Errors
     /// Those of reading the directory.
     pub fn open(directory: &Path, events: Arc<Events>, tally: Arc<Tally>) -> io::Result<Self> {
-        let (journal, entries) = Journal::open(directory)?;
+        let (mut journal, entries) = Journal::open(directory)?;
         let mut table = Table::default();
         let mut output = 0;
+        let mut lost = Vec::new();
         for (id, mut entry) in entries {
             let log_directory = directory.join(id.to_string());
             if entry.exec.state == ExecState::Running {
-                let log = Log::open(log_directory.clone())?;
+                let log = Log::open(log_directory.clone(), Default::default())?;
                 let outcome = Outcome::Lost {
                     detail: "derrick ended while it ran".to_owned(),
                 };
@@ -206,6 +212,7 @@ impl Execs {
                 entry
                     .exec
                     .count(log.counts(Stream::Stdout), log.counts(Stream::Stderr));
+                lost.push(entry.clone());
             }
             if let Some(key) = &entry.key {
                 table.keys.insert(key.name.clone(), id);
@@ -214,6 +221,10 @@ impl Execs {
             table
                 .all
                 .insert(id, Arc::new(Exec::ended(entry, log_directory)));
+        }
+        // When they were lost is told the same from now on.
+        if let Err(error) = journal.append_all(&lost) {
+            tracing::warn!(%error, "cannot note which execs were lost");
         }
         let execs = Self {
             directory: directory.to_owned(),
@@ -224,6 +235,8 @@ impl Execs {
             tasks: TaskTracker::new(),
             kept_output: AtomicU64::new(output),
         };
+        // The journal still has those that were forgotten lately.
+        execs.forget_oldest();
         execs.forget_unknown()?;
         Ok(execs)
     }
@@ -246,9 +259,32 @@ impl Execs {
             }
             (exec, Novelty::Started) => exec,
         };
-        if exec.key.is_some() {
-            self.note(&exec).await;
+        match exec.key {
+            // Before anything is started: what is not on disk could be started a second time.
+            Some(_) => {
+                self.note(&exec).await;
+                self.launch(&exec, order, command, sandbox).await?;
+            }
+            // Before it is answered: what was answered is known after a crash.
+            None => {
+                tokio::join!(
+                    self.note(&exec),
+                    self.launch(&exec, order, command, sandbox)
+                )
+                .1?
+            }
         }
+        Ok((exec, Novelty::Started))
+    }
+
+    /// Starts what is reserved; returns when it runs, or might as well.
+    async fn launch<E: From<ExecError>>(
+        self: &Arc<Self>,
+        exec: &Arc<Exec>,
+        order: Order,
+        command: protocol::Exec,
+        sandbox: impl Future<Output = Result<Sandbox, E>>,
+    ) -> Result<(), E> {
         let sandbox = match sandbox.await {
             Ok(_) if self.tasks.is_closed() => Err(ExecError::Closed.into()),
             other => other,
@@ -256,13 +292,13 @@ impl Execs {
         let sandbox = match sandbox {
             Ok(sandbox) => sandbox,
             Err(error) => {
-                self.drop_reserved(&exec, ExecError::NotStarted).await;
+                self.drop_reserved(exec, ExecError::NotStarted).await;
                 return Err(error);
             }
         };
         let driver = Driver {
             execs: Arc::clone(self),
-            exec: Arc::clone(&exec),
+            exec: Arc::clone(exec),
             sandbox,
             bounds: Bounds {
                 deadline: order
@@ -273,8 +309,7 @@ impl Execs {
             started: Instant::now(),
         };
         self.tasks.spawn(driver.drive(order, command));
-        exec.until_running().await?;
-        Ok((exec, Novelty::Started))
+        Ok(exec.until_running().await?)
     }
 
     fn reserve(
@@ -346,7 +381,7 @@ impl Execs {
     fn forget_oldest(&self) {
         let mut forgotten = Vec::new();
         {
-            let table = self.table();
+            let mut table = self.table();
             let mut count = 0;
             let mut output = 0;
             for exec in table.all.values().rev() {
@@ -355,17 +390,14 @@ impl Execs {
                     continue;
                 }
                 count += 1;
-                output += kept(record.stdout) + kept(record.stderr);
+                let own = kept(record.stdout) + kept(record.stderr);
+                output += own;
                 if count > KEPT || (output > KEPT_OUTPUT && count > 1) {
                     forgotten.push(Arc::clone(exec));
+                    self.kept_output.fetch_sub(own, Ordering::Relaxed);
                 }
             }
-        }
-        for exec in &forgotten {
-            self.drop_from_table(exec);
-            let record = exec.lock_record();
-            let freed = kept(record.stdout) + kept(record.stderr);
-            self.kept_output.fetch_sub(freed, Ordering::Relaxed);
+            forgotten.iter().for_each(|exec| table.drop_exec(exec));
         }
         for exec in forgotten {
             remove_directory(&exec.log_directory);
@@ -402,23 +434,32 @@ impl Execs {
 
     /// Forgets an exec that never ran; why is told to those who repeat its request.
     async fn drop_reserved(self: &Arc<Self>, exec: &Arc<Exec>, error: ExecError) {
-        self.drop_from_table(exec);
+        // For whoever has found it meanwhile.
+        let outcome = Outcome::Lost {
+            detail: crate::chain::text(&error),
+        };
+        exec.lock_record().end(outcome, Duration::ZERO, None);
+        if let Ok(log) = exec.log() {
+            log.close();
+        }
+        self.table().drop_exec(exec);
+        exec.phase.send_replace(Phase::Withdrawn);
+        // Before it is answered: its key must be free after a crash.
+        self.note(exec).await;
         exec.phase.send_replace(Phase::Refused(error));
-        if exec.key.is_some() {
-            self.note(exec).await;
-        }
-    }
-
-    fn drop_from_table(&self, exec: &Exec) {
-        let mut table = self.table();
-        table.all.remove(&exec.id);
-        if let Some(key) = &exec.key {
-            table.keys.remove(&key.name);
-        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn drop_exec(&mut self, exec: &Exec) {
+        self.all.remove(&exec.id);
+        if let Some(key) = &exec.key {
+            self.keys.remove(&key.name);
+        }
     }
 }
 
@@ -475,6 +516,7 @@ impl Exec {
             log: Mutex::new(Some(Arc::new(log))),
             log_directory,
             phase: watch::Sender::new(Phase::Starting),
+            told: AtomicBool::new(false),
             kill: CancellationToken::new(),
             stdin: Stdin::default(),
             live: Mutex::new(None),
@@ -489,6 +531,7 @@ impl Exec {
             log: Mutex::new(None),
             log_directory,
             phase: watch::Sender::new(Phase::Ended),
+            told: AtomicBool::new(true),
             kill: CancellationToken::new(),
             stdin: Stdin::default(),
             live: Mutex::new(None),
@@ -526,7 +569,11 @@ impl Exec {
         match &*log {
             Some(log) => Ok(Arc::clone(log)),
             None => {
-                let opened = Arc::new(Log::open(self.log_directory.clone())?);
+                let counts = {
+                    let record = self.lock_record();
+                    [record.stdout, record.stderr]
+                };
+                let opened = Arc::new(Log::open(self.log_directory.clone(), counts)?);
                 *log = Some(Arc::clone(&opened));
                 Ok(opened)
             }
@@ -546,13 +593,17 @@ impl Exec {
     /// Waits until it runs, has ended, or has not been executed for a while.
     async fn until_running(&self) -> Result<(), ExecError> {
         let mut phase = self.phase.subscribe();
-        let past_start = phase.wait_for(|phase| !matches!(phase, Phase::Starting));
+        let past_start =
+            phase.wait_for(|phase| !matches!(phase, Phase::Starting | Phase::Withdrawn));
         match tokio::time::timeout(STARTING, past_start).await {
             Ok(Ok(phase)) => match &*phase {
                 Phase::Refused(error) => Err(error.clone()),
                 _ => Ok(()),
             },
-            _ => Ok(()),
+            _ => {
+                self.told.store(true, Ordering::Relaxed);
+                Ok(())
+            }
         }
     }
 
@@ -567,11 +618,13 @@ impl Exec {
     /// # Errors
     /// `Ended`, `Sandbox`.
     pub async fn signal(&self, signal: i32, target: Target) -> Result<(), ExecError> {
-        let signaller = {
-            let live = self.lock_live();
-            live.as_ref().map(|live| live.signaller.clone())
-        };
-        match signaller {
+        let signaller = || self.lock_live().as_ref().map(|live| live.signaller.clone());
+        let mut found = signaller();
+        if found.is_none() {
+            self.until_running().await?;
+            found = signaller();
+        }
+        match found {
             Some(signaller) => Ok(signaller.signal(signal, target).await?),
             None => Err(ExecError::Ended(self.id)),
         }
@@ -594,10 +647,11 @@ impl Exec {
     ///
     /// # Errors
     /// `NoTerminal`, `Ended`, `Host`.
-    pub fn resize(&self, size: Size) -> Result<(), ExecError> {
+    pub async fn resize(&self, size: Size) -> Result<(), ExecError> {
         if !self.lock_record().tty {
             return Err(ExecError::NoTerminal(self.id));
         }
+        self.until_running().await?;
         let live = self.lock_live();
         match live.as_ref().and_then(|live| live.terminal.as_ref()) {
             Some(terminal) => terminal::resize(terminal.as_fd(), size)
@@ -611,10 +665,19 @@ impl Exec {
     /// # Errors
     /// `StdinClosed`.
     pub async fn write(&self, bytes: &[u8]) -> Result<(), ExecError> {
+        self.write_counting(bytes, &mut 0).await
+    }
+
+    /// Writes to its stdin; returns when all is in the pipe or the terminal. `taken` grows by what
+    /// is, also if that is not all.
+    ///
+    /// # Errors
+    /// `StdinClosed`.
+    pub async fn write_counting(&self, bytes: &[u8], taken: &mut u64) -> Result<(), ExecError> {
         let write = async {
             self.check_open_stdin()?;
             self.until_running().await?;
-            let written = self.stdin.write(bytes).await;
+            let written = self.stdin.write(bytes, taken).await;
             written.map_err(|closed| ExecError::StdinClosed(self.id, closed))
         };
         self.unless_ended(write).await
@@ -656,7 +719,7 @@ impl Exec {
         Entry {
             exec: self.lock_record().clone(),
             key: self.key.clone(),
-            never_ran: matches!(*self.phase.borrow(), Phase::Refused(_)),
+            never_ran: matches!(*self.phase.borrow(), Phase::Withdrawn | Phase::Refused(_)),
         }
     }
 
@@ -692,7 +755,7 @@ impl Driver {
         self.exec.stdin.end();
         let (outcome, exit) = match ended {
             Ok((exit, cause)) => (Outcome::of_exit(&exit, cause), Some(exit)),
-            Err(error @ SandboxError::Refused(_)) => {
+            Err(error @ SandboxError::Refused(_)) if !self.exec.told.load(Ordering::Relaxed) => {
                 return self.execs.drop_reserved(&self.exec, error.into()).await;
             }
             Err(error) => (Outcome::of_error(&error), None),
@@ -750,10 +813,6 @@ impl Driver {
                     live.terminal = terminal;
                 }
                 self.exec.phase.send_replace(Phase::Running);
-                if self.exec.key.is_none() {
-                    let (execs, exec) = (Arc::clone(&self.execs), Arc::clone(&self.exec));
-                    self.execs.tasks.spawn(async move { execs.note(&exec).await });
-                }
                 self.execs.events.tell(Event::ExecStarted(Box::new(self.exec.record())));
             }
             // What did not start by then is killed below.

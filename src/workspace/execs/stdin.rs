@@ -11,6 +11,8 @@ use tokio::net::unix::pipe::Sender;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::pool::exec::pipe;
+
 /// What a terminal takes for the end of its input, unless its program changed that, termios(3).
 const END_OF_FILE: u8 = 4;
 
@@ -79,7 +81,7 @@ impl Stdin {
         if matches!(input, Input::Nothing) {
             return Ok(None);
         }
-        let (reader, writer) = io::pipe()?;
+        let (reader, writer) = pipe()?;
         let sender = Sender::from_owned_fd(writer.into())?;
         *self.end.lock().await = End::Pipe(sender);
         Ok(Some(reader.into()))
@@ -95,20 +97,21 @@ impl Stdin {
     /// Writes what came with the request, and closes.
     pub(super) async fn feed(&self, input: Input) {
         if let Input::Bytes(bytes) = input
-            && self.write(&bytes).await.is_ok()
+            && self.write(&bytes, &mut 0).await.is_ok()
         {
             // A reader that has closed it by now has had what it wanted.
             let _ = self.close().await;
         }
     }
 
-    /// Returns when all is in the pipe or the terminal.
-    pub(super) async fn write(&self, bytes: &[u8]) -> Result<(), StdinClosed> {
+    /// Returns when all is in the pipe or the terminal; `taken` grows by what is, also if that is
+    /// not all.
+    pub(super) async fn write(&self, bytes: &[u8], taken: &mut u64) -> Result<(), StdinClosed> {
         let mut end = self.end.lock().await;
         let written = tokio::select! {
             biased;
             () = self.ended.cancelled() => Err(StdinClosed::Ended),
-            written = end.write(bytes) => written,
+            written = end.write(bytes, taken) => written,
         };
         if let Err(closed) = written {
             *end = End::Closed(closed);
@@ -129,7 +132,7 @@ impl Stdin {
     pub(super) async fn close(&self) -> Result<(), StdinClosed> {
         let terminal = matches!(*self.end.lock().await, End::Terminal(_));
         if terminal {
-            return self.write(&[END_OF_FILE]).await;
+            return self.write(&[END_OF_FILE], &mut 0).await;
         }
         let mut end = self.end.lock().await;
         match &*end {
@@ -162,21 +165,23 @@ impl Stdin {
 }
 
 impl End {
-    async fn write(&mut self, mut bytes: &[u8]) -> Result<(), StdinClosed> {
-        match self {
-            Self::Closed(closed) => Err(*closed),
-            Self::Pipe(pipe) => pipe
-                .write_all(bytes)
-                .await
-                .map_err(|_| StdinClosed::ByReader),
-            Self::Terminal(terminal) => {
-                while !bytes.is_empty() {
-                    let write = |terminal: &OwnedFd| Ok(rustix::io::write(terminal, bytes)?);
-                    let written = terminal.async_io(Interest::WRITABLE, write).await;
-                    bytes = &bytes[written.map_err(|_| StdinClosed::ByReader)?..];
-                }
-                Ok(())
-            }
+    async fn write(&mut self, mut bytes: &[u8], taken: &mut u64) -> Result<(), StdinClosed> {
+        if let Self::Closed(closed) = self {
+            return Err(*closed);
         }
+        while !bytes.is_empty() {
+            let written = match self {
+                Self::Closed(closed) => return Err(*closed),
+                Self::Pipe(pipe) => pipe.write(bytes).await,
+                Self::Terminal(terminal) => {
+                    let write = |terminal: &OwnedFd| Ok(rustix::io::write(terminal, bytes)?);
+                    terminal.async_io(Interest::WRITABLE, write).await
+                }
+            };
+            let written = written.map_err(|_| StdinClosed::ByReader)?;
+            *taken += written as u64;
+            bytes = &bytes[written..];
+        }
+        Ok(())
     }
 }
