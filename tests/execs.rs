@@ -509,3 +509,17 @@ fn a_user_that_cannot_be_had_is_refused_and_leaves_no_exec() {
     }
     assert_eq!(workspace.execs(), Vec::<Value>::new());
 }
+
+#[test]
+fn many_deadlines_at_once_end_their_own_and_nothing_else() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let other = workspace.exec(&json!({"argv": ["sleep", "1000"]}));
+    let doomed: Vec<_> = (0..400)
+        .map(|_| workspace.exec(&json!({"argv": ["cat"], "stdin": "open", "timeout": 2})))
+        .collect();
+    for exec in &doomed {
+        assert_eq!(exec.ended()["outcome"]["kind"], "deadline");
+    }
+    assert_eq!(other.show()["state"], "running");
+}

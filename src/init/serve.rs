@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -13,6 +13,9 @@ use super::{exec, files, tree};
 use crate::sys::channel::{Channel, Received};
 use crate::sys::events::Events;
 use crate::sys::process::{OneThread, reap_any};
+
+/// How long a tree that is to be killed waits for others that are, if messages keep coming.
+const GATHERING: Duration = Duration::from_millis(20);
 
 /// An exec that has not ended.
 #[derive(Debug)]
@@ -27,6 +30,10 @@ struct Init<'a> {
     one: OneThread,
     provider: &'a Channel,
     execs: HashMap<i32, Running>,
+    /// Leaders of the execs that are to be killed.
+    doomed: BTreeSet<i32>,
+    /// When the first of them was.
+    doomed_since: Option<Instant>,
     /// Children that execs left when they ended.
     orphans: BTreeSet<i32>,
     replacements: files::Replacements,
@@ -41,6 +48,8 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
         one,
         provider,
         execs: HashMap::new(),
+        doomed: BTreeSet::new(),
+        doomed_since: None,
         orphans: BTreeSet::new(),
         replacements: files::Replacements::default(),
     };
@@ -69,6 +78,9 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
                 Err(_) => return 1,
             }
         }
+        if init.is_time_to_kill() && init.kill_doomed().is_err() {
+            return 0;
+        }
     }
 }
 
@@ -95,7 +107,10 @@ impl Init<'_> {
                 }
                 Err(refusal) => self.tell(&Reply::Refused(id, refusal), &[]),
             },
-            Request::Kill(id) => self.kill(id),
+            Request::Kill(id) => {
+                self.doom(id);
+                Ok(())
+            }
             Request::Signal(id, number, target) => self.signal(id, number, target),
             Request::Open(id, path) => self.tell_opened(id, files::open_for_reading(&path)),
             Request::Create(id, path) => {
@@ -128,18 +143,41 @@ impl Init<'_> {
         }
     }
 
-    /// Kills the tree of an exec. An error ends init, and with it the whole sandbox: that is sure.
-    fn kill(&mut self, id: RequestId) -> std::io::Result<()> {
-        let mut execs = self.execs.iter_mut();
-        let Some((leader, running)) = execs.find(|(_, running)| running.request == id) else {
-            // It ended before, and was reported before.
-            return Ok(());
-        };
-        if tree::is_alive(*leader)? {
-            running.killed = true;
-            tree::kill_tree(*leader)?;
+    /// Has the tree of an exec killed, together with those of the requests that wait already.
+    fn doom(&mut self, id: RequestId) {
+        let mut execs = self.execs.iter();
+        // One that is not there ended before, and was reported before.
+        if let Some((leader, _)) = execs.find(|(_, running)| running.request == id) {
+            self.doomed.insert(*leader);
+            self.doomed_since.get_or_insert_with(Instant::now);
         }
-        Ok(())
+    }
+
+    /// Whether there is something to kill, and nothing that it should wait for.
+    fn is_time_to_kill(&self) -> bool {
+        let waited = self
+            .doomed_since
+            .is_some_and(|since| since.elapsed() > GATHERING);
+        !self.doomed.is_empty() && (waited || !is_readable(self.provider.as_fd()))
+    }
+
+    /// Kills the trees. An error ends init, and with it the whole sandbox: that is sure.
+    fn kill_doomed(&mut self) -> std::io::Result<()> {
+        self.doomed_since = None;
+        let mut leaders = std::mem::take(&mut self.doomed);
+        for leader in leaders.clone() {
+            match self.execs.get_mut(&leader) {
+                Some(running) if tree::is_alive(leader)? => running.killed = true,
+                // It has ended meanwhile.
+                _ => {
+                    leaders.remove(&leader);
+                }
+            }
+        }
+        if leaders.is_empty() {
+            return Ok(());
+        }
+        tree::kill_trees(&leaders)
     }
 
     /// Signals an exec. What is no signal is sent to nobody.
@@ -192,6 +230,7 @@ impl Init<'_> {
         while let Some(ended) = reap_any()? {
             // It has ended: whatever news there was is there.
             self.tell_news_of(ended.id)?;
+            self.doomed.remove(&ended.id);
             if let Some(running) = self.execs.remove(&ended.id) {
                 let exit = Exit {
                     status: ended.status.map_or_else(Status::Signal, Status::Code),

@@ -100,22 +100,22 @@ const CLEAN_SCANS: u32 = 40;
 /// How long a tree may take to be killed.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Kills `leader` and everything below it, however fast it forks.
+/// Kills `leaders` and everything below them, however fast it forks.
 ///
-/// The leader is its tree's child subreaper, so every process of the tree stays below it while it
+/// A leader is its tree's child subreaper, so every process of the tree stays below it while it
 /// lives. All are stopped until no new one shows, since what is stopped cannot fork; then all but
-/// the leader are killed until none is left to find; the leader goes last. A fork that is under way
+/// the leaders are killed until none is left to find; the leaders go last. A fork that is under way
 /// when its process is stopped is begun anew, fork(2): its child has shown by then or never does.
 ///
 /// # Errors
 /// `TimedOut` if something keeps it from being done, and those of reading `/proc`: then processes of
-/// the tree may be left, and only the end of the whole sandbox ends them.
-pub(super) fn kill_tree(leader: i32) -> io::Result<()> {
+/// the trees may be left, and only the end of the whole sandbox ends them.
+pub(super) fn kill_trees(leaders: &BTreeSet<i32>) -> io::Result<()> {
     let until = Instant::now() + PATIENCE;
     let mut stopped = BTreeSet::new();
     until_clean(until, |scan| {
         let fresh: Vec<i32> = scan
-            .living_below([leader])
+            .living_below(leaders.iter().copied())
             .into_iter()
             .filter(|pid| !stopped.contains(pid))
             .collect();
@@ -126,14 +126,13 @@ pub(super) fn kill_tree(leader: i32) -> io::Result<()> {
         fresh.is_empty()
     })?;
     until_clean(until, |scan| {
-        let mut below = scan.living_below([leader]);
-        below.remove(&leader);
-        for pid in &below {
-            send(*pid, Signal::SIGKILL);
-        }
-        below.is_empty()
+        let found = scan.living_below(leaders.iter().copied());
+        let mut below = found.difference(leaders).peekable();
+        let is_clean = below.peek().is_none();
+        below.for_each(|pid| send(*pid, Signal::SIGKILL));
+        is_clean
     })?;
-    send(leader, Signal::SIGKILL);
+    leaders.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
     Ok(())
 }
 
