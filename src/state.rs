@@ -238,8 +238,16 @@ impl State {
             if path == self.shared.instance {
                 continue;
             }
-            if lock(&path.join("lock"))?.is_some() {
-                self.discard(&path)?;
+            let swept = match lock(&path.join("lock")) {
+                Ok(Some(_free)) => self.discard(&path),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            };
+            // A process that ends discards its own meanwhile.
+            if let Err(error) = swept
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(error);
             }
         }
         // A throw-away process does not wait for what others left.
