@@ -1,7 +1,8 @@
 //! Unpacks a tar archive below one directory, on the assumption that a hostile hand wrote it.
 //!
-//! It runs inside a sandbox, so the kernel already keeps it from the host. It is strict all the
-//! same: what it writes becomes a layer that later steps trust. Every name is resolved by the
+//! Mostly it runs inside a sandbox, so the kernel already keeps it from the host. It is strict all the
+//! same: what it writes becomes a layer that later steps trust. On the host it is stricter still: see
+//! [`Terms::Host`]. Every name is resolved by the
 //! kernel relative to the destination (`RESOLVE_IN_ROOT`), nothing is replaced that is not named,
 //! control attributes of overlayfs and devices never get through, and the first error ends it.
 //!
@@ -126,6 +127,21 @@ impl Default for UnpackLimits {
     }
 }
 
+/// What becomes of what an archive says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Terms {
+    /// It is taken to the letter as far as possible: the destination is in a sandbox.
+    Sandbox,
+    /// It is what a user takes home from a stranger: names, contents, times, and the modes less
+    /// setuid, setgid, sticky and `umask`, directories always open to their owner. Everything
+    /// belongs to the user. Devices, FIFOs and links that lead out of the destination are left out,
+    /// also by way of other links. The destination must be new, so that nothing is there before.
+    Host {
+        /// Permission bits that nothing gets.
+        umask: u32,
+    },
+}
+
 /// What was unpacked, and what of it could not be done to the letter.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
@@ -141,6 +157,10 @@ pub struct Summary {
     pub xattrs_dropped: u64,
     /// Entries at or below another mount, left out: they would have been hidden anyway.
     pub under_mounts_skipped: u64,
+    /// Entries left out because [`Terms::Host`] has no place for them.
+    pub left_out: u64,
+    /// The names of the first of those, escaped.
+    pub names_left_out: Vec<String>,
 }
 
 /// Why an archive could not be unpacked. Part of it may be on disk.
@@ -220,8 +240,33 @@ pub fn unpack(
     dest: &Path,
     limits: &UnpackLimits,
 ) -> Result<Summary, UnpackError> {
+    let placer = Placer::new(dest, limits, Terms::Sandbox)?;
+    place_all(archive, compression, placer, limits)
+}
+
+/// Unpacks a plain `archive` of a stranger below the existing, empty directory `dest` of the host, on
+/// the terms of [`Terms::Host`].
+///
+/// # Errors
+///
+/// As [`unpack`].
+pub fn unpack_on_host(
+    archive: impl Read,
+    dest: &Path,
+    umask: u32,
+    limits: &UnpackLimits,
+) -> Result<Summary, UnpackError> {
+    let placer = Placer::new(dest, limits, Terms::Host { umask })?;
+    place_all(archive, Compression::Plain, placer, limits)
+}
+
+fn place_all(
+    archive: impl Read,
+    compression: Compression,
+    mut placer: Placer<'_>,
+    limits: &UnpackLimits,
+) -> Result<Summary, UnpackError> {
     let mut archive = Archive::new(archive, compression, limits)?;
-    let mut placer = Placer::new(dest, limits)?;
     while let Some(member) = archive.next_member()? {
         placer.place(&member, &mut archive)?;
     }

@@ -20,7 +20,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::archive::{Archive, Content, Kind, Member, Time};
-use super::{Summary, UnpackError, UnpackLimits, escape};
+use super::{Summary, Terms, UnpackError, UnpackLimits, escape};
 
 /// The longest name the kernel takes, its NUL included (`PATH_MAX`).
 const PATH_MAX: usize = 4096;
@@ -33,12 +33,19 @@ const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT
 /// The owner may do everything: what a directory needs while entries are placed in it.
 const OWNER_ALL: u32 = 0o700;
 const SETUID_SETGID: u32 = 0o6000;
+/// What owner, group and others may do.
+const PERMISSIONS: u32 = 0o777;
+/// The mode of directories that an archive does not name.
+const UNNAMED_DIRECTORY: u32 = 0o755;
+/// Names of entries left out that are remembered.
+const NAMES_LEFT_OUT: usize = 8;
 
 /// The destination and what is to be remembered between entries.
 #[derive(Debug)]
 pub(super) struct Placer<'a> {
     dest: OwnedFd,
     limits: &'a UnpackLimits,
+    terms: Terms,
     summary: Summary,
     directories: u64,
     /// The directory of the latest entry: archives list siblings together.
@@ -67,6 +74,8 @@ enum Fault {
     Failed(&'static str, Errno),
     /// It lies at or below another mount.
     UnderMount,
+    /// The terms have no place for it.
+    LeftOut,
     Whole(UnpackError),
 }
 
@@ -98,7 +107,11 @@ impl<T> Trying<T> for Result<T, Errno> {
 }
 
 impl<'a> Placer<'a> {
-    pub(super) fn new(dest: &Path, limits: &'a UnpackLimits) -> Result<Self, UnpackError> {
+    pub(super) fn new(
+        dest: &Path,
+        limits: &'a UnpackLimits,
+        terms: Terms,
+    ) -> Result<Self, UnpackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dest = fs::open(dest, flags, Mode::empty()).map_err(|e| UnpackError::Destination {
             path: escape(dest.as_os_str().as_encoded_bytes()),
@@ -107,6 +120,7 @@ impl<'a> Placer<'a> {
         Ok(Self {
             dest,
             limits,
+            terms,
             summary: Summary::default(),
             directories: 0,
             parent: None,
@@ -128,6 +142,13 @@ impl<'a> Placer<'a> {
             Ok(()) => Ok(()),
             Err(Fault::UnderMount) => {
                 self.summary.under_mounts_skipped += 1;
+                Ok(())
+            }
+            Err(Fault::LeftOut) => {
+                self.summary.left_out += 1;
+                if self.summary.names_left_out.len() < NAMES_LEFT_OUT {
+                    self.summary.names_left_out.push(escape(&member.path));
+                }
                 Ok(())
             }
             Err(fault) => Err(fault.of(&member.path)),
@@ -155,9 +176,13 @@ impl<'a> Placer<'a> {
                 )),
             };
         };
-        if matches!(member.kind, Kind::Device) {
-            self.summary.devices_skipped += 1;
-            return Ok(());
+        match (&member.kind, self.terms) {
+            (Kind::Device | Kind::Fifo, Terms::Host { .. }) => return Err(Fault::LeftOut),
+            (Kind::Device, Terms::Sandbox) => {
+                self.summary.devices_skipped += 1;
+                return Ok(());
+            }
+            _ => {}
         }
         self.count_entry()?;
         self.enter_parent(parent)?;
@@ -215,7 +240,7 @@ impl<'a> Placer<'a> {
         let parent = current(&self.parent)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // By openat2, which tells a mount point apart: that keeps its own mode.
-        let fd = openat2(parent, name, flags).inside("open the directory")?;
+        let fd = openat2(parent, name, flags, self.terms).inside("open the directory")?;
         self.dress_directory(member, path, fd.as_fd())
     }
 
@@ -235,10 +260,10 @@ impl<'a> Placer<'a> {
         let file = File::from(fd);
         self.write(&file, content, archive)?;
         // After the data: writing and chown both clear setuid and capabilities.
-        let squashed = own(&mut self.summary, member, |uid, gid| {
+        let squashed = own(&mut self.summary, self.terms, member, |uid, gid| {
             fs::fchown(&file, uid, gid)
         })?;
-        fs::fchmod(&file, mode_of(member, squashed)).trying("set the mode")?;
+        fs::fchmod(&file, mode_of(member, squashed, self.terms)).trying("set the mode")?;
         self.attribute(member, file.as_fd());
         fs::futimens(&file, &times(member.mtime)).trying("set the time")
     }
@@ -274,11 +299,14 @@ impl<'a> Placer<'a> {
 
     fn place_symlink(&mut self, member: &Member, name: &[u8], target: &[u8]) -> Result<(), Fault> {
         let target = checked_target(target)?;
+        if matches!(self.terms, Terms::Host { .. }) && !self.leads_inside(target) {
+            return Err(Fault::LeftOut);
+        }
         self.make(name, "make the symbolic link", |parent| {
             fs::symlinkat(target, parent, name)
         })?;
         let parent = current(&self.parent)?;
-        own(&mut self.summary, member, |uid, gid| {
+        own(&mut self.summary, self.terms, member, |uid, gid| {
             fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
         })?;
         self.summary.xattrs_dropped += member.xattrs.len() as u64;
@@ -297,12 +325,17 @@ impl<'a> Placer<'a> {
             fs::mknodat(parent, name, FileType::Fifo, mode, 0)
         })?;
         let parent = current(&self.parent)?;
-        let squashed = own(&mut self.summary, member, |uid, gid| {
+        let squashed = own(&mut self.summary, self.terms, member, |uid, gid| {
             fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
         })?;
         // Follows links, but this was made just now, exclusively.
-        fs::chmodat(parent, name, mode_of(member, squashed), AtFlags::empty())
-            .trying("set the mode")?;
+        fs::chmodat(
+            parent,
+            name,
+            mode_of(member, squashed, self.terms),
+            AtFlags::empty(),
+        )
+        .trying("set the mode")?;
         self.summary.xattrs_dropped += member.xattrs.len() as u64;
         fs::utimensat(
             parent,
@@ -323,8 +356,16 @@ impl<'a> Placer<'a> {
             self.dest.as_fd(),
             or_dot(target_parent),
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            self.terms,
         )
         .inside("find the target of the hard link")?;
+        if matches!(self.terms, Terms::Host { .. }) {
+            // A symbolic link would lead elsewhere from another place; others were left out.
+            let found = fs::statat(&from, target_name, AtFlags::SYMLINK_NOFOLLOW);
+            if !found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file()) {
+                return Err(Fault::LeftOut);
+            }
+        }
         let parent = current(&self.parent)?;
         match fs::linkat(&from, target_name, parent, name, AtFlags::empty()) {
             Ok(()) => return Ok(()),
@@ -384,13 +425,14 @@ impl<'a> Placer<'a> {
         path: &[u8],
         fd: BorrowedFd<'_>,
     ) -> Result<(), Fault> {
-        let squashed = own(&mut self.summary, member, |uid, gid| {
+        let squashed = own(&mut self.summary, self.terms, member, |uid, gid| {
             fs::fchown(fd, uid, gid)
         })?;
-        let mode = mode_of(member, squashed);
+        let mode = mode_of(member, squashed, self.terms);
         self.forget(path);
         let bits = mode.as_raw_mode();
-        if bits & OWNER_ALL != OWNER_ALL {
+        // Whoever copies a directory out wants to be able to remove it.
+        if bits & OWNER_ALL != OWNER_ALL && self.terms == Terms::Sandbox {
             self.wait(path, bits)?;
         }
         fs::fchmod(fd, mode | Mode::RWXU).trying("set the mode")?;
@@ -403,7 +445,8 @@ impl<'a> Placer<'a> {
     /// Sets the attributes that an archive may bring. Not every filesystem takes them: that is counted.
     fn attribute(&mut self, member: &Member, fd: BorrowedFd<'_>) {
         for (name, value) in &member.xattrs {
-            if !may_be_set(name)
+            if self.terms != Terms::Sandbox
+                || !may_be_set(name)
                 || fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()).is_err()
             {
                 self.summary.xattrs_dropped += 1;
@@ -457,7 +500,7 @@ impl<'a> Placer<'a> {
     fn open_or_make(&mut self, path: &[u8]) -> Result<OwnedFd, Fault> {
         const OPEN: &str = "open the parent directory";
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match openat2(self.dest.as_fd(), or_dot(path), flags) {
+        match openat2(self.dest.as_fd(), or_dot(path), flags, self.terms) {
             Err(Errno::NOENT) => {}
             opened => return opened.inside(OPEN),
         }
@@ -465,7 +508,8 @@ impl<'a> Placer<'a> {
             .filter(|&at| path[at] == b'/')
             .chain([path.len()]);
         for here in ends.map(|end| &path[..end]) {
-            match openat2(self.dest.as_fd(), here, OFlags::PATH | OFlags::CLOEXEC) {
+            let there = OFlags::PATH | OFlags::CLOEXEC;
+            match openat2(self.dest.as_fd(), here, there, self.terms) {
                 Ok(_) => continue,
                 Err(Errno::NOENT) => {}
                 Err(e) => return Err(e).inside(OPEN),
@@ -478,14 +522,39 @@ impl<'a> Placer<'a> {
             self.count_entry()?;
             self.count_directory()?;
             // Fails on a dangling link, as it should.
-            fs::mkdirat(current(&self.parent)?, name, Mode::from_raw_mode(0o755))
+            let mode = match self.terms {
+                Terms::Sandbox => UNNAMED_DIRECTORY,
+                Terms::Host { umask } => UNNAMED_DIRECTORY & !umask | OWNER_ALL,
+            };
+            fs::mkdirat(current(&self.parent)?, name, Mode::from_raw_mode(mode))
                 .trying("make the parent directory")?;
-            let made = openat2(self.dest.as_fd(), here, flags).inside(OPEN)?;
+            let made = openat2(self.dest.as_fd(), here, flags, self.terms).inside(OPEN)?;
             // Whatever the umask is.
-            fs::fchmod(&made, Mode::from_raw_mode(0o755))
+            fs::fchmod(&made, Mode::from_raw_mode(mode))
                 .trying("set the mode of the parent directory")?;
         }
-        openat2(self.dest.as_fd(), path, flags).inside(OPEN)
+        openat2(self.dest.as_fd(), path, flags, self.terms).inside(OPEN)
+    }
+
+    /// Whether a symbolic link in the current parent leads to something below the destination,
+    /// whatever other links there are: up first, never above the destination, then only down. A
+    /// `..` after a name could go up from wherever that name leads to.
+    fn leads_inside(&self, target: &[u8]) -> bool {
+        let depth = match &self.parent {
+            Some(parent) if !parent.path.is_empty() => parent.path.split(|&b| b == b'/').count(),
+            _ => 0,
+        };
+        let mut parts = target
+            .split(|&b| b == b'/')
+            .filter(|part| !part.is_empty() && *part != b".")
+            .skip_while({
+                let mut up = 0;
+                move |part| {
+                    up += 1;
+                    *part == b".." && up <= depth
+                }
+            });
+        !target.starts_with(b"/") && parts.all(|part| part != b"..")
     }
 
     fn leads_to_directory(&self, path: &[u8]) -> bool {
@@ -493,6 +562,7 @@ impl<'a> Placer<'a> {
             self.dest.as_fd(),
             path,
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            self.terms,
         );
         // Onto another mount, as from /var/run to /run, counts: that is a directory to everybody else.
         matches!(found, Ok(_) | Err(Errno::XDEV))
@@ -520,7 +590,8 @@ impl<'a> Placer<'a> {
 
     fn set_waiting(&self, path: &[u8], mode: u32) -> Result<(), Fault> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = openat2(self.dest.as_fd(), or_dot(path), flags).inside("open the directory")?;
+        let fd = openat2(self.dest.as_fd(), or_dot(path), flags, self.terms)
+            .inside("open the directory")?;
         fs::fchmod(&fd, Mode::from_raw_mode(mode)).trying("set the mode")
     }
 
@@ -549,6 +620,10 @@ impl Fault {
                 entry,
                 reason: "it lies below another mount",
             },
+            Self::LeftOut => UnpackError::Refused {
+                entry,
+                reason: "it has no place here",
+            },
             Self::Whole(e) => e,
         }
     }
@@ -557,9 +632,13 @@ impl Fault {
 /// Gives the entry to its owner; tells whether that owner has no id here.
 fn own(
     summary: &mut Summary,
+    terms: Terms,
     member: &Member,
     chown: impl Fn(Option<Uid>, Option<Gid>) -> Result<(), Errno>,
 ) -> Result<bool, Fault> {
+    if terms != Terms::Sandbox {
+        return Ok(true);
+    }
     match chown(
         Some(Uid::from_raw(member.uid)),
         Some(Gid::from_raw(member.gid)),
@@ -655,10 +734,19 @@ fn checked_target(target: &[u8]) -> Result<&[u8], Fault> {
     Ok(target)
 }
 
-/// Opens below `root`, as [`INSIDE`] says.
-fn openat2(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+/// Opens below `root`, as [`INSIDE`] says; on the host through no link at all.
+fn openat2(
+    root: BorrowedFd<'_>,
+    path: &[u8],
+    flags: OFlags,
+    terms: Terms,
+) -> Result<OwnedFd, Errno> {
+    let resolve = match terms {
+        Terms::Sandbox => INSIDE,
+        Terms::Host { .. } => INSIDE.union(ResolveFlags::NO_SYMLINKS),
+    };
     loop {
-        match fs::openat2(root, path, flags, Mode::empty(), INSIDE) {
+        match fs::openat2(root, path, flags, Mode::empty(), resolve) {
             // A rename or a mount somewhere on the host while the kernel was walking.
             Err(Errno::AGAIN | Errno::INTR) => {}
             opened => return opened,
@@ -673,11 +761,11 @@ fn kind_of(parent: BorrowedFd<'_>, name: &[u8]) -> Result<FileType, Fault> {
 }
 
 /// The mode; setuid and setgid mean an owner, and go when that one could not be set.
-fn mode_of(member: &Member, squashed: bool) -> Mode {
-    let bits = if squashed {
-        member.mode & !SETUID_SETGID
-    } else {
-        member.mode
+fn mode_of(member: &Member, squashed: bool, terms: Terms) -> Mode {
+    let bits = match terms {
+        Terms::Host { umask } => member.mode & PERMISSIONS & !umask,
+        Terms::Sandbox if squashed => member.mode & !SETUID_SETGID,
+        Terms::Sandbox => member.mode,
     };
     Mode::from_raw_mode(bits)
 }

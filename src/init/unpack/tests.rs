@@ -1151,3 +1151,119 @@ fn a_destination_that_is_none_is_named() {
         "{error:?}"
     );
 }
+
+/// On the terms of the host, with a umask of 027.
+fn take_home(scene: &Scene, archive: &[u8]) -> Result<Summary, UnpackError> {
+    let before = scene.surroundings();
+    let limits = UnpackLimits::default();
+    let result = unpack_on_host(archive, &scene.dest(), 0o027, &limits);
+    assert_eq!(scene.surroundings(), before, "something outside changed");
+    result
+}
+
+fn mode_below(scene: &Scene, name: &str) -> u32 {
+    let found = fs::symlink_metadata(scene.dest().join(name)).unwrap();
+    found.permissions().mode() & 0o7777
+}
+
+#[test]
+fn on_the_host_everything_is_the_users_own_and_nothing_more() {
+    let scene = Scene::new();
+    let archive = Tar::default()
+        .directory("./", 0o755)
+        .entry(b'5', b"./shared", b"", 0o7777, b"")
+        .directory("./locked", 0)
+        .file("./locked/inside", "x")
+        .pax(&[
+            (b"SCHILY.xattr.user.note", b"hello"),
+            (b"uid", b"0"),
+            (b"gid", b"12345"),
+        ])
+        .entry(b'0', b"./tool", b"", 0o6755, b"#!/bin/sh")
+        .entry(b'0', b"./open", b"", 0o666, b"")
+        .entry(b'0', b"./read-only", b"", 0o444, b"")
+        .hard_link("./same", "./tool")
+        .end();
+    let summary = take_home(&scene, &archive).unwrap();
+    assert_eq!(summary.left_out, 0);
+    for (name, mode) in [
+        ("shared", 0o750),
+        ("locked", 0o700),
+        ("tool", 0o750),
+        ("open", 0o640),
+        ("read-only", 0o440),
+    ] {
+        assert_eq!(mode_below(&scene, name), mode, "{name}");
+    }
+    let tool = fs::metadata(scene.dest().join("tool")).unwrap();
+    let me = rustix::process::geteuid().as_raw();
+    assert_eq!((tool.uid(), tool.nlink()), (me, 2));
+    assert_eq!(tool.mtime(), 1_000_000_000);
+    assert_eq!(
+        xattr_names(&scene.dest().join("tool")),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn on_the_host_no_link_leads_out_not_even_by_way_of_others() {
+    let scene = Scene::new();
+    let archive = Tar::default()
+        .directory("./", 0o755)
+        .directory("./a", 0o755)
+        .directory("./a/b", 0o755)
+        .symlink("./a/b/up", "../..")
+        .symlink("./a/b/far", "../../a/./b//up")
+        .symlink("./here", ".")
+        .symlink("./dangling", "a/none")
+        // From here on every one of them leads out.
+        .symlink("./absolute", "/etc/passwd")
+        .symlink("./above", "..")
+        .symlink("./a/above", "../../outside")
+        .symlink("./by-others", "here/here/here/../../..")
+        .symlink("./after-a-name", "a/../../outside")
+        .hard_link("./moved", "./a/b/up")
+        .entry(b'3', b"./device", b"", 0o666, b"")
+        .entry(b'6', b"./fifo", b"", 0o666, b"")
+        .hard_link("./of-the-fifo", "./fifo")
+        .file("./last", "x")
+        .end();
+    let summary = take_home(&scene, &archive).unwrap();
+    assert_eq!(summary.left_out, 9);
+    assert_eq!(summary.names_left_out[0], "./absolute");
+    assert_eq!(summary.names_left_out.len(), 8);
+    let mut names: Vec<_> = fs::read_dir(scene.dest())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["a", "dangling", "here", "last"]);
+    let up = fs::read_link(scene.dest().join("a/b/up")).unwrap();
+    assert_eq!(up, Path::new("../.."));
+}
+
+#[test]
+fn on_the_host_nothing_is_placed_or_found_through_a_link() {
+    for archive in [
+        Tar::default().symlink("here", ".").file("here/x", "x"),
+        Tar::default()
+            .directory("a", 0o755)
+            .symlink("link", "a")
+            .file("link/x", "x"),
+        Tar::default()
+            .directory("a", 0o755)
+            .file("a/x", "x")
+            .symlink("link", "a")
+            .hard_link("y", "link/x"),
+    ] {
+        let scene = Scene::new();
+        let error = take_home(&scene, &archive.end()).unwrap_err();
+        assert!(matches!(error, UnpackError::Failed { .. }), "{error:?}");
+    }
+    let scene = Scene::new();
+    let archive = Tar::default().file("../outside/secret", "x").end();
+    assert_refused(take_home(&scene, &archive), "'..'");
+    let archive = Tar::default().file("/outside/secret", "x").end();
+    take_home(&scene, &archive).unwrap();
+    assert!(scene.dest().join("outside/secret").is_file());
+}
