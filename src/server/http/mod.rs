@@ -41,7 +41,7 @@ use tokio_util::task::TaskTracker;
 use crate::provider::Provider;
 
 pub use listener::{BindError, Listener};
-pub use token::{Token, TokenError};
+pub use token::{Token, TokenError, read_token};
 
 use connection::{Acceptor, Owner};
 

@@ -1,7 +1,7 @@
 //! The bearer token: read once from a file that only its owner can read, kept as a digest.
 //!
-//! The token's text is gone after [`Token::from_file`], so no log, error or core dump of a later
-//! moment can show it.
+//! In the provider the token's text is gone after [`Token::from_file`], so no log, error or core dump
+//! of a later moment can show it.
 
 use std::fmt;
 use std::io::Read;
@@ -50,64 +50,8 @@ impl Token {
     /// belongs to neither the provider's user nor root, or whose token has less than 128 bits or
     /// cannot be sent in a header (RFC 6750, section 2.1).
     pub fn from_file(path: &Path) -> Result<Self, TokenError> {
-        let read = |source| TokenError::Read {
-            path: path.to_owned(),
-            source,
-        };
-        let unfit = |reason| TokenError::Unfit {
-            path: path.to_owned(),
-            reason,
-        };
-        // Opened first and looked at afterwards, so that what is checked is what is read. Without
-        // O_NONBLOCK a FIFO would hold the start for ever.
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(read)?;
-        let found = file.metadata().map_err(read)?;
-        if !found.is_file() {
-            return Err(unfit("it is not a regular file"));
-        }
-        if found.mode() & 0o077 != 0 {
-            return Err(unfit("other users can use it; make it mode 0600"));
-        }
-        if ![0, rustix::process::geteuid().as_raw()].contains(&found.uid()) {
-            return Err(unfit(
-                "it belongs to neither the user that derrick runs as nor root",
-            ));
-        }
-        let mut text = String::new();
-        file.take(MAX_FILE + 1)
-            .read_to_string(&mut text)
-            .map_err(read)?;
-        Self::parse(text.trim_end_matches(['\r', '\n'])).map_err(unfit)
-    }
-
-    /// The token `text`, or why it is none.
-    fn parse(text: &str) -> Result<Self, &'static str> {
-        let bytes = text.as_bytes();
-        let sendable = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte);
-        if bytes.len() as u64 > MAX_FILE {
-            return Err("the token is longer than 4096 characters");
-        }
-        if !bytes.iter().all(sendable) {
-            return Err("the token may have letters, digits and -._~+/= only, on one line");
-        }
-        // 128 bits are 32 hexadecimal or 22 base64 digits.
-        let hexadecimal = bytes.iter().all(u8::is_ascii_hexdigit);
-        if bytes.len() < if hexadecimal { 32 } else { 22 } {
-            return Err("the token has less than 128 bits; make one with 'openssl rand -hex 32'");
-        }
-        // 32 random hexadecimal digits have fewer than 6 different ones once in about 10^12 tokens.
-        let mut different = bytes.to_vec();
-        different.sort_unstable();
-        different.dedup();
-        if different.len() < 6 {
-            return Err("the token is not random; make one with 'openssl rand -hex 32'");
-        }
         Ok(Self {
-            digest: Sha256::digest(bytes).into(),
+            digest: Sha256::digest(read_token(path)?).into(),
         })
     }
 
@@ -117,6 +61,73 @@ impl Token {
         let presented: [u8; 32] = Sha256::digest(presented).into();
         self.digest.ct_eq(&presented).into()
     }
+}
+
+/// Reads the token in `path` as a client shows it.
+///
+/// # Errors
+///
+/// As [`Token::from_file`].
+pub fn read_token(path: &Path) -> Result<String, TokenError> {
+    let read = |source| TokenError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let unfit = |reason| TokenError::Unfit {
+        path: path.to_owned(),
+        reason,
+    };
+    // Opened first and looked at afterwards, so that what is checked is what is read. Without
+    // O_NONBLOCK a FIFO would hold the start for ever.
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(read)?;
+    let found = file.metadata().map_err(read)?;
+    if !found.is_file() {
+        return Err(unfit("it is not a regular file"));
+    }
+    if found.mode() & 0o077 != 0 {
+        return Err(unfit("other users can use it; make it mode 0600"));
+    }
+    if ![0, rustix::process::geteuid().as_raw()].contains(&found.uid()) {
+        return Err(unfit(
+            "it belongs to neither the user that derrick runs as nor root",
+        ));
+    }
+    let mut text = String::new();
+    file.take(MAX_FILE + 1)
+        .read_to_string(&mut text)
+        .map_err(read)?;
+    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    check(&text).map_err(unfit)?;
+    Ok(text)
+}
+
+/// Why `text` is no token.
+fn check(text: &str) -> Result<(), &'static str> {
+    let bytes = text.as_bytes();
+    let sendable = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte);
+    if bytes.len() as u64 > MAX_FILE {
+        return Err("the token is longer than 4096 characters");
+    }
+    if !bytes.iter().all(sendable) {
+        return Err("the token may have letters, digits and -._~+/= only, on one line");
+    }
+    // 128 bits are 32 hexadecimal or 22 base64 digits.
+    let hexadecimal = bytes.iter().all(u8::is_ascii_hexdigit);
+    if bytes.len() < if hexadecimal { 32 } else { 22 } {
+        return Err("the token has less than 128 bits; make one with 'openssl rand -hex 32'");
+    }
+    // 32 random hexadecimal digits have fewer than 6 different ones once in about 10^12 tokens.
+    let mut different = bytes.to_vec();
+    different.sort_unstable();
+    different.dedup();
+    if different.len() < 6 {
+        return Err("the token is not random; make one with 'openssl rand -hex 32'");
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Token {
