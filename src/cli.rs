@@ -3,6 +3,8 @@
 //! Everything is parsed here, once: past this module there are modes, addresses and absolute
 //! paths, no text. An option that a subcommand would ignore is refused.
 
+pub mod client;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use client::{AttachArgs, CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, ResetArgs, RmArgs};
 
 /// Workspaces for autonomous coding agents on a bare Linux host.
 ///
@@ -39,6 +43,22 @@ pub enum Command {
     Check(CheckArgs),
     /// Print the JSON Schema of a workspace config.
     Schema,
+    /// Make a workspace at a running provider and print its id.
+    Create(CreateArgs),
+    /// List the workspaces of a running provider, the execs of one, or its files.
+    Ls(LsArgs),
+    /// Run one command in a workspace and exit with its exit code.
+    Exec(ExecArgs),
+    /// Join a running exec: its output from now on, and its stdin.
+    Attach(AttachArgs),
+    /// Print what an exec has printed.
+    Logs(LogsArgs),
+    /// Copy files and whole directories into a workspace or out of one.
+    Cp(CpArgs),
+    /// Return a workspace to the state right after setup.
+    Reset(ResetArgs),
+    /// End workspaces and dispose of their files.
+    Rm(RmArgs),
 }
 
 /// How to serve workspaces.

@@ -9,9 +9,10 @@ use support::source;
 
 /// Modules from the outside in. Each imports from itself and from rows further down, and from no
 /// other module of its own row.
-const LAYERS: [&[&str]; 13] = [
+const LAYERS: [&[&str]; 14] = [
     &["main"],
     &["commands"],
+    &["client"],
     &["cli", "server"],
     &["provider"],
     &["workspace"],

@@ -2,15 +2,14 @@
 
 mod support;
 
-use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use support::{Lives, Mode, Scratch, binary, fixture, mode};
+use support::{Lives, Mode, Scratch, binary, fixture, mode, on_terminal, quoted};
 
 /// `derrick run` with a state directory of the test's own.
 fn derrick_run(scratch: &Scratch) -> Command {
@@ -112,43 +111,6 @@ fn without_a_terminal_there_is_none() {
     let scratch = Scratch::new();
     let output = run(&scratch, &["sh", "-c", "tty; test -t 1 || echo none"], b"");
     assert_eq!(text(&output.stdout), "not a tty\nnone\n");
-}
-
-/// Runs a command line of the host on a terminal of its own, with these keys pressed.
-fn on_terminal(line: &OsStr, keys: &[u8]) -> String {
-    let mut script = Command::new("script")
-        .args(["--quiet", "--return", "--echo", "never", "--command"])
-        .arg(line)
-        .arg("/dev/null")
-        .env("TERM", "xterm-256color")
-        .env("SHELL", "/bin/sh")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("cannot start script");
-    let mut stdin = script.stdin.take().expect("stdin is a pipe");
-    let mut stdout = BufReader::new(script.stdout.take().expect("stdout is a pipe"));
-    // Keys are pressed once the program is there to read them.
-    let mut printed = String::new();
-    while !printed.contains("ready") {
-        let read = stdout.read_line(&mut printed).expect("script prints");
-        assert!(read > 0, "it ended after {printed:?}");
-    }
-    stdin.write_all(keys).expect("script reads");
-    stdout.read_to_string(&mut printed).expect("script prints");
-    drop(stdin);
-    let status = script.wait().expect("script ends");
-    assert!(status.success(), "{status}\n{printed}");
-    printed
-}
-
-/// The words as one line for a shell.
-fn quoted(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words
-        .map(|word| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''")))
-        .collect::<Vec<_>>()
-        .join(" ")
 }
 
 #[test]

@@ -1,8 +1,20 @@
 //! What derrick does: one file for each word of the command line.
 
+pub mod attach;
 pub mod check;
+pub mod cp;
+pub mod create;
+pub mod exec;
+mod foreground;
+pub mod logs;
+pub mod ls;
+mod remote;
+pub mod reset;
+pub mod rm;
 pub mod run;
 pub mod serve;
+mod table;
+mod terminal;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -30,6 +42,14 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             println!("{:#}", WorkspaceConfig::json_schema());
             Ok(ExitCode::SUCCESS)
         }
+        Some(Command::Create(arguments)) => create::create(&arguments),
+        Some(Command::Ls(arguments)) => ls::ls(&arguments),
+        Some(Command::Exec(arguments)) => exec::exec(&arguments),
+        Some(Command::Attach(arguments)) => attach::attach(&arguments),
+        Some(Command::Logs(arguments)) => logs::logs(&arguments),
+        Some(Command::Cp(arguments)) => cp::cp(&arguments),
+        Some(Command::Reset(arguments)) => reset::reset(&arguments),
+        Some(Command::Rm(arguments)) => rm::rm(&arguments),
     }
 }
 

@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, anyhow};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::terminal::{self, RawTerminal, window_size};
 use crate::cli::{LogFormat, RunArgs};
 use crate::config::WorkspaceConfig;
 use crate::init::protocol::{Exit, Program, Status};
 use crate::pool::{Running, Sandbox};
 use crate::state::{State, Use};
-use crate::sys::terminal::{Size, resize};
+use crate::sys::terminal::resize;
 use crate::workspace::{Launch, Workspaces};
 
 /// Runs the command; its own exit code, or 128 + the signal that ended it.
@@ -56,7 +56,7 @@ async fn run_in_throwaway(
         let launch = Launch {
             program: Program::Arguments(program),
             directory: None,
-            env: terminal_environment(),
+            env: terminal::environment(),
             user: None,
             terminal: None,
         };
@@ -79,14 +79,6 @@ async fn run_in_throwaway(
         Status::Signal(signal) => 128 + signal,
     };
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
-}
-
-/// What programs ask a terminal's environment for.
-fn terminal_environment() -> BTreeMap<String, String> {
-    std::env::var("TERM")
-        .map(|term| ("TERM".to_owned(), term))
-        .into_iter()
-        .collect()
 }
 
 async fn over_pipes(sandbox: &Sandbox, exec: crate::init::protocol::Exec) -> anyhow::Result<Exit> {
@@ -169,34 +161,4 @@ fn carry(
             }
         }
     })
-}
-
-fn window_size() -> io::Result<Size> {
-    let size = tcgetwinsize(io::stdout())?;
-    Ok(Size {
-        rows: size.ws_row,
-        columns: size.ws_col,
-    })
-}
-
-/// The user's terminal in raw mode, until this is dropped.
-struct RawTerminal {
-    before: Termios,
-}
-
-impl RawTerminal {
-    fn enter() -> io::Result<Self> {
-        let before = tcgetattr(io::stdin())?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for RawTerminal {
-    fn drop(&mut self) {
-        // Nothing better can be done about a terminal that is gone.
-        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
-    }
 }

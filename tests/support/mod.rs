@@ -15,6 +15,8 @@ mod git_server;
 mod host;
 mod mode;
 mod scratch;
+mod scripted;
+mod terminal;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -31,6 +33,8 @@ pub(crate) use self::{
     },
     mode::{Mode, mode},
     scratch::{Scratch, as_owner},
+    scripted::Scripted,
+    terminal::{on_terminal, quoted},
 };
 
 /// No single wait of a test takes longer; what does is a defect.

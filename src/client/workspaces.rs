@@ -1,0 +1,241 @@
+//! Workspaces and execs: made, listed, described, ended.
+
+use std::collections::BTreeMap;
+
+use futures_util::{StreamExt, TryStreamExt};
+use hyper::{Method, Request};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::wire::{Exec, Receipt, Start, WireSize, Workspace};
+use super::{Client, Error};
+use crate::cli::client::IdPart;
+use crate::sys::terminal::Size;
+
+/// Descriptions that are asked for at once.
+const AT_ONCE: usize = 8;
+/// Characters of a whole id: those of a UUID (RFC 9562).
+const WHOLE: usize = 36;
+
+#[derive(Deserialize)]
+struct Id {
+    id: String,
+}
+
+impl Client {
+    /// Makes a workspace and gives its id.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn create(&self, env: &BTreeMap<String, String>) -> Result<String, Error> {
+        let made: Id = self.post("/workspaces", &json!({ "env": env })).await?;
+        checked(made.id)
+    }
+
+    /// The ids of all workspaces, oldest first.
+    ///
+    /// # Errors
+    /// Why they are not known.
+    pub async fn workspace_ids(&self) -> Result<Vec<String>, Error> {
+        #[derive(Deserialize)]
+        struct Workspaces {
+            workspaces: Vec<Id>,
+        }
+        let list: Workspaces = self.json(Method::GET, "/workspaces").await?;
+        let ids = list.workspaces.into_iter();
+        ids.map(|workspace| checked(workspace.id)).collect()
+    }
+
+    /// All workspaces, oldest first; one that is removed meanwhile is left out.
+    ///
+    /// # Errors
+    /// Why they are not known.
+    pub async fn workspaces(&self) -> Result<Vec<Workspace>, Error> {
+        let ids = self.workspace_ids().await?;
+        futures_util::stream::iter(ids)
+            .map(|id| async move {
+                let described = self.json(Method::GET, &format!("/workspaces/{id}")).await;
+                match described {
+                    Err(error) if error.is("no-such-workspace") => Ok(None),
+                    described => described.map(Some),
+                }
+            })
+            .buffered(AT_ONCE)
+            .try_filter_map(async |workspace| Ok(workspace))
+            .try_collect()
+            .await
+    }
+
+    /// The id that a part of it stands for.
+    ///
+    /// # Errors
+    /// [`Error::NoneSuch`] and [`Error::Ambiguous`], and why the ids are not known. A whole id is
+    /// taken for one without asking.
+    pub async fn workspace_id(&self, part: &IdPart) -> Result<String, Error> {
+        if part.as_str().len() == WHOLE {
+            return Ok(part.to_string());
+        }
+        only("workspace", part, &self.workspace_ids().await?)
+    }
+
+    /// Returns a workspace to the state right after setup.
+    ///
+    /// # Errors
+    /// Why it is not reset.
+    pub async fn reset(&self, workspace: &str) -> Result<Receipt, Error> {
+        self.json(Method::POST, &format!("/workspaces/{workspace}/reset"))
+            .await
+    }
+
+    /// Ends a workspace; `false` if there was none.
+    ///
+    /// # Errors
+    /// Why it is still there.
+    pub async fn remove(&self, workspace: &str) -> Result<bool, Error> {
+        self.json(Method::DELETE, &format!("/workspaces/{workspace}"))
+            .await
+    }
+
+    /// Starts a command. Asked again with the same `key`, it gives the exec that is there already.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub async fn start(&self, workspace: &str, key: Uuid, start: &Start) -> Result<Exec, Error> {
+        let request = Request::builder().header("idempotency-key", key.to_string());
+        let target = format!("/workspaces/{workspace}/execs");
+        let exec: Exec = self
+            .post_with(request, &target, start)
+            .await?
+            .json()
+            .await?;
+        checked(exec.id.clone()).map(|_| exec)
+    }
+
+    /// The execs of a workspace, oldest first.
+    ///
+    /// # Errors
+    /// Why they are not known.
+    pub async fn execs(&self, workspace: &str) -> Result<Vec<Exec>, Error> {
+        #[derive(Deserialize)]
+        struct Execs {
+            execs: Vec<Exec>,
+        }
+        let list: Execs = self
+            .json(Method::GET, &format!("/workspaces/{workspace}/execs"))
+            .await?;
+        Ok(list.execs)
+    }
+
+    /// The id of the exec that a part of it stands for.
+    ///
+    /// # Errors
+    /// As [`workspace_id`](Self::workspace_id).
+    pub async fn exec_id(&self, workspace: &str, part: &IdPart) -> Result<String, Error> {
+        if part.as_str().len() == WHOLE {
+            return Ok(part.to_string());
+        }
+        let execs = self.execs(workspace).await?.into_iter();
+        let ids: Result<Vec<_>, _> = execs.map(|exec| checked(exec.id)).collect();
+        only("exec", part, &ids?)
+    }
+
+    /// One exec.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub async fn exec(&self, workspace: &str, exec: &str) -> Result<Exec, Error> {
+        self.json(Method::GET, &under(workspace, exec)).await
+    }
+
+    /// Kills an exec with all its processes and gives it as it ended.
+    ///
+    /// # Errors
+    /// Why it is not killed.
+    pub async fn kill(&self, workspace: &str, exec: &str) -> Result<Exec, Error> {
+        self.json(Method::DELETE, &under(workspace, exec)).await
+    }
+
+    /// Sends SIGINT to the process group of an exec's command, as ctrl-c does.
+    ///
+    /// # Errors
+    /// Why it is not sent.
+    pub async fn interrupt(&self, workspace: &str, exec: &str) -> Result<(), Error> {
+        let target = format!("{}/signal", under(workspace, exec));
+        let signal = json!({ "signal": "INT", "to": "group" });
+        self.post::<Value>(&target, &signal).await.map(drop)
+    }
+
+    /// Tells an exec's terminal its size.
+    ///
+    /// # Errors
+    /// Why it is not told.
+    pub async fn resize(&self, workspace: &str, exec: &str, size: Size) -> Result<(), Error> {
+        let target = format!("{}/resize", under(workspace, exec));
+        let size = WireSize::from(size);
+        self.post::<Value>(&target, &size).await.map(drop)
+    }
+}
+
+/// The target of an exec.
+pub(super) fn under(workspace: &str, exec: &str) -> String {
+    format!("/workspaces/{workspace}/execs/{exec}")
+}
+
+/// An id from the provider, which becomes a part of targets.
+fn checked(id: String) -> Result<String, Error> {
+    id.parse::<IdPart>()
+        .map(|_| id)
+        .map_err(|_| Error::Unexpected("an id in it is none"))
+}
+
+/// The id that `part` is, or else the only one that it begins or ends.
+fn only(what: &'static str, part: &IdPart, ids: &[String]) -> Result<String, Error> {
+    let text = part.as_str();
+    if ids.iter().any(|id| id == text) {
+        return Ok(text.to_owned());
+    }
+    let fits = |id: &&String| id.starts_with(text) || id.ends_with(text);
+    let candidates: Vec<_> = ids.iter().filter(fits).cloned().collect();
+    match candidates.as_slice() {
+        [] => Err(Error::NoneSuch {
+            what,
+            part: text.to_owned(),
+        }),
+        [id] => Ok(id.clone()),
+        _ => Err(Error::Ambiguous {
+            what,
+            part: text.to_owned(),
+            candidates,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_an_id_stands_for_the_only_one_that_it_fits() {
+        let ids = ["aaa-111", "aaa-222", "bbb-333", "333"].map(str::to_owned);
+        let found = |part: &str| only("workspace", &part.parse().unwrap(), &ids);
+        for (part, expected) in [
+            ("bbb", "bbb-333"),
+            ("222", "aaa-222"),
+            ("aaa-111", "aaa-111"),
+            ("333", "333"),
+        ] {
+            assert_eq!(found(part).unwrap(), expected);
+        }
+        let said = found("aaa").unwrap_err().to_string();
+        assert_eq!(
+            said,
+            "'aaa' could be any of these workspaces: aaa-111, aaa-222"
+        );
+        let said = found("aa-1").unwrap_err().to_string();
+        assert_eq!(
+            said,
+            "there is no workspace whose id begins or ends with 'aa-1'"
+        );
+    }
+}
