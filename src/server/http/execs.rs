@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, RawPathParams, Request, State};
-use axum::http::header::{HeaderMap, HeaderName, LOCATION};
+use axum::http::header::{CONNECTION, HeaderMap, HeaderName, LOCATION};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -533,9 +533,15 @@ async fn write_stdin(
     request: Request,
 ) -> Result<Json<Accepted>, Problem> {
     let exec = app.exec(&path)?;
+    // The rest of the body is not read: no client is to send another request behind it.
+    let refused = |error: ExecError, accepted: u64| {
+        Problem::from(error)
+            .with("accepted", accepted)
+            .with_header(CONNECTION, HeaderValue::from_static("close"))
+    };
     let mut accepted = 0;
     // Where nothing can be written, nothing is waited for.
-    exec.write(&[]).await?;
+    exec.write(&[]).await.map_err(|error| refused(error, 0))?;
     let mut pieces = request.into_body().into_data_stream();
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|_| {
@@ -543,11 +549,11 @@ async fn write_stdin(
             Problem::new(Kind::InvalidRequest, detail).with("accepted", accepted)
         })?;
         let written = exec.write_counting(&piece, &mut accepted).await;
-        written.map_err(|error| Problem::from(error).with("accepted", accepted))?;
+        written.map_err(|error| refused(error, accepted))?;
     }
     if query.eof {
         let closed = exec.close_stdin().await;
-        closed.map_err(|error| Problem::from(error).with("accepted", accepted))?;
+        closed.map_err(|error| refused(error, accepted))?;
     }
     Ok(Json(Accepted {
         accepted,
