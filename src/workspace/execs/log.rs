@@ -748,8 +748,11 @@ impl Cursor {
                     let name = name_of(self.stream, segment.offset, segment.position);
                     let file = match File::open(log.directory.join(name)) {
                         Ok(file) => file,
-                        // Removed just now: the next one is asked for.
-                        Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                        // Removed to make room, or with the whole log: what was in it is a gap.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                            self.next = segment.offset + segment.bytes;
+                            continue;
+                        }
                         Err(error) => return Err(error),
                     };
                     self.open.insert(Open {
@@ -906,6 +909,26 @@ mod tests {
         }
         log.close();
         assert_eq!(reader.next_piece().expect("the end"), Piece::End);
+    }
+
+    #[test]
+    fn a_log_that_was_removed_is_a_gap_for_whoever_reads_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let directory = dir.path().join("log");
+        let log = Arc::new(Log::new(directory.clone(), 1000));
+        let mut writer = Writer::new(Arc::clone(&log));
+        writer.append(Stream::Stdout, &[b'x'; 900]);
+        writer.append(Stream::Stderr, b"err");
+        let mut reader = Reader::new(Arc::clone(&log), View::Both, 0);
+        let Piece::Bytes { bytes, .. } = reader.next_piece().expect("a piece") else {
+            panic!("no bytes");
+        };
+        std::fs::remove_dir_all(&directory).expect("removed");
+        log.close();
+        let from = bytes.len() as u64;
+        let gap = reader.next_piece().expect("no error");
+        assert_eq!(gap, Piece::Gap { from, to: 903 });
+        assert_eq!(reader.next_piece().expect("no error"), Piece::End);
     }
 
     #[test]
