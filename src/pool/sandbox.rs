@@ -248,7 +248,6 @@ impl Sandbox {
     /// Where the spawner cannot kill it and it does not end by itself.
     pub async fn end(&self, reason: Gone) -> Result<(), SpawnerError> {
         self.shared.connection.die(reason);
-        self.shared.connection.channel.shut_down();
         let killed = self.shared.spawner.end(self.shared.init.as_fd()).await;
         match killed {
             Ok(()) => self.wait_for_end().await,
@@ -397,8 +396,11 @@ impl Connection {
         }
     }
 
+    /// Ends the conversation, on which init ends, and with it all that runs inside: nothing lives on
+    /// that was said to be gone.
     fn die(&self, reason: Gone) {
         let _ = self.gone.set(reason);
+        self.channel.shut_down();
         self.waiting
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
