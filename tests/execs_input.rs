@@ -177,6 +177,20 @@ fn an_exec_without_an_open_stdin_takes_nothing() {
 }
 
 #[test]
+fn an_answer_that_comes_before_the_body_was_read_ends_its_connection() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let exec = workspace.exec_sh("true");
+    for unread in [exec.write(&bytes(1 << 20)), exec.write(b"x")] {
+        assert_eq!(unread.headers["connection"], "close");
+        unread.problem(409);
+    }
+    let read = workspace.post("execs", &json!({ "cmd": 1 }));
+    assert!(!read.headers.contains_key("connection"));
+    read.problem(400);
+}
+
+#[test]
 fn a_client_that_goes_away_while_it_writes_disturbs_nobody() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();
@@ -385,9 +399,9 @@ fn another_size_is_seen_inside() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();
     let program = "import os, signal
-def tell(*_): print(*os.get_terminal_size(), flush=True)
+def tell(*_): os.write(1, '{} {}\\n'.format(*os.get_terminal_size()).encode())
 signal.signal(signal.SIGWINCH, tell)
-print('ready', flush=True)
+os.write(1, b'ready\\n')
 while True: signal.pause()";
     let exec = workspace.exec(&json!({
         "argv": ["/usr/bin/python3", "-c", program],

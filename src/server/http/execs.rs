@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, RawPathParams, Request, State};
-use axum::http::header::{CONNECTION, HeaderMap, HeaderName, LOCATION};
+use axum::http::header::{HeaderMap, HeaderName, LOCATION};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -533,12 +533,7 @@ async fn write_stdin(
     request: Request,
 ) -> Result<Json<Accepted>, Problem> {
     let exec = app.exec(&path)?;
-    // The rest of the body is not read: no client is to send another request behind it.
-    let refused = |error: ExecError, accepted: u64| {
-        Problem::from(error)
-            .with("accepted", accepted)
-            .with_header(CONNECTION, HeaderValue::from_static("close"))
-    };
+    let refused = |error: ExecError, accepted: u64| Problem::from(error).with("accepted", accepted);
     let mut accepted = 0;
     // Where nothing can be written, nothing is waited for.
     exec.write(&[]).await.map_err(|error| refused(error, 0))?;

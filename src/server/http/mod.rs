@@ -22,6 +22,7 @@ mod problem;
 mod routes;
 mod sessions;
 mod token;
+mod unread;
 mod workspaces;
 
 #[cfg(test)]

@@ -52,6 +52,7 @@ use super::body::{self, Bounds};
 use super::guard::guard;
 use super::observe::observe;
 use super::problem::{Kind, Problem};
+use super::unread::close_if_unread;
 use super::{
     App, attach, commands, documents, events, execs, metrics, output, sessions, workspaces,
 };
@@ -93,6 +94,7 @@ pub(super) fn table(app: Arc<App>) -> Router {
         // The last one is the outermost.
         .layer(middleware::from_fn_with_state(Arc::clone(&app), guard))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe))
+        .layer(middleware::from_fn(close_if_unread))
         .with_state(app)
 }
 
