@@ -1,6 +1,6 @@
 //! One living sandbox, as the provider holds it: requests to its init, and its end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::channel::{AsyncChannel, watch};
 use super::is_full;
@@ -23,6 +23,10 @@ use crate::sys::channel::{Peer, Received};
 
 /// How long a sandbox may take to end by itself where it cannot be killed.
 const OWN_END: Duration = Duration::from_secs(10);
+
+/// How much is attended to beside, at most: each holds a descriptor of the provider's, of which other
+/// sandboxes need some as well.
+const MOST_ATTENDED: usize = 256;
 
 /// Why a sandbox did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +69,14 @@ struct Shared {
     enforcement: Enforcement,
     next: AtomicU64,
     reader: tokio::task::JoinHandle<()>,
-    attended: Mutex<JoinSet<()>>,
+    attended: Mutex<Attended>,
+}
+
+/// What is done beside, the oldest first.
+#[derive(Debug, Default)]
+struct Attended {
+    tasks: JoinSet<()>,
+    order: VecDeque<AbortHandle>,
 }
 
 #[derive(Debug)]
@@ -259,12 +270,20 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Does `work` beside, for as long as it has a handle at most.
+    /// Does `work` beside, for as long as it has a handle at most. Where there is too much of it, the
+    /// oldest is dropped.
     pub(super) fn attend(&self, work: impl Future<Output = ()> + Send + 'static) {
         let attended = self.shared.attended.lock();
         let mut attended = attended.unwrap_or_else(PoisonError::into_inner);
-        while attended.try_join_next().is_some() {}
-        attended.spawn(work);
+        while attended.tasks.try_join_next().is_some() {}
+        attended.order.retain(|task| !task.is_finished());
+        if attended.order.len() >= MOST_ATTENDED
+            && let Some(oldest) = attended.order.pop_front()
+        {
+            oldest.abort();
+        }
+        let task = attended.tasks.spawn(work);
+        attended.order.push_back(task);
     }
 
     /// Waits until init, and with it every process, is gone.
