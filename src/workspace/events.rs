@@ -175,7 +175,7 @@ impl Events {
     pub fn after(&self, id: EventId) -> Next {
         let kept = self.kept();
         let first = kept.events.front().map_or(kept.next, |told| told.id.number);
-        if id.row != self.row || id.number + 1 < first || id.number >= kept.next {
+        if id.row != self.row || id.number >= kept.next || id.number + 1 < first {
             return Next::Missed(EventId {
                 row: self.row,
                 number: first - 1,
@@ -218,6 +218,10 @@ mod tests {
         assert_eq!((count, at), (KEPT, events.latest()));
         let other = Events::default();
         assert!(matches!(other.after(at), Next::Missed(_)));
+        for number in [at.number + 1, u64::MAX] {
+            let never_told = EventId { number, ..at };
+            assert!(matches!(events.after(never_told), Next::Missed(_)));
+        }
         for bad in ["", "-", "x-1", "1", "1-", "1-x", "1-99999999999999999999"] {
             assert!(bad.parse::<EventId>().is_err(), "{bad:?}");
         }
