@@ -17,6 +17,7 @@ use crate::base::SetupError;
 use crate::chain;
 use crate::config::WorkspaceConfig;
 use crate::init::protocol::{Attempt, Program, Refusal};
+use crate::init::user;
 use crate::pool::{Gone, SandboxError};
 use crate::sandbox::identity::Identity;
 use crate::state::{State, Use};
@@ -402,8 +403,18 @@ fn check_command(command: &Command) -> Result<(), Error> {
             }
         }
     }
-    check_text("user", command.user.as_deref().unwrap_or_default())?;
+    if let Some(user) = &command.user {
+        check_user(user)?;
+    }
     check_path(command.working_dir.as_deref().unwrap_or_default())
+}
+
+/// Before it is looked up, noted and repeated.
+fn check_user(name: &str) -> Result<(), Error> {
+    user::check(name).map_err(|wrong| {
+        let shown: String = name.chars().take(63).collect();
+        Error::Invalid(format!("there is no user {shown:?}: it {wrong}"))
+    })
 }
 
 fn check_environment(env: &BTreeMap<String, String>) -> Result<(), Error> {
