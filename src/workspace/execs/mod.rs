@@ -804,11 +804,12 @@ impl Driver {
         });
         tokio::select! {
             terminal = started.until_running() => {
-                let terminal = terminal?;
-                if let Some(terminal) = &terminal {
-                    let taken = self.exec.stdin.set_terminal(terminal).await;
-                    taken.map_err(SandboxError::Unreachable)?;
+                let terminal = self.take_terminal(terminal).await;
+                if matches!(terminal, Err(SandboxError::Unreachable(_))) {
+                    // What runs is not watched: its end would not be known.
+                    let _ = started.running.kill().await;
                 }
+                let terminal = terminal?;
                 if let Some(live) = &mut *self.exec.lock_live() {
                     live.terminal = terminal;
                 }
@@ -830,6 +831,19 @@ impl Driver {
             ended
         };
         tokio::join!(fed, ending).1
+    }
+
+    /// Has its stdin be written to its terminal, if it has one.
+    async fn take_terminal(
+        &self,
+        terminal: Result<Option<OwnedFd>, SandboxError>,
+    ) -> Result<Option<OwnedFd>, SandboxError> {
+        let terminal = terminal?;
+        if let Some(terminal) = &terminal {
+            let taken = self.exec.stdin.set_terminal(terminal).await;
+            taken.map_err(SandboxError::Unreachable)?;
+        }
+        Ok(terminal)
     }
 }
 
