@@ -217,9 +217,17 @@ fn find(
         let path = entry?.path();
         match Record::read(&path) {
             Ok(record) => {
-                discard_other_generations(&path, &record, state)?;
-                let workspace = Workspace::stopped(config, state, path, record)?;
-                all.insert(workspace.id().clone(), Arc::new(workspace));
+                let found = discard_other_generations(&path, &record, state)
+                    .and_then(|()| Workspace::stopped(config, state, path.clone(), record));
+                match found {
+                    Ok(workspace) => {
+                        all.insert(workspace.id().clone(), Arc::new(workspace));
+                    }
+                    // Likewise: what is wrong with one must not keep the others from being served.
+                    Err(error) => {
+                        tracing::error!(path = %path.display(), %error, "leaving out a workspace that cannot be read")
+                    }
+                }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => state.discard(&path)?,
             // A record that this version cannot read is somebody's work: it is left alone.

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +17,9 @@ const NAME: &str = "journal";
 
 /// Lines that may be there beyond two for each exec, before it is written anew.
 const SLACK: usize = 1000;
+
+/// Bytes of a line, at most, and more than any line of ours has; what is longer is passed over.
+const LONGEST_LINE: u64 = 1 << 20;
 
 /// What is kept of one exec.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,15 +63,19 @@ impl Journal {
         let mut lines = 0;
         match File::open(directory.join(NAME)) {
             Ok(file) => {
-                for line in BufReader::new(file).split(b'\n') {
+                let mut file = BufReader::new(file);
+                while let Some(line) = next_line(&mut file)? {
                     lines += 1;
-                    // The last line may have been cut off by the end of the provider.
-                    if let Ok(entry) = serde_json::from_slice::<Entry>(&line?) {
-                        if entry.never_ran {
+                    // The last line may have been cut off by the end of the provider, and any other
+                    // may be broken as disks break them.
+                    match serde_json::from_slice::<Entry>(&line) {
+                        Ok(entry) if entry.never_ran => {
                             entries.remove(&entry.exec.id);
-                        } else {
+                        }
+                        Ok(entry) if entry.exec.is_possible() => {
                             entries.insert(entry.exec.id, entry);
                         }
+                        _ => {}
                     }
                 }
             }
@@ -117,6 +124,16 @@ impl Journal {
             Err(error) => tracing::error!(%error, "noting an exec failed"),
         }
     }
+}
+
+/// The next line, or its start if it is too long for one of ours.
+fn next_line(file: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let length = file.take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+    if length as u64 == LONGEST_LINE && !line.ends_with(b"\n") {
+        file.skip_until(b'\n')?;
+    }
+    Ok((length > 0).then_some(line))
 }
 
 /// Makes a directory, unless it is there, in one that must be.

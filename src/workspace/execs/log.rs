@@ -21,6 +21,13 @@ use crate::pool::exec::Stream;
 /// Bytes of each stream that are held in memory where the disk does not take them.
 const MEMORY: u64 = 256 * 1024;
 
+/// Bytes of a record, at most, and more than are ever written at once: what says that it has more is
+/// broken.
+const MAX_RECORD: u64 = 16 << 20;
+
+/// More bytes than any command prints; beyond it, numbers of a log that is on disk are broken ones.
+const MOST: u64 = 1 << 60;
+
 /// The log of one exec; shared by its one writer and any number of readers.
 #[derive(Debug)]
 pub struct Log {
@@ -60,6 +67,19 @@ pub struct Counts {
     pub bytes: u64,
     /// Bytes of these that are not kept.
     pub omitted: u64,
+}
+
+impl Counts {
+    /// Bytes that are kept.
+    #[must_use]
+    pub fn kept(self) -> u64 {
+        self.bytes.saturating_sub(self.omitted)
+    }
+
+    /// Whether they can be true.
+    pub(super) fn are_possible(self) -> bool {
+        self.omitted <= self.bytes && self.bytes <= MOST
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -147,7 +167,8 @@ impl Log {
                 .max(counts.bytes);
             stream.counts = Counts {
                 bytes: end,
-                omitted: end - kept,
+                // Segments overlap only where they are broken.
+                omitted: end.saturating_sub(kept),
             };
         }
         Ok(Self {
@@ -237,11 +258,11 @@ fn parse_name(name: &str) -> Option<(Stream, u64, u64)> {
         "stderr" => Stream::Stderr,
         _ => return None,
     };
-    Some((
-        stream,
-        parts.next()?.parse().ok()?,
-        parts.next()?.parse().ok()?,
-    ))
+    let mut number = || {
+        let number = parts.next()?.parse().ok()?;
+        (number <= MOST).then_some(number)
+    };
+    Some((stream, number()?, number()?))
 }
 
 impl Segment {
@@ -268,7 +289,7 @@ impl Segment {
         segment
     }
 
-    /// Finds its whole records; the last one may have been cut off.
+    /// Finds its whole records; the last one may have been cut off, and the disk may have lost some.
     fn measure(path: &Path, offset: u64, position: u64) -> io::Result<Self> {
         let file = File::open(path)?;
         let size = file.metadata()?.len();
@@ -278,12 +299,15 @@ impl Segment {
             let Ok(header) = Header::read(&mut file) else {
                 break;
             };
-            let end = segment.length + header.length + header.bytes;
-            if end > size {
+            let is_record = (1..=MAX_RECORD).contains(&header.bytes) && header.before <= MOST;
+            if !is_record || segment.length + header.length + header.bytes > size {
                 break;
             }
             file.seek_relative(i64::try_from(header.bytes).unwrap_or(i64::MAX))?;
             segment.add(header);
+            if segment.end_position > MOST {
+                break;
+            }
         }
         Ok(segment)
     }

@@ -207,8 +207,10 @@ impl Execs {
                 let outcome = Outcome::Lost {
                     detail: "derrick ended while it ran".to_owned(),
                 };
-                let wall = (crate::clock::precise() - entry.exec.started).max(0.0);
-                entry.exec.end(outcome, Duration::from_secs_f64(wall), None);
+                let wall = crate::clock::precise() - entry.exec.started;
+                // Clocks are set back, and disks break.
+                let wall = Duration::try_from_secs_f64(wall).unwrap_or_default();
+                entry.exec.end(outcome, wall, None);
                 entry
                     .exec
                     .count(log.counts(Stream::Stdout), log.counts(Stream::Stderr));
@@ -217,7 +219,7 @@ impl Execs {
             if let Some(key) = &entry.key {
                 table.keys.insert(key.name.clone(), id);
             }
-            output += kept(entry.exec.stdout) + kept(entry.exec.stderr);
+            output += entry.exec.stdout.kept() + entry.exec.stderr.kept();
             table
                 .all
                 .insert(id, Arc::new(Exec::ended(entry, log_directory)));
@@ -372,7 +374,7 @@ impl Execs {
 
     /// Counts what an exec that ended left in its log; whether there is something to forget.
     fn is_over_bounds(&self, log: &Log) -> bool {
-        let added = kept(log.counts(Stream::Stdout)) + kept(log.counts(Stream::Stderr));
+        let added = log.counts(Stream::Stdout).kept() + log.counts(Stream::Stderr).kept();
         let output = self.kept_output.fetch_add(added, Ordering::Relaxed) + added;
         output > KEPT_OUTPUT || self.table().all.len() > KEPT
     }
@@ -390,7 +392,7 @@ impl Execs {
                     continue;
                 }
                 count += 1;
-                let own = kept(record.stdout) + kept(record.stderr);
+                let own = record.stdout.kept() + record.stderr.kept();
                 output += own;
                 if count > KEPT || (output > KEPT_OUTPUT && count > 1) {
                     forgotten.push(Arc::clone(exec));
@@ -461,10 +463,6 @@ impl Table {
             self.keys.remove(&key.name);
         }
     }
-}
-
-fn kept(counts: log::Counts) -> u64 {
-    counts.bytes - counts.omitted
 }
 
 fn remove_directory(path: &Path) {

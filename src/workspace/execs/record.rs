@@ -335,6 +335,11 @@ impl ExecRecord {
         }
     }
 
+    /// Whether it can be true, as far as others reckon with it.
+    pub(super) fn is_possible(&self) -> bool {
+        self.stdout.are_possible() && self.stderr.are_possible()
+    }
+
     /// Notes what it has printed.
     pub(super) fn count(&mut self, stdout: Counts, stderr: Counts) {
         self.stdout = stdout;
