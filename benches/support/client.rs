@@ -5,6 +5,9 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
+/// Bytes of a body that are sent in one write with their header, at most.
+const AT_ONCE: usize = 64 * 1024;
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -77,7 +80,18 @@ impl Client {
         serde_json::from_slice(&self.body).expect("the answer is JSON")
     }
 
-    /// Sends one request and reads its answer into `body`; every status but 200 ends the bench.
+    /// Gets a file or what else a query asks for; how many bytes came.
+    pub(crate) fn get(&mut self, workspace: &Workspace, path: &str) -> usize {
+        self.send("GET", &format!("{}/files{path}", workspace.path), b"");
+        self.body.len()
+    }
+
+    /// Puts a file.
+    pub(crate) fn put(&mut self, workspace: &Workspace, path: &str, content: &[u8]) {
+        self.send("PUT", &format!("{}/files{path}", workspace.path), content);
+    }
+
+    /// Sends one request and reads its answer into `body`; every status but 200 and 201 ends the bench.
     fn send(&mut self, method: &str, path: &str, body: &[u8]) {
         self.request.clear();
         write!(
@@ -87,13 +101,20 @@ impl Client {
             body.len()
         )
         .expect("a vector takes everything");
-        self.request.extend_from_slice(body);
-        self.stream
-            .get_mut()
-            .write_all(&self.request)
-            .expect("derrick takes the request");
+        // A small request goes out at once and whole; the bytes of a large one are not copied first.
+        let apart = if body.len() > AT_ONCE { body } else { &[] };
+        if apart.is_empty() {
+            self.request.extend_from_slice(body);
+        }
+        for part in [&self.request, apart] {
+            self.stream
+                .get_mut()
+                .write_all(part)
+                .expect("derrick takes the request");
+        }
         let status = self.read_line().to_owned();
         let mut length = None;
+        let mut chunked = false;
         loop {
             let line = self.read_line();
             if line.is_empty() {
@@ -103,16 +124,40 @@ impl Client {
             if name.eq_ignore_ascii_case("content-length") {
                 length = value.trim().parse().ok();
             }
+            chunked |= name.eq_ignore_ascii_case("transfer-encoding");
         }
-        self.body.resize(length.expect("an answer has a length"), 0);
-        self.stream
-            .read_exact(&mut self.body)
-            .expect("the answer is whole");
+        if chunked {
+            self.read_chunks();
+        } else {
+            self.body.resize(length.expect("an answer has a length"), 0);
+            self.stream
+                .read_exact(&mut self.body)
+                .expect("the answer is whole");
+        }
         assert!(
-            status.starts_with("HTTP/1.1 200"),
+            status.starts_with("HTTP/1.1 200") || status.starts_with("HTTP/1.1 201"),
             "{method} {path}: {status}: {}",
             String::from_utf8_lossy(&self.body)
         );
+    }
+
+    /// Reads a body without a length, RFC 9112, section 7.1.
+    fn read_chunks(&mut self) {
+        let mut read = 0;
+        loop {
+            let size = usize::from_str_radix(self.read_line(), 16).expect("a chunk has a size");
+            if self.body.len() < read + size {
+                self.body.resize(read + size, 0);
+            }
+            let room = &mut self.body[read..read + size];
+            self.stream.read_exact(room).expect("the answer is whole");
+            read += size;
+            self.read_line();
+            if size == 0 {
+                break;
+            }
+        }
+        self.body.truncate(read);
     }
 
     fn read_line(&mut self) -> &str {

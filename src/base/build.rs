@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::store::{LAYER_FORMAT, LayerMeta};
 use super::{Digest, Layer, LayerStore, SetupError, Stack};
+use crate::init::files::protocol::RawPath;
 use crate::init::protocol::{Exec, Program, Unpacked};
 use crate::init::unpack::{Compression, Summary};
 use crate::pool::exec::{self, Ended};
@@ -88,7 +89,10 @@ impl Build {
         directory: &Path,
     ) -> Result<Summary, SetupError> {
         let exec = Exec {
-            program: Program::Unpack(directory.to_string_lossy().into_owned(), compression),
+            program: Program::Unpack(
+                RawPath::from(directory.as_os_str().as_encoded_bytes()),
+                compression,
+            ),
             directory: "/".into(),
             environment: Vec::new(),
             terminal: None,

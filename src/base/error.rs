@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::host::BaseError;
 use super::tarball::TarballError;
 use crate::git::GitError;
+use crate::pool::files::FileError;
 use crate::pool::{SandboxError, SpawnerError, is_full};
 
 /// Why there is no stack.
@@ -45,6 +46,9 @@ pub enum SetupError {
     /// The sandbox that was to make a layer failed.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// A file of that sandbox could not be written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// It could not be started.
     #[error(transparent)]
     Spawner(#[from] SpawnerError),
@@ -66,6 +70,7 @@ impl SetupError {
             Self::NoSpace(_) | Self::Git(GitError::NoSpace { .. }) => true,
             Self::Spawner(error) => error.is_no_space(),
             Self::Sandbox(error) => error.is_no_space(),
+            Self::File(error) => error.is_no_space(),
             Self::Host { source, .. } => is_full(source),
             _ => false,
         }

@@ -6,6 +6,7 @@ use super::SetupError;
 use super::build::{Build, OUTPUT_END, pipe_for_archive, run_in};
 use crate::config::Repository;
 use crate::git::{self, Bundle, Have, Mirrors, Resolved};
+use crate::init::files::protocol::{Creation, FileRequest, Parents};
 use crate::init::protocol::Program;
 use crate::init::unpack::Compression;
 use crate::pool::Sandbox;
@@ -106,19 +107,22 @@ pub(crate) async fn take_in(
     }
     let have = Have::parse(&known.output.into_bytes());
     let path = format!("/tmp/.derrick-{}.bundle", uuid::Uuid::now_v7());
-    let bundle = sandbox.create_file(path.clone()).await?;
+    let creation = Creation {
+        mode: None,
+        parents: Parents::Make,
+    };
+    let request = FileRequest::Replace(path.as_bytes().into(), creation);
+    let bundle = sandbox.replace_file(None, request).await?;
     let sink = bundle
         .file
         .try_clone()
         .map_err(SetupError::host("writing a bundle"))?;
     let written = mirrors.bundle(repository, &have, sink).await;
     match written {
-        Ok(Bundle::Written) => bundle.commit().await?,
-        Ok(Bundle::NothingNew) => return Ok(bundle.abort().await?),
-        Err(error) => {
-            bundle.abort().await?;
-            return Err(error.into());
-        }
+        Ok(Bundle::Written) => drop(bundle.commit().await?),
+        // The file that was to hold it has no name yet, and never was.
+        Ok(Bundle::NothingNew) => return Ok(()),
+        Err(error) => return Err(error.into()),
     }
     let fetch = Program::Arguments(git::fetch_command(&path));
     let fetched = run_in(sandbox, fetch, at, &[]).await;

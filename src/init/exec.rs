@@ -1,13 +1,16 @@
 //! One command: forked from init, given its descriptors, executed.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
+use super::files::protocol::RawPath;
 use super::protocol::{Attempt, Exec, Program, Refusal, Unpacked};
-use super::unpack;
 use super::user::User;
+use super::{files, unpack};
 use crate::sys::process::{
     Child, OneThread, Standard, become_standard, close_all_except, close_on_exec_from, execute,
     exit_now, fork_child, out_of_the_way, place_from_three, reset_signals,
@@ -205,6 +208,12 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
             }
             exit_now(run_unpacker(directory, *compression))
         }
+        Program::Files(request) => {
+            if let Err(error) = close_all_except(&[]) {
+                return refusal(Attempt::Start, &error);
+            }
+            exit_now(files::serve(request))
+        }
         Program::Shell(line) => run_shell(line, &image),
         Program::Arguments(arguments) => run_program(arguments, &image),
     }
@@ -221,15 +230,16 @@ fn environment_of(exec: &Exec, user: &User) -> Vec<(String, String)> {
     open.chain(given.iter().cloned()).collect()
 }
 
-fn run_unpacker(directory: &str, compression: unpack::Compression) -> i32 {
+fn run_unpacker(directory: &RawPath, compression: unpack::Compression) -> i32 {
     let limits = unpack::UnpackLimits::default();
-    let result = std::fs::create_dir_all(directory)
-        .map_err(|source| unpack::UnpackError::Destination {
-            path: directory.to_owned(),
-            source,
+    let result = files::make_destination(directory)
+        .map_err(|errno| unpack::UnpackError::Destination {
+            path: directory.to_string(),
+            source: errno.into(),
         })
         .and_then(|()| {
-            unpack::unpack(io::stdin().lock(), compression, directory.as_ref(), &limits)
+            let path = Path::new(OsStr::from_bytes(directory.as_bytes()));
+            unpack::unpack(io::stdin().lock(), compression, path, &limits)
         });
     let (report, code) = match result {
         Ok(summary) => (Unpacked::Done(summary), 0),

@@ -1,220 +1,169 @@
-//! Files of the workspace, opened inside it, so that every link resolves there.
+//! Files of the workspace, worked on inside it: a process forked from init for each request.
 //!
-//! The provider gets descriptors and no paths. What may be opened is a regular file, whatever a link
-//! says: pipes, sockets, devices and the files of `/proc` and `/sys` are refused.
+//! It is confined as any command is and acts as the user who was asked for, so every link resolves in
+//! the workspace, and whatever it meets, a pipe, a tree without end, costs that process alone: init
+//! goes on, and the provider kills it like any exec. What it opens is passed out as a descriptor, and
+//! the provider gets no path.
+//!
+//! What is opened is a regular file or a directory, whatever a link says: pipes, sockets, devices and
+//! the files of `/proc` and `/sys` are refused. Each is looked at through a handle that cannot be
+//! swapped for something else, `O_PATH`, before it is opened.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+mod archive;
+mod copy;
+mod list;
+mod place;
+pub mod protocol;
+mod remove;
+mod replace;
+mod walk;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, fchmod, fchown, fstat,
-    open, openat, openat2, readlink, renameat, statat, unlinkat,
-};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::protocol::RequestId;
-
-/// Links that are followed one after another, at most; as the kernel does.
-const MAX_LINKS: usize = 40;
+use crate::sys::channel::{Channel, Peer};
+pub use place::is_made_up;
+use place::{At, Place};
+use protocol::{
+    Depth, FileEntry, FileFailure, FileOrder, FileReply, FileRequest, Flaw, Links, RawPath,
+};
 
 /// Opens the regular file at `path` for reading.
 ///
 /// # Errors
 /// Those of openat2(2); `EISDIR` for a directory, `EINVAL` for anything else that is no regular file.
 pub fn open_for_reading(path: &str) -> Result<OwnedFd, Errno> {
-    let (place, _) = open_regular(Path::new(path))?;
-    reopen(&place, OFlags::RDONLY)
+    Place::find(path.as_bytes(), Links::Follow)
+        .and_then(|place| place.open_file(OFlags::RDONLY))
+        .map_err(|failure| errno_of(&failure))
 }
 
-/// Files that are being written, to replace others.
-#[derive(Debug, Default)]
-pub struct Replacements {
-    pending: HashMap<RequestId, Replacement>,
-}
-
-#[derive(Debug)]
-struct Replacement {
-    directory: OwnedFd,
-    temporary: String,
-    name: PathBuf,
-    file: OwnedFd,
-    before: Option<Stat>,
-}
-
-impl Replacements {
-    /// Creates the file that is to replace the one at `path`, and the directories that lead to it.
-    ///
-    /// # Errors
-    /// Those of openat2(2) and mkdir(2), and those of `open_for_reading` for what is there.
-    pub fn create(&mut self, id: RequestId, path: &str) -> Result<OwnedFd, Errno> {
-        make_parents(Path::new(path))?;
-        let (target, before) = find_target(PathBuf::from(path))?;
-        let parent = target.parent().ok_or(Errno::ISDIR)?;
-        let name = PathBuf::from(target.file_name().ok_or(Errno::ISDIR)?);
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = openat2(
-            CWD,
-            parent,
-            flags,
-            Mode::empty(),
-            ResolveFlags::NO_MAGICLINKS,
-        )?;
-        refuse_kernel_files(directory.as_fd())?;
-        let temporary = format!(".derrick-{}.tmp", uuid::Uuid::now_v7());
-        let file = openat(
-            &directory,
-            temporary.as_str(),
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::from_raw_mode(0o600),
-        )?;
-        let handed_out = file.try_clone().map_err(|_| Errno::MFILE)?;
-        self.pending.insert(
-            id,
-            Replacement {
-                directory,
-                temporary,
-                name,
-                file,
-                before,
-            },
-        );
-        Ok(handed_out)
-    }
-
-    /// Puts the file in its place, with the mode and owner of what it replaces.
-    ///
-    /// # Errors
-    /// Those of renameat(2); the file is dropped then.
-    pub fn commit(&mut self, id: RequestId) -> Result<(), Errno> {
-        let replacement = self.pending.remove(&id).ok_or(Errno::INVAL)?;
-        let finish = || {
-            if let Some(before) = &replacement.before {
-                let owner = (Uid::from_raw(before.st_uid), Gid::from_raw(before.st_gid));
-                // An owner that the sandbox has no id for cannot be given; root inside keeps it.
-                match fchown(&replacement.file, Some(owner.0), Some(owner.1)) {
-                    Ok(()) | Err(Errno::INVAL | Errno::PERM | Errno::OVERFLOW) => {}
-                    other => other?,
-                }
-            }
-            let mode = replacement
-                .before
-                .as_ref()
-                .map_or(0o644, |before| before.st_mode & 0o7777);
-            fchmod(&replacement.file, Mode::from_raw_mode(mode))?;
-            renameat(
-                &replacement.directory,
-                replacement.temporary.as_str(),
-                &replacement.directory,
-                &replacement.name,
-            )
-        };
-        let finished = finish();
-        if finished.is_err() {
-            remove(&replacement);
-        }
-        finished
-    }
-
-    /// Drops the file.
-    ///
-    /// # Errors
-    /// `EINVAL` if there is none.
-    pub fn abort(&mut self, id: RequestId) -> Result<(), Errno> {
-        let replacement = self.pending.remove(&id).ok_or(Errno::INVAL)?;
-        remove(&replacement);
-        Ok(())
+fn errno_of(failure: &FileFailure) -> Errno {
+    match failure.flaw {
+        Flaw::Errno(errno) => Errno::from_raw_os_error(errno),
+        Flaw::NotRegular | Flaw::TooDeep | Flaw::NoName => Errno::INVAL,
     }
 }
 
-fn remove(replacement: &Replacement) {
-    // The workspace may have removed it itself.
-    let _ = unlinkat(
-        &replacement.directory,
-        replacement.temporary.as_str(),
-        AtFlags::empty(),
-    );
+/// Makes the directory that an archive is to be unpacked in, and those that lead to it.
+///
+/// # Errors
+/// Those of mkdir(2); `EINVAL` where the kernel makes the files up.
+pub(super) fn make_destination(path: &RawPath) -> Result<(), Errno> {
+    place::make_directories(path.as_bytes())
+        .and_then(|()| Place::find(path.as_bytes(), Links::Follow))
+        .map(drop)
+        .map_err(|failure| errno_of(&failure))
 }
 
-fn open_regular(path: &Path) -> Result<(OwnedFd, Stat), Errno> {
-    let place = openat2(
-        CWD,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::NO_MAGICLINKS,
-    )?;
-    let status = fstat(&place)?;
-    match FileType::from_raw_mode(status.st_mode) {
-        FileType::RegularFile => {}
-        FileType::Directory => return Err(Errno::ISDIR),
-        _ => return Err(Errno::INVAL),
-    }
-    refuse_kernel_files(place.as_fd())?;
-    Ok((place, status))
-}
-
-/// Files of `/proc`, `/sys` and the like pass for regular ones and do things when read or written.
-fn refuse_kernel_files(place: std::os::fd::BorrowedFd<'_>) -> Result<(), Errno> {
-    const MADE_UP: &[u32] = &[
-        0x0000_9fa0, // proc
-        0x6265_6572, // sysfs
-        0x0000_1cd1, // devpts
-        0x1980_0202, // mqueue
-        0x0027_e0eb, // cgroup
-        0x6367_7270, // cgroup2
-    ];
-    let kind = rustix::fs::fstatfs(place)?.f_type;
-    // The field's type differs by architecture; the magic numbers have 32 bits.
-    if MADE_UP.contains(&(kind as u32)) {
-        Err(Errno::INVAL)
-    } else {
-        Ok(())
-    }
-}
-
-fn reopen(place: &OwnedFd, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    open(
-        format!("/proc/self/fd/{}", place.as_raw_fd()),
-        flags,
-        Mode::empty(),
-    )
-}
-
-fn make_parents(path: &Path) -> Result<(), Errno> {
-    let Some(parent) = path.parent() else {
-        return Ok(());
+/// Does one request and tells the provider, which is at the other end of stdin; the exit code.
+pub(super) fn serve(request: &FileRequest) -> i32 {
+    // Told apart from init where processes are looked at. It is only a name.
+    let _ = rustix::thread::set_name(c"derrick-files");
+    let Ok(provider) = Provider::on_standard_input() else {
+        return 1;
     };
-    std::fs::create_dir_all(parent)
-        .map_err(|error| Errno::from_raw_os_error(error.raw_os_error().unwrap_or(libc::ENOTDIR)))
+    let last = answer(request, &provider).unwrap_or_else(FileReply::Failed);
+    match provider.tell(&last, &[]) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
 }
 
-/// What a write to `path` would write to, links followed, even if it is not there yet.
-fn find_target(path: PathBuf) -> Result<(PathBuf, Option<Stat>), Errno> {
-    let mut target = path;
-    for _ in 0..MAX_LINKS {
-        match open_regular(&target) {
-            Ok((place, status)) => {
-                let real = readlink(format!("/proc/self/fd/{}", place.as_raw_fd()), Vec::new())?;
-                return Ok((
-                    PathBuf::from(OsStr::from_bytes(real.as_bytes())),
-                    Some(status),
-                ));
+/// What is left to tell at the end.
+fn answer(request: &FileRequest, provider: &Provider) -> Result<FileReply, FileFailure> {
+    match request {
+        FileRequest::Get(path, page) => {
+            let place = Place::find(path.as_bytes(), Links::Follow)?;
+            if let Some(page) = page
+                && place.is_directory()
+            {
+                return list::list(&place, page, provider);
             }
-            Err(Errno::NOENT) => {}
-            Err(error) => return Err(error),
+            let file = place.open_file(OFlags::RDONLY)?;
+            let entry = place.entry()?;
+            provider
+                .tell(&FileReply::File(entry), &[file.as_fd()])
+                .at(path.as_bytes())?;
+            Ok(FileReply::Done)
         }
-        let is_link = statat(CWD, &target, AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Symlink);
-        if !is_link {
-            return Ok((target, None));
+        FileRequest::Stat(path, links) => entry_at(path, *links),
+        FileRequest::Replace(path, creation) => {
+            replace::replace(path.as_bytes(), *creation, provider)?;
+            entry_at(path, Links::Follow)
         }
-        let link = readlink(&target, Vec::new())?;
-        let parent = target.parent().ok_or(Errno::ISDIR)?;
-        target = parent.join(OsStr::from_bytes(link.as_bytes()));
+        FileRequest::Remove(path, depth) => {
+            remove::remove(path.as_bytes(), *depth, provider)?;
+            Ok(FileReply::Done)
+        }
+        FileRequest::MakeDirectory(path, creation) => {
+            place::make_directory(path.as_bytes(), *creation)?;
+            entry_at(path, Links::Follow)
+        }
+        FileRequest::Move(from, to) => {
+            copy::relocate(from.as_bytes(), to.as_bytes(), provider)?;
+            entry_at(to, Links::Keep)
+        }
+        FileRequest::Copy(from, to) => {
+            copy::copy(from.as_bytes(), to.as_bytes(), provider)?;
+            entry_at(to, Links::Keep)
+        }
+        FileRequest::ChangeMode(path, mode, depth) => {
+            let place = Place::find(path.as_bytes(), Links::Follow)?;
+            if *depth == Depth::Tree && place.is_directory() {
+                walk::walk(&place, &mut walk::ModeSetter(*mode), provider)?;
+            }
+            place.set_mode(*mode)?;
+            entry_at(path, Links::Follow)
+        }
+        FileRequest::Archive(path, compression) => {
+            archive::write(path.as_bytes(), *compression, provider)?;
+            Ok(FileReply::Done)
+        }
     }
-    Err(Errno::LOOP)
+}
+
+fn entry_at(path: &RawPath, links: Links) -> Result<FileReply, FileFailure> {
+    let entry: FileEntry = Place::find(path.as_bytes(), links)?.entry()?;
+    Ok(FileReply::Entry(entry))
+}
+
+/// The provider, as the process for files sees it.
+struct Provider {
+    channel: Channel,
+}
+
+impl Provider {
+    fn on_standard_input() -> io::Result<Self> {
+        let socket = io::stdin().as_fd().try_clone_to_owned()?;
+        Ok(Self {
+            channel: Channel::from_socket(socket, Peer::Trusted),
+        })
+    }
+
+    fn tell(&self, reply: &FileReply, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        self.channel
+            .send(reply, descriptors)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    }
+
+    /// Waits for the provider's word; `None` if it, or who asked it, went away.
+    fn hear(&self) -> Option<FileOrder> {
+        let received = self.channel.receive::<FileOrder>().ok().flatten()?;
+        Some(received.message)
+    }
+
+    /// Whether it still wants what is being done. While work is under way it says nothing: all there
+    /// can be to hear is its end.
+    fn check(&self) -> Result<(), Errno> {
+        let mut event = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut event, PollTimeout::ZERO) {
+            Ok(0) => Ok(()),
+            _ => Err(Errno::CANCELED),
+        }
+    }
 }

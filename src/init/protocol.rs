@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::files::protocol::{FileRequest, RawPath};
 use super::unpack::Compression;
 use crate::sandbox::{Enforcement, Failure};
 use crate::sys::terminal::Size;
@@ -44,14 +45,6 @@ pub enum Request {
     /// Send a signal, by its number, to the exec that was started by this request; nothing happens
     /// if it has ended.
     Signal(RequestId, i32, Target),
-    /// Open the regular file at this absolute path for reading.
-    Open(RequestId, String),
-    /// Open a new file that is to replace the one at this absolute path.
-    Create(RequestId, String),
-    /// Put the file of that `Create` in its place.
-    Commit(RequestId),
-    /// Drop the file of that `Create`.
-    Abort(RequestId),
     /// Count the processes of the sandbox, init apart.
     Count(RequestId),
 }
@@ -80,7 +73,9 @@ pub enum Program {
     Arguments(Vec<String>),
     /// The built-in unpacker: reads an archive from stdin, writes below a directory, reports an
     /// `Unpacked` in JSON on stdout.
-    Unpack(String, Compression),
+    Unpack(RawPath, Compression),
+    /// The built-in program for files: does one request, and talks over the socket that is its stdin.
+    Files(FileRequest),
 }
 
 /// What the built-in unpacker reports.
@@ -104,10 +99,6 @@ pub enum Reply {
     Started(RequestId),
     /// The exec that was started by this request ended.
     Exited(RequestId, Exit),
-    /// The file is open; comes with its descriptor.
-    Opened(RequestId),
-    /// Done.
-    Done(RequestId),
     /// This many processes.
     Counted(RequestId, u64),
     /// It cannot be done.
@@ -121,8 +112,6 @@ impl Reply {
         match self {
             Self::Started(id)
             | Self::Exited(id, _)
-            | Self::Opened(id)
-            | Self::Done(id)
             | Self::Counted(id, _)
             | Self::Refused(id, _) => *id,
         }
@@ -195,8 +184,6 @@ pub enum Attempt {
     User(Option<u32>),
     /// Starting a process.
     Start,
-    /// Opening or replacing a file.
-    File,
 }
 
 impl fmt::Display for Attempt {
@@ -205,7 +192,6 @@ impl fmt::Display for Attempt {
             Self::Directory => "entering the working directory",
             Self::User(_) => "becoming the user",
             Self::Start => "starting the command",
-            Self::File => "opening the file",
         })
     }
 }

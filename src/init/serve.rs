@@ -1,15 +1,14 @@
 //! Init's loop: one request or one ended child at a time, until the provider is gone.
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use rustix::io::Errno;
 
-use super::protocol::{Attempt, Exit, Refusal, Reply, Request, RequestId, Status, Target, Usage};
-use super::{exec, files, tree};
+use super::protocol::{Exit, Reply, Request, RequestId, Status, Target, Usage};
+use super::{exec, tree};
 use crate::sys::channel::{Channel, Received};
 use crate::sys::events::Events;
 use crate::sys::process::{OneThread, reap_any};
@@ -36,7 +35,6 @@ struct Init<'a> {
     doomed_since: Option<Instant>,
     /// Children that execs left when they ended.
     orphans: BTreeSet<i32>,
-    replacements: files::Replacements,
 }
 
 /// Serves until the provider's end of the socket closes; the exit of PID 1 then ends all others.
@@ -51,7 +49,6 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
         doomed: BTreeSet::new(),
         doomed_since: None,
         orphans: BTreeSet::new(),
-        replacements: files::Replacements::default(),
     };
     loop {
         let news = init
@@ -112,34 +109,7 @@ impl Init<'_> {
                 Ok(())
             }
             Request::Signal(id, number, target) => self.signal(id, number, target),
-            Request::Open(id, path) => self.tell_opened(id, files::open_for_reading(&path)),
-            Request::Create(id, path) => {
-                let created = self.replacements.create(id, &path);
-                self.tell_opened(id, created)
-            }
-            Request::Commit(id) => {
-                let done = self.replacements.commit(id);
-                self.tell_done(id, done)
-            }
-            Request::Abort(id) => {
-                let done = self.replacements.abort(id);
-                self.tell_done(id, done)
-            }
             Request::Count(id) => self.tell(&Reply::Counted(id, tree::count()?), &[]),
-        }
-    }
-
-    fn tell_opened(&self, id: RequestId, opened: Result<OwnedFd, Errno>) -> std::io::Result<()> {
-        match opened {
-            Ok(file) => self.tell(&Reply::Opened(id), &[file.as_fd()]),
-            Err(errno) => self.tell(&refused(id, errno), &[]),
-        }
-    }
-
-    fn tell_done(&self, id: RequestId, done: Result<(), Errno>) -> std::io::Result<()> {
-        match done {
-            Ok(()) => self.tell(&Reply::Done(id), &[]),
-            Err(errno) => self.tell(&refused(id, errno), &[]),
         }
     }
 
@@ -265,16 +235,6 @@ fn usage_of(usage: &libc::rusage) -> Usage {
         // Told in KiB, getrusage(2).
         peak_memory: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
     }
-}
-
-fn refused(id: RequestId, errno: Errno) -> Reply {
-    Reply::Refused(
-        id,
-        Refusal {
-            attempt: Attempt::File,
-            errno: errno.raw_os_error(),
-        },
-    )
 }
 
 fn is_readable(descriptor: BorrowedFd<'_>) -> bool {

@@ -3,14 +3,16 @@
 //! Asynchronous, with every wait on an event. A sandbox is made on request; its end is waited for.
 
 mod channel;
+mod conversation;
 pub mod exec;
+pub mod files;
 pub mod output;
 pub mod ranges;
 mod sandbox;
 mod spawner;
 
 pub use channel::watch;
-pub use sandbox::{CreatedFile, Gone, Running, Sandbox, SandboxError, Signaller};
+pub use sandbox::{Gone, Running, Sandbox, SandboxError, Signaller};
 pub use spawner::{Spawner, SpawnerError};
 
 /// Whether an error says that the disk, its inodes or a quota are full.

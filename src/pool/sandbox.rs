@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -112,15 +111,6 @@ pub struct Signaller {
     id: RequestId,
 }
 
-/// A file that replaces another one when it is committed.
-#[derive(Debug)]
-pub struct CreatedFile {
-    sandbox: Sandbox,
-    id: RequestId,
-    /// For writing; empty at first.
-    pub file: File,
-}
-
 impl SandboxError {
     /// Whether the disk, its inodes or a quota are full.
     #[must_use]
@@ -217,34 +207,12 @@ impl Sandbox {
         })
     }
 
-    /// Opens a regular file for reading.
-    ///
-    /// # Errors
-    /// `Refused`, with the errno.
-    pub async fn open(&self, path: String) -> Result<File, SandboxError> {
-        let (_, file) = self.ask_for_file(|id| Request::Open(id, path)).await?;
-        Ok(file)
-    }
-
-    /// Opens a new file that replaces the one at `path` when it is committed.
-    ///
-    /// # Errors
-    /// `Refused`, with the errno.
-    pub async fn create_file(&self, path: String) -> Result<CreatedFile, SandboxError> {
-        let (id, file) = self.ask_for_file(|id| Request::Create(id, path)).await?;
-        Ok(CreatedFile {
-            sandbox: self.clone(),
-            id,
-            file,
-        })
-    }
-
     /// How many processes are in it, init apart; as its init says.
     ///
     /// # Errors
     /// `Gone`.
     pub async fn count_processes(&self) -> Result<u64, SandboxError> {
-        let (_, reply) = self.ask(Request::Count).await?;
+        let reply = self.ask(Request::Count).await?;
         match reply.message {
             Reply::Counted(_, count) => Ok(count),
             other => Err(self.not_done(other)),
@@ -292,25 +260,14 @@ impl Sandbox {
         let _ = self.shared.init.readable().await;
     }
 
-    async fn ask_for_file(
-        &self,
-        request: impl FnOnce(RequestId) -> Request,
-    ) -> Result<(RequestId, File), SandboxError> {
-        let (id, mut reply) = self.ask(request).await?;
-        match (reply.message, reply.descriptors.pop()) {
-            (Reply::Opened(_), Some(descriptor)) => Ok((id, checked(descriptor)?)),
-            (other, _) => Err(self.not_done(other)),
-        }
-    }
-
     async fn ask(
         &self,
         request: impl FnOnce(RequestId) -> Request,
-    ) -> Result<(RequestId, Received<Reply>), SandboxError> {
+    ) -> Result<Received<Reply>, SandboxError> {
         let (sender, reply) = oneshot::channel();
         let id = self.expect(Waiter::Reply(sender))?;
         self.send(&request(id), &[]).await?;
-        Ok((id, reply.await.map_err(|_| self.ended())?))
+        reply.await.map_err(|_| self.ended())
     }
 
     fn expect(&self, waiter: Waiter) -> Result<RequestId, SandboxError> {
@@ -480,56 +437,5 @@ impl Signaller {
     pub async fn signal(&self, signal: i32, target: Target) -> Result<(), SandboxError> {
         let request = Request::Signal(self.id, signal, target);
         self.sandbox.send(&request, &[]).await
-    }
-}
-
-impl CreatedFile {
-    /// Puts it in its place.
-    ///
-    /// # Errors
-    /// `Refused`, with the errno; nothing is replaced then.
-    pub async fn commit(self) -> Result<(), SandboxError> {
-        let request = Request::Commit(self.id);
-        self.finish(request).await
-    }
-
-    /// Drops it.
-    ///
-    /// # Errors
-    /// `Gone`.
-    pub async fn abort(self) -> Result<(), SandboxError> {
-        let request = Request::Abort(self.id);
-        self.finish(request).await
-    }
-
-    async fn finish(self, request: Request) -> Result<(), SandboxError> {
-        let (sender, reply) = oneshot::channel();
-        {
-            let connection = &self.sandbox.shared.connection;
-            let mut waiting = connection
-                .waiting
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let Some(waiting) = waiting.as_mut() else {
-                return Err(self.sandbox.ended());
-            };
-            waiting.insert(self.id, Waiter::Reply(sender));
-        }
-        self.sandbox.send(&request, &[]).await?;
-        match reply.await.map_err(|_| self.sandbox.ended())?.message {
-            Reply::Done(_) => Ok(()),
-            other => Err(self.sandbox.not_done(other)),
-        }
-    }
-}
-
-/// Init is not trusted: whatever it says, what it handed out must be a regular file.
-fn checked(descriptor: OwnedFd) -> Result<File, SandboxError> {
-    let status =
-        rustix::fs::fstat(&descriptor).map_err(|error| SandboxError::Unreachable(error.into()))?;
-    if rustix::fs::FileType::from_raw_mode(status.st_mode) == rustix::fs::FileType::RegularFile {
-        Ok(File::from(descriptor))
-    } else {
-        Err(SandboxError::Gone(Gone::Lost))
     }
 }

@@ -25,11 +25,12 @@ pub use crate::workspace::{
     Told, WorkspaceId,
 };
 
+pub mod files;
 pub mod ns;
 
 /// A provisioning mode.
 #[async_trait]
-pub trait Provider: Send + Sync + 'static {
+pub trait Provider: files::Files + Send + Sync + 'static {
     /// Makes a workspace on the setup layer, setting up first if no layer is there yet.
     ///
     /// `env` is the workspace's own environment, on top of the config's.
@@ -300,9 +301,24 @@ pub enum Error {
     /// There is no such file, or a part of its path is missing.
     #[error("{0}")]
     NoSuchFile(String),
-    /// The caller asked for something that cannot be: a directory read as a file, a missing working directory, a NUL in a path.
+    /// The caller asked for something that cannot be: a missing working directory, a NUL in a path.
     #[error("{0}")]
     Invalid(String),
+    /// The file is a directory.
+    #[error("{0}")]
+    NotAFile(String),
+    /// The file, or a part of its path, is no directory.
+    #[error("{0}")]
+    NotADirectory(String),
+    /// The file is a pipe, a socket, a device, or one that the kernel makes up.
+    #[error("{0}")]
+    NotRegular(String),
+    /// The directory is not empty.
+    #[error("{0}")]
+    NotEmpty(String),
+    /// Something is there already.
+    #[error("{0}")]
+    Exists(String),
     /// The workspace's own permissions forbid it.
     #[error("{0}")]
     Forbidden(String),

@@ -1,5 +1,7 @@
 //! The `ns` mode: workspaces made of namespaces, overlayfs, seccomp and landlock on this host.
 
+mod files;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -256,29 +258,12 @@ impl Provider for NsProvider {
         target: FilePath,
         content: FileContent,
     ) -> Result<(), Error> {
-        check_file_path(&target)?;
-        let workspace = self.get(id)?;
-        to_its_end(async move {
-            workspace
-                .replace_file(target.working_dir.as_deref(), &target.path, content)
-                .await
-                .map_err(|error| error_of(error, &target.path))
-        })
-        .await
+        let (this, id) = (self.clone(), id.clone());
+        to_its_end(async move { this.replace_by(&id, target, content).await }).await
     }
 
     async fn read_file(&self, id: &WorkspaceId, source: FilePath) -> Result<OpenFile, Error> {
-        check_file_path(&source)?;
-        let file = self
-            .get(id)?
-            .open_file(source.working_dir.as_deref(), &source.path)
-            .await
-            .map_err(|error| error_of(error, &source.path))?;
-        let size = file
-            .metadata()
-            .map_err(|error| Error::Host(error.to_string()))?
-            .len();
-        Ok(OpenFile { file, size })
+        self.open_regular(id, source).await
     }
 
     async fn reset(&self, id: &WorkspaceId) -> Result<Receipt, Error> {
@@ -448,14 +433,6 @@ fn check_path(path: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_file_path(path: &FilePath) -> Result<(), Error> {
-    if path.path.is_empty() {
-        return Err(Error::Invalid("the path is empty".into()));
-    }
-    check_path(path.working_dir.as_deref().unwrap_or_default())?;
-    check_path(&path.path)
-}
-
 /// What the API calls an error; `path` is what the caller named.
 fn error_of(error: WorkspaceError, path: &str) -> Error {
     if error.is_no_space() {
@@ -468,6 +445,7 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
         WorkspaceError::Exec(ExecError::Sandbox(error)) => sandbox_error_of(&error, path),
         WorkspaceError::Exec(error) => error.into(),
         WorkspaceError::Session(error) => error.into(),
+        WorkspaceError::File(error) => files::file_error_of(error),
         WorkspaceError::Moved => Error::Conflict(error.to_string()),
         other => Error::Host(chain::text(&other)),
     }
@@ -513,6 +491,7 @@ fn setup_error_of(error: SetupError, path: &str) -> Error {
         SetupError::Script { exit_code, output } => Error::SetupFailed { exit_code, output },
         SetupError::Git(_) | SetupError::GitInside { .. } => Error::Repository(chain::text(&error)),
         SetupError::Sandbox(error) => sandbox_error_of(&error, path),
+        SetupError::File(error) => files::file_error_of(error),
         other => Error::Host(chain::text(&other)),
     }
 }
@@ -540,12 +519,9 @@ fn refusal_of(refusal: &Refusal, path: &str) -> Error {
         Attempt::Directory => format!("the working directory '{path}' cannot be entered"),
         Attempt::User(_) => "the user cannot be used".to_owned(),
         Attempt::Start => "the command cannot be started".to_owned(),
-        Attempt::File => format!("'{path}' cannot be opened as a file"),
     };
     let text = format!("{what}: {reason}");
     match (refusal.attempt, refusal.errno) {
-        (Attempt::File, libc::ENOENT) => Error::NoSuchFile(text),
-        (Attempt::File, libc::EINVAL) => Error::Invalid(format!("'{path}' is no regular file")),
         (_, libc::EACCES | libc::EPERM | libc::EROFS) => Error::Forbidden(text),
         (_, libc::ENOSPC | libc::EDQUOT) => Error::NoSpace(text),
         (Attempt::Start, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {

@@ -6,6 +6,7 @@
 mod events;
 pub mod execs;
 mod fetch;
+mod files;
 mod id;
 mod one;
 mod record;
@@ -21,11 +22,13 @@ use tokio::task::JoinSet;
 
 pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
 pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
+pub use files::FileTarget;
 pub use id::{InvalidId, WorkspaceId};
 pub use one::{Launch, Reset, Workspace};
 
 use crate::base::{SetupError, Setups};
 use crate::config::WorkspaceConfig;
+use crate::pool::files::FileError;
 use crate::pool::{SandboxError, SpawnerError, is_full};
 use crate::state::{State, Use};
 use record::Record;
@@ -52,6 +55,9 @@ pub enum WorkspaceError {
     /// Something could not be done with a session.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// Something could not be done with its files.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// It was reset, removed or stopped meanwhile.
     #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
     Moved,
@@ -74,6 +80,7 @@ impl WorkspaceError {
             Self::Spawner(error) => error.is_no_space(),
             Self::Sandbox(error) => error.is_no_space(),
             Self::Exec(error) => error.is_no_space(),
+            Self::File(error) => error.is_no_space(),
             Self::Host { source, .. } => is_full(source),
             Self::NotFound(_) | Self::Session(_) | Self::Moved => false,
         }

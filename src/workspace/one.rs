@@ -1,7 +1,7 @@
 //! One workspace and its changes of sandbox.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -263,58 +263,13 @@ impl Workspace {
     /// The exec that `launch` asks for in this workspace.
     #[must_use]
     pub fn exec(&self, launch: Launch) -> Exec {
-        let user = self.user_of(&launch);
+        let user = self.user_inside(launch.user);
         Exec {
             program: launch.program,
             directory: self.directory_inside(launch.directory.as_deref()),
             environment: environment(&[&self.config.env, &self.record().env, &launch.env]),
             terminal: launch.terminal,
             user: Some(user),
-        }
-    }
-
-    /// As whom a command is to run.
-    pub(super) fn user_of(&self, launch: &Launch) -> String {
-        launch.user.as_ref().unwrap_or(&self.config.user).clone()
-    }
-
-    /// Opens a regular file for reading.
-    ///
-    /// # Errors
-    /// Where its sandbox refuses, or there is none.
-    pub async fn open_file(
-        &self,
-        working_dir: Option<&str>,
-        path: &str,
-    ) -> Result<std::fs::File, WorkspaceError> {
-        let path = self.path_inside(working_dir, path);
-        Ok(self.sandbox().await?.open(path).await?)
-    }
-
-    /// Replaces a file, whole or not at all.
-    ///
-    /// # Errors
-    /// Where its sandbox refuses or there is none; `Host` with the error of reading `content` or
-    /// writing the file.
-    pub async fn replace_file(
-        &self,
-        working_dir: Option<&str>,
-        path: &str,
-        mut content: Box<dyn Read + Send>,
-    ) -> Result<(), WorkspaceError> {
-        let path = self.path_inside(working_dir, path);
-        let created = self.sandbox().await?.create_file(path).await?;
-        let attempt = WorkspaceError::host("writing the file");
-        let mut file = created.file.try_clone().map_err(&attempt)?;
-        let copied = tokio::task::spawn_blocking(move || std::io::copy(&mut content, &mut file))
-            .await
-            .map_err(|error| attempt(error.into()))?;
-        match copied {
-            Ok(_) => Ok(created.commit().await?),
-            Err(error) => {
-                created.abort().await?;
-                Err(attempt(error))
-            }
         }
     }
 
@@ -487,16 +442,15 @@ impl Workspace {
         }
     }
 
-    fn directory_inside(&self, working_dir: Option<&str>) -> String {
-        let directory = self.config.workdir.join(working_dir.unwrap_or(""));
-        directory.to_string_lossy().into_owned()
+    /// The user that is meant where `user` is asked for.
+    pub(super) fn user_inside(&self, user: Option<String>) -> String {
+        user.unwrap_or_else(|| self.config.user.clone())
     }
 
-    fn path_inside(&self, working_dir: Option<&str>, path: &str) -> String {
-        Path::new(&self.directory_inside(working_dir))
-            .join(path)
-            .to_string_lossy()
-            .into_owned()
+    /// The absolute path of `working_dir`.
+    pub(super) fn directory_inside(&self, working_dir: Option<&str>) -> String {
+        let directory = self.config.workdir.join(working_dir.unwrap_or(""));
+        directory.to_string_lossy().into_owned()
     }
 
     fn set_current(&self, sandbox: Option<Sandbox>) -> Option<Sandbox> {

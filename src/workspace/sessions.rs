@@ -220,7 +220,7 @@ impl Workspace {
         check_name(name)?;
         self.sessions().check_free(name)?;
         let (reports, reporter) = pipe().map_err(WorkspaceError::host("making a pipe"))?;
-        let user = self.user_of(&launch);
+        let user = self.user_inside(launch.user.clone());
         let launch = Launch {
             program: Program::Shell(SHELL.to_owned()),
             terminal: None,

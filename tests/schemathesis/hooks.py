@@ -31,11 +31,21 @@ def shared_workspace():
     return ask("/workspaces", {})["id"]
 
 
+@functools.cache
+def files_workspace():
+    """The workspace of all requests for files, which may take from it what others need."""
+    workspace = ask("/workspaces", {})["id"]
+    ask(f"/workspaces/{workspace}/cmd", {"cmd": "mkdir -p /srv/d/e && echo text > /srv/f && mkfifo /srv/pipe"})
+    return workspace
+
+
 def removes(case, parameter):
     return case.method == "DELETE" and case.path.endswith("{" + parameter + "}")
 
 
 def workspace(case):
+    if "/files/" in case.path:
+        return files_workspace()
     return ask("/workspaces", {})["id"] if removes(case, "id") else shared_workspace()
 
 

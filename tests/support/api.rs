@@ -250,6 +250,35 @@ impl Workspace {
         format!("/workspaces/{}/{action}", self.id)
     }
 
+    /// The API that it is at.
+    pub(crate) fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Where a file of it is in the API; `path` is absolute, and every byte but letters and slashes is
+    /// sent percent-encoded.
+    pub(crate) fn file(&self, path: impl AsRef<[u8]>) -> String {
+        let mut sent = self.path("files");
+        for byte in path.as_ref() {
+            match byte {
+                b'/' | b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => sent.push(char::from(*byte)),
+                other => sent.push_str(&format!("%{other:02X}")),
+            }
+        }
+        sent
+    }
+
+    /// Asks for something of the file at an absolute path; `query` begins with its `?`.
+    pub(crate) fn on_file(&self, method: &str, path: &str, query: &str, body: &[u8]) -> Answer {
+        let kind = match method {
+            "POST" => "application/json",
+            _ => "application/octet-stream",
+        };
+        let target = format!("{}{query}", self.file(path));
+        self.api
+            .send(method, &target, &[("content-type", kind)], body)
+    }
+
     /// Asks for one of the workspace's actions by name.
     pub(crate) fn post(&self, action: &str, body: &Value) -> Answer {
         self.api.post(&self.path(action), body)

@@ -21,6 +21,7 @@ use utoipa_axum::routes;
 use super::App;
 use super::body::{self, Base64File};
 use super::execs::lossy;
+use super::files::FILES;
 use super::metrics::{Counted, Direction};
 use super::problem::{BODY, Kind, Problem, Problems, of};
 use super::routes::{Id, Null, Octets, checked_env, optional_without_nul, tag, without_nul};
@@ -255,7 +256,7 @@ struct Written {
     request_body = WriteFileRequest,
     responses(
         (status = 200, description = "It is there.", body = Written),
-        Problems<{ BODY | SANDBOX | of(&[Kind::NoSuchFile]) }>,
+        Problems<{ BODY | FILES | of(&[Kind::NotAFile]) }>,
     )
 )]
 async fn write_file(
@@ -309,7 +310,7 @@ struct ReadFileRequest {
     request_body = ReadFileRequest,
     responses(
         (status = 200, description = "Its bytes.", body = inline(Octets), content_type = "application/octet-stream"),
-        Problems<{ BODY | SANDBOX | of(&[Kind::NoSuchFile]) }>,
+        Problems<{ BODY | FILES | of(&[Kind::NotAFile]) }>,
     )
 )]
 async fn read_file(

@@ -12,6 +12,7 @@ mod connection;
 mod documents;
 mod events;
 mod execs;
+mod files;
 mod guard;
 mod listener;
 mod metrics;

@@ -54,7 +54,7 @@ use super::observe::observe;
 use super::problem::{Kind, Problem};
 use super::unread::close_if_unread;
 use super::{
-    App, attach, commands, documents, events, execs, metrics, output, sessions, workspaces,
+    App, attach, commands, documents, events, execs, files, metrics, output, sessions, workspaces,
 };
 use crate::provider::{Error, WorkspaceId};
 
@@ -67,6 +67,7 @@ pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
     attach::routes,
     events::routes,
     sessions::routes,
+    files::routes,
     commands::routes,
     documents::routes,
     metrics::routes,
@@ -80,6 +81,8 @@ pub(super) mod tag {
     pub(in crate::server::http) const EXECS: &str = "execs";
     /// Shells that live from one command to the next.
     pub(in crate::server::http) const SESSIONS: &str = "sessions";
+    /// Files, directories and archives.
+    pub(in crate::server::http) const FILES: &str = "files";
     /// bosun-ai/derrick's commands and files.
     pub(in crate::server::http) const COMMANDS: &str = "commands";
     /// The provider itself.

@@ -2,6 +2,8 @@
 //!
 //! Commands of the fake provider name the outcome they want; nothing runs.
 
+mod files;
+
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, Write};
 use std::net::SocketAddr;

@@ -225,7 +225,10 @@ impl Asked {
         match program {
             Program::Shell(line) => Self::Cmd(line.clone()),
             Program::Arguments(arguments) => Self::Argv(arguments.clone()),
-            Program::Unpack(directory, _) => Self::Argv(vec!["unpack".into(), directory.clone()]),
+            Program::Unpack(directory, _) => {
+                Self::Argv(vec!["unpack".into(), directory.to_string()])
+            }
+            Program::Files(_) => Self::Argv(vec!["files".into()]),
         }
     }
 

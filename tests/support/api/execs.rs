@@ -54,7 +54,7 @@ impl Api {
     ) -> Result<Answer, ureq::Error> {
         let request = self.with_headers(method, path, headers);
         let mut response = match method {
-            "GET" | "DELETE" => self.agent.run(request.body(())?)?,
+            "GET" | "HEAD" | "DELETE" => self.agent.run(request.body(())?)?,
             _ => self.agent.run(request.body(body)?)?,
         };
         let body = response.body_mut().with_config().limit(512 << 20);
