@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Extension, FromRequestParts, State};
 use axum::http::request::Parts;
@@ -13,7 +14,8 @@ use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_tungstenite::tungstenite;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -40,6 +42,12 @@ const PING: Duration = Duration::from_secs(30);
 
 /// Answers to a client's messages that may wait to be sent.
 const ANSWERS: usize = 16;
+
+/// Bytes that a message of input takes in memory besides what it says, at most.
+const INPUT: usize = 128;
+
+/// How long a client may take to close when it was told to.
+const LINGER: Duration = Duration::from_secs(5);
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default().routes(routes!(attach))
@@ -97,17 +105,12 @@ async fn attach(
 ) -> Result<Response, Problem> {
     let exec = app.exec(&path)?;
     let follow = Follow::open(exec, View::Both, query.offset, Until::End).await?;
-    let tasks = app.upgraded.clone();
     let upgrade = upgrade
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE);
-    Ok(upgrade.on_upgrade(move |socket| {
-        tasks.track_future(async move {
-            converse(socket, follow).await;
-            // Its share of the connections, until here.
-            drop(connection);
-        })
-    }))
+    let tasks = app.upgraded.clone();
+    Ok(upgrade
+        .on_upgrade(move |socket| tasks.track_future(converse(socket, follow, app, connection))))
 }
 
 /// A text message of derrick's.
@@ -135,17 +138,81 @@ enum Asked {
     Eof(bool),
 }
 
-async fn converse(socket: WebSocket, follow: Follow) {
+/// What is sent besides output.
+enum Answer {
+    Message(Message),
+    /// Ends the connection: the client said what nobody can go on from.
+    Close(u16, &'static str),
+}
+
+/// What the exec is to read, with its share of what may wait.
+struct Input {
+    /// `None` is the end.
+    bytes: Option<Bytes>,
+    _share: OwnedSemaphorePermit,
+}
+
+/// Where a client's input waits for the exec.
+struct Inputs {
+    queue: mpsc::UnboundedSender<Input>,
+    room: Arc<Semaphore>,
+}
+
+impl Inputs {
+    /// Waits until there is room.
+    async fn add(&self, bytes: Option<&[u8]>) {
+        let size = bytes.map_or(0, <[u8]>::len) + INPUT;
+        let share = u32::try_from(size).unwrap_or(u32::MAX);
+        if let Ok(share) = Arc::clone(&self.room).acquire_many_owned(share).await {
+            // A copy: the message itself is a part of a larger buffer. Whoever takes it lives until
+            // this is dropped.
+            let _ = self.queue.send(Input {
+                bytes: bytes.map(Bytes::copy_from_slice),
+                _share: share,
+            });
+        }
+    }
+}
+
+/// Why nothing more is received.
+enum Silence {
+    /// The client is gone, or has said that it goes.
+    Gone,
+    /// It was told to go.
+    Refused,
+}
+
+async fn converse(socket: WebSocket, follow: Follow, app: Arc<App>, connection: Connection) {
     let exec = Arc::clone(&follow.exec);
-    let (mut sink, source) = socket.split();
+    let (mut sink, mut source) = socket.split();
     let (answers, answered) = mpsc::channel(ANSWERS);
+    let (queue, input) = mpsc::unbounded_channel();
+    let room = Arc::new(Semaphore::new(MAX_MESSAGE + INPUT));
+    let inputs = Inputs { queue, room };
+    // Beside everything else, so that a signal gets past what the exec does not read; and to its
+    // end, as what was received is not lost with its client.
+    let feeding = feed(Arc::clone(&exec), input, answers.clone());
+    app.upgraded.spawn(async move {
+        feeding.await;
+        // Its share of the connections, as it holds memory.
+        drop(connection);
+    });
     let first = Told::Exec(Box::new(exec.record()));
     if sink.send(first.into()).await.is_err() {
         return;
     }
-    tokio::select! {
-        () = send(sink, follow, answered) => {}
-        () = receive(source, &exec, answers) => {}
+    let ended = tokio::select! {
+        () = send(sink, follow, answered) => true,
+        silence = receive(&mut source, &exec, answers, inputs) => match silence {
+            Silence::Gone => false,
+            Silence::Refused => true,
+        },
+    };
+    if ended {
+        // Until the client has read it and closes: what it sent meanwhile would break the connection
+        // off under the last message.
+        let closed = async { while let Some(Ok(_)) = source.next().await {} };
+        let _ = tokio::time::timeout(LINGER, closed).await;
     }
 }
 
@@ -153,7 +220,7 @@ async fn converse(socket: WebSocket, follow: Follow) {
 async fn send(
     mut sink: SplitSink<WebSocket, Message>,
     follow: Follow,
-    mut answers: mpsc::Receiver<Message>,
+    mut answers: mpsc::Receiver<Answer>,
 ) {
     let mut pings = tokio::time::interval(PING);
     pings.reset();
@@ -168,18 +235,21 @@ async fn send(
                     Ok(Piece::Pending) => None,
                     Ok(Piece::End) => {
                         let end = Told::End(Box::new(exec.until_end().await));
-                        return close(sink, end.into(), close_code::NORMAL, "the exec has ended").await;
+                        return close(sink, Some(end), close_code::NORMAL, "the exec has ended").await;
                     }
                     Err(error) => {
                         tracing::error!(%error, "reading output");
                         let told = Told::Error("reading the output failed".to_owned());
-                        return close(sink, told.into(), close_code::ERROR, "derrick failed").await;
+                        return close(sink, Some(told), close_code::ERROR, "derrick failed").await;
                     }
                 };
                 next = Box::pin(follow.next());
                 message
             }
-            Some(answer) = answers.recv() => Some(answer),
+            Some(answer) = answers.recv() => match answer {
+                Answer::Message(message) => Some(message),
+                Answer::Close(code, reason) => return close(sink, None, code, reason).await,
+            },
             _ = pings.tick() => Some(Message::Ping(Vec::new().into())),
         };
         if let Some(message) = message
@@ -200,41 +270,99 @@ fn printed(stream: Stream, bytes: &[u8]) -> Message {
 
 async fn close(
     mut sink: SplitSink<WebSocket, Message>,
-    last: Message,
+    last: Option<Told>,
     code: u16,
     reason: &'static str,
 ) {
     let reason = Utf8Bytes::from_static(reason);
     let frame = Message::Close(Some(CloseFrame { code, reason }));
     // A client that is gone has nothing to be told.
-    let _ = sink.send(last).await;
+    if let Some(last) = last {
+        let _ = sink.send(last.into()).await;
+    }
     let _ = sink.send(frame).await;
 }
 
 /// Does what the client says until it is gone.
-async fn receive(mut source: SplitStream<WebSocket>, exec: &Exec, answers: mpsc::Sender<Message>) {
-    while let Some(Ok(message)) = source.next().await {
-        let done = match message {
-            Message::Binary(bytes) => match bytes.split_first() {
-                Some((&STDIN, bytes)) => exec.write(bytes).await.map_err(Problem::from),
+async fn receive(
+    source: &mut SplitStream<WebSocket>,
+    exec: &Exec,
+    answers: mpsc::Sender<Answer>,
+    inputs: Inputs,
+) -> Silence {
+    loop {
+        let done = match source.next().await {
+            Some(Ok(Message::Binary(bytes))) => match bytes.split_first() {
+                Some((&STDIN, bytes)) => {
+                    inputs.add(Some(bytes)).await;
+                    Ok(())
+                }
                 _ => Err(invalid(
                     "a binary message of a client's begins with the byte 0",
                 )),
             },
-            Message::Text(text) => obey(exec, &text).await,
-            Message::Close(_) => return,
-            Message::Ping(_) | Message::Pong(_) => Ok(()),
-        };
-        if let Err(problem) = done {
-            let told = Told::Error(problem.detail().to_owned());
-            if answers.send(told.into()).await.is_err() {
-                return;
+            Some(Ok(Message::Text(text))) => obey(exec, &text, &inputs).await,
+            // The answer to a close is sent with the next look.
+            Some(Ok(Message::Close(_) | Message::Ping(_) | Message::Pong(_))) => Ok(()),
+            Some(Err(error)) => {
+                let Some((code, reason)) = fault(error) else {
+                    return Silence::Gone;
+                };
+                let _ = answers.send(Answer::Close(code, reason)).await;
+                // Until that is sent, or the client is gone.
+                answers.closed().await;
+                return Silence::Refused;
             }
+            None => return Silence::Gone,
+        };
+        if let Err(problem) = done
+            && answers.send(problem.into()).await.is_err()
+        {
+            return Silence::Gone;
         }
     }
 }
 
-async fn obey(exec: &Exec, text: &str) -> Result<(), Problem> {
+/// How a connection is closed on which something came that no message can follow, RFC 6455,
+/// section 7.4.1; none where it is broken.
+fn fault(error: axum::Error) -> Option<(u16, &'static str)> {
+    let error = error.into_inner().downcast::<tungstenite::Error>().ok()?;
+    match *error {
+        tungstenite::Error::Capacity(_) => Some((close_code::SIZE, "a message is over 1 MiB")),
+        tungstenite::Error::Utf8(_) => Some((close_code::INVALID, "a text is no UTF-8")),
+        tungstenite::Error::Protocol(
+            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+        ) => None,
+        tungstenite::Error::Protocol(_) => Some((close_code::PROTOCOL, "this is no WebSocket")),
+        _ => None,
+    }
+}
+
+/// Gives the exec what it is to read, as fast as it does.
+async fn feed(
+    exec: Arc<Exec>,
+    mut inputs: mpsc::UnboundedReceiver<Input>,
+    answers: mpsc::Sender<Answer>,
+) {
+    while let Some(input) = inputs.recv().await {
+        let done = match &input.bytes {
+            Some(bytes) => exec.write(bytes).await,
+            None => exec.close_stdin().await,
+        };
+        if let Err(error) = done {
+            // Where the client is gone, the rest is refused as well.
+            let _ = answers.send(Problem::from(error).into()).await;
+        }
+    }
+}
+
+impl From<Problem> for Answer {
+    fn from(problem: Problem) -> Self {
+        Self::Message(Told::Error(problem.detail().to_owned()).into())
+    }
+}
+
+async fn obey(exec: &Exec, text: &str, inputs: &Inputs) -> Result<(), Problem> {
     let asked: Asked = serde_json::from_str(text).map_err(|error| {
         invalid(&format!(
             "the message is not one that this route takes: {error}"
@@ -246,7 +374,7 @@ async fn obey(exec: &Exec, text: &str) -> Result<(), Problem> {
             let (signal, target) = signal.checked()?;
             exec.signal(signal, target).await?;
         }
-        Asked::Eof(true) => exec.close_stdin().await?,
+        Asked::Eof(true) => inputs.add(None).await,
         Asked::Eof(false) => {}
     }
     Ok(())
