@@ -164,7 +164,7 @@ impl Attached {
     }
 
     /// Reads to the end, which is well-formed.
-    fn to_end(mut self) -> (Printed, Ended) {
+    fn finish(mut self) -> (Printed, Ended) {
         let mut printed = Printed::default();
         let exec = loop {
             if let Some(exec) = self.take(&mut printed) {
@@ -242,7 +242,7 @@ fn all_of_an_exec_goes_through_one_connection() {
     attached.say(&json!({ "eof": false }));
     attached.type_in(b"\n");
     attached.say(&json!({ "eof": true }));
-    let (printed, ended) = attached.to_end();
+    let (printed, ended) = attached.finish();
     assert_eq!(text(&printed.both), "three\n");
     assert_eq!(printed.errors, Vec::<String>::new());
     assert_eq!(
@@ -267,7 +267,7 @@ fn a_terminal_is_resized_and_interrupted_on_the_connection() {
     attached.type_in(b"\n");
     attached.until("50 132\r\n");
     attached.type_in(b"\x03");
-    let (printed, ended) = attached.to_end();
+    let (printed, ended) = attached.finish();
     assert_eq!(text(&printed.both), "^C");
     assert_eq!(ended.exec["outcome"]["name"], "SIGINT");
 }
@@ -287,7 +287,7 @@ fn a_signal_on_the_connection_goes_where_it_says() {
         seen += &text(&printed.both);
     }
     attached.say(&json!({ "signal": { "signal": 9 } }));
-    let (_, ended) = attached.to_end();
+    let (_, ended) = attached.finish();
     assert_eq!(ended.exec["outcome"]["name"], "SIGKILL");
 }
 
@@ -308,7 +308,7 @@ fn several_clients_watch_and_write_and_none_minds_another_that_goes() {
     drop(clients.remove(0));
     clients[0].type_in(b"four\n");
     clients[0].say(&json!({ "eof": true }));
-    let (printed, ended) = clients.remove(0).to_end();
+    let (printed, ended) = clients.remove(0).finish();
     assert_eq!(text(&printed.both), "four\n");
     assert_eq!(ended.exec["exit_code"], 0);
     assert_eq!(exec.printed("stdout"), "one\ntwo\nthree\nfour\n");
@@ -323,7 +323,7 @@ fn one_that_has_ended_is_shown_from_the_start_and_at_its_end() {
     for (query, rest) in [("", "out\n"), ("?offset=2", "t\n"), ("?offset=4", "")] {
         let attached = attach(&derrick, &exec, query);
         assert_eq!(attached.exec["state"], "ended");
-        let (printed, ended) = attached.to_end();
+        let (printed, ended) = attached.finish();
         assert_eq!(text(&printed.both), rest);
         assert_eq!((&ended.exec["exit_code"], ended.code), (&json!(3), 1000));
     }
@@ -376,12 +376,12 @@ fn a_gap_is_told_where_it_is() {
     }));
     exec.ended();
     let whole = pattern(size);
-    let (printed, _) = attach(&derrick, &exec, "").to_end();
+    let (printed, _) = attach(&derrick, &exec, "").finish();
     let [(from, to)] = printed.gaps[..] else {
         panic!("{:?}", printed.gaps);
     };
     assert!(printed.both == [&whole[..from as usize], &whole[to as usize..]].concat());
-    let (printed, _) = attach(&derrick, &exec, &format!("?offset={}", from + 5)).to_end();
+    let (printed, _) = attach(&derrick, &exec, &format!("?offset={}", from + 5)).finish();
     assert_eq!(printed.gaps, [(from + 5, to)]);
     assert!(printed.both == whole[to as usize..]);
 }
@@ -411,7 +411,7 @@ fn a_reset_is_the_end() {
     let mut attached = attach(&derrick, &exec, "");
     attached.until("there");
     workspace.reset();
-    let (_, ended) = attached.to_end();
+    let (_, ended) = attached.finish();
     assert_eq!(
         (&ended.exec["outcome"]["kind"], ended.code),
         (&json!("reset"), 1000)
@@ -429,7 +429,7 @@ fn the_end_of_the_provider_is_told_as_an_end() {
     }
     let reading: Vec<_> = attached
         .into_iter()
-        .map(|client| std::thread::spawn(move || client.to_end().1))
+        .map(|client| std::thread::spawn(move || client.finish().1))
         .collect();
     assert!(derrick.stop().success(), "{}", derrick.printed());
     for client in reading {
@@ -564,7 +564,7 @@ fn what_cannot_be_written_gets_an_error_and_the_connection_goes_on() {
     attached.say(&json!({ "resize": { "rows": 1, "cols": 1 } }));
     assert!(attached.told("error").to_string().contains("no terminal"));
     attached.say(&json!({ "signal": { "signal": 15 } }));
-    assert_eq!(attached.to_end().1.exec["outcome"]["signal"], 15);
+    assert_eq!(attached.finish().1.exec["outcome"]["signal"], 15);
 }
 
 #[test]
@@ -582,7 +582,7 @@ fn a_message_of_a_mebibyte_is_taken_and_a_larger_one_ends_the_connection_alone()
     assert_eq!(exec.show()["state"], "running");
     let mut attached = attach(&derrick, &exec, "");
     attached.say(&json!({ "eof": true }));
-    assert_eq!(text(&attached.to_end().0.both), "read\n");
+    assert_eq!(text(&attached.finish().0.both), "read\n");
 }
 
 #[test]
@@ -620,7 +620,7 @@ fn a_signal_gets_past_what_is_not_read() {
         attached.type_in(&pattern(50_000));
     }
     attached.say(&json!({ "signal": { "signal": "TERM", "to": "tree" } }));
-    let (_, ended) = attached.to_end();
+    let (_, ended) = attached.finish();
     assert_eq!(ended.exec["exit_code"], 143);
 }
 
@@ -641,7 +641,7 @@ fn a_client_that_writes_much_to_what_does_not_read_takes_no_memory() {
             }
         }
         attached.say(&json!({ "eof": true }));
-        attached.to_end().0
+        attached.finish().0
     });
     for _ in 0..20 {
         workspace.run("echo meanwhile");
