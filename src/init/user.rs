@@ -102,8 +102,9 @@ impl User {
                 let uid = number(2).ok_or(Errno::RANGE)?;
                 let gid = number(3).ok_or(Errno::RANGE)?;
                 let text = |place: usize| std::str::from_utf8(fields.get(place)?).ok();
-                let name = text(0).unwrap_or(asked);
-                (uid, gid, name, text(5).unwrap_or_default())
+                // A NUL ends what execve(2) takes.
+                let name = text(0).filter(|name| !name.contains('\0'));
+                (uid, gid, name.unwrap_or(asked), text(5).unwrap_or_default())
             }
             (None, Some(number)) => (number, number, asked, ""),
             (None, None) => return Err(Errno::NOENT),
@@ -225,6 +226,7 @@ mod tests {
         above:x:65536:5::/:\n\
         nogroup:x:5:none::/:\n\
         \xff:x:6:6::/h\xff:\n\
+        n\0l:x:8:8::/\0:\n\
         short:x\n\
         ada:x:0:0::/root:/bin/bash\n";
     const GROUP: &[u8] =
@@ -239,6 +241,7 @@ mod tests {
             ("4711", 4711, vec![4711], "4711", "/"),
             ("0004711", 4711, vec![4711], "0004711", "/"),
             ("6", 6, vec![6], "6", "/"),
+            ("8", 8, vec![8], "8", "/"),
         ] {
             let user = User::find_in(asked, PASSWD, GROUP).expect(asked);
             let found: Vec<u32> = user.groups.iter().copied().collect();
