@@ -364,3 +364,38 @@ fn a_session_begins_where_and_as_it_was_asked() {
         .post("sessions/none/run", &json!({"cmd": "true"}))
         .problem(404);
 }
+
+#[test]
+fn sessions_that_ended_take_nobodys_place() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    for number in 0..105 {
+        let name = format!("s{number}");
+        workspace
+            .post("sessions", &json!({ "name": name }))
+            .expect(201);
+        let ran = workspace.post(&format!("sessions/{name}/run"), &json!({ "cmd": "exit 0" }));
+        assert_eq!(ran.expect(200).json()["session"], "ended");
+    }
+    for number in 0..100 {
+        let name = format!("t{number}");
+        workspace
+            .post("sessions", &json!({ "name": name }))
+            .expect(201);
+    }
+    workspace
+        .post("sessions", &json!({ "name": "one-more" }))
+        .problem(422);
+}
+
+#[test]
+fn an_alias_does_not_come_between_a_command_and_its_outcome() {
+    both(|workspace, shell| {
+        let session = session(workspace, "s", shell);
+        session.ok("alias eval=false; alias exit=false; alias printf=false; alias command=false");
+        assert_eq!(session.ok("echo runs"), "runs\n");
+        let ran = session.run("(\\exit 7)");
+        assert_eq!(ran["outcome"], json!({"kind": "exited", "code": 7}));
+        assert_eq!(session.ok("echo $?"), "7\n");
+    });
+}

@@ -70,7 +70,7 @@ pub enum SessionError {
     /// One of that name lives.
     #[error("there is a session '{0}' already")]
     Exists(String),
-    /// There are too many.
+    /// There are too many that live.
     #[error("a workspace has at most {MOST} sessions")]
     TooMany,
     /// A command runs in it.
@@ -322,17 +322,21 @@ impl Sessions {
     fn insert(&self, session: Arc<Session>) -> Result<(), SessionError> {
         let mut all = self.lock();
         Self::check_place(&all, &session.name)?;
+        if all.len() >= MOST {
+            all.retain(|_, other| other.current_state() != SessionState::Ended);
+        }
         all.insert(session.name.clone(), session);
         Ok(())
     }
 
-    /// One that has ended makes room for another of its name.
+    /// One that has ended makes room for another, of its name or, where there are too many, of any.
     fn check_place(all: &BTreeMap<String, Arc<Session>>, name: &str) -> Result<(), SessionError> {
+        let lives = |session: &Arc<Session>| session.current_state() != SessionState::Ended;
         match all.get(name) {
-            Some(session) if session.current_state() == SessionState::Ended => Ok(()),
-            Some(_) => Err(SessionError::Exists(name.to_owned())),
-            None if all.len() < MOST => Ok(()),
-            None => Err(SessionError::TooMany),
+            Some(session) if lives(session) => Err(SessionError::Exists(name.to_owned())),
+            _ if all.len() < MOST => Ok(()),
+            _ if all.values().any(|session| !lives(session)) => Ok(()),
+            _ => Err(SessionError::TooMany),
         }
     }
 
@@ -476,9 +480,9 @@ impl Session {
     /// reads ahead throws away what it has read when the command is interrupted or has a flaw.
     async fn tell(&self, line: &str, number: u64, last: i32) {
         let quoted = line.replace('\'', "'\\''");
-        // What the last one left in `$?` is there again.
+        // What the last one left in `$?` is there again. A quoted name is no alias.
         let command =
-            format!("(exit {last}); eval '{quoted}' < /dev/null >&5 2>&4 3>&- 4>&- 5>&-\n");
+            format!("(\\exit {last}); \\eval '{quoted}' < /dev/null >&5 2>&4 3>&- 4>&- 5>&-\n");
         let report = format!("\\command printf '{number} %s %s\\0' \"$?\" \"$PWD\" >&3\n");
         // A shell that has ended is noticed by whoever waits for its report.
         if self.exec.write(command.as_bytes()).await.is_ok() {
