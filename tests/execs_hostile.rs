@@ -62,7 +62,8 @@ fn a_name_of_a_user_that_is_none_is_not_kept() {
 
 #[test]
 fn what_a_broken_disk_left_of_one_workspace_keeps_no_other_from_being_served() {
-    let breaks: &[(&str, fn(&str) -> String)] = &[
+    type Break = fn(&str) -> String;
+    let breaks: &[(&str, Break)] = &[
         ("started", |text| {
             text.replace("\"started\":", "\"started\":-1e300,\"x\":")
         }),
