@@ -1,7 +1,7 @@
 //! `derrick cp`: files and whole directories into a workspace, or out of one.
 //!
 //! Nothing is kept in memory but a few pieces on their way, and the side that is slower sets the
-//! pace. What comes out of a workspace was made by a stranger: see [`out`].
+//! pace. What comes out of a workspace was made by a stranger: see `out`.
 
 mod into;
 mod out;
