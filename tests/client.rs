@@ -1284,8 +1284,6 @@ fn what_cannot_be_read_to_its_end_is_not_sent_as_if_it_were_whole() {
     // The kernel lets it be opened and not be read.
     let said = refused(&run(server.url(), &["cp", "/proc/self/mem", &inside]), 125);
     assert!(said.contains("Input/output error"), "{said}");
-    let Got { method, body, .. } = next(&got);
-    assert_eq!((method.as_str(), body), ("PUT", None));
 
     // Nor is what was to come after an interrupt.
     let mut child = start(client(server.url(), &["cp", "-", &inside]).stdin(Stdio::piped()));
@@ -1295,6 +1293,9 @@ fn what_cannot_be_read_to_its_end_is_not_sent_as_if_it_were_whole() {
     send(&child, Signal::SIGINT);
     let output = child.wait_with_output().expect("it ends");
     assert_eq!(refused(&output, 130), "");
-    assert_eq!(next(&got).body, None);
+    // The first one may have ended before its request was sent at all.
+    for sent in std::iter::once(next(&got)).chain(got.try_iter()) {
+        assert_eq!((sent.method.as_str(), sent.body), ("PUT", None));
+    }
     drop(stdin);
 }
