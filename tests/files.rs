@@ -473,7 +473,21 @@ fn directories_are_made_moved_copied_and_closed() {
         &json!({ "copy": { "to": "/a/b/inside" } }),
     );
     problem(into_itself, 422, "not-possible", "/a");
-    assert_eq!(workspace.ok("ls -A /a/b | wc -l"), "4\n");
+    // The root directory goes nowhere, and nothing of it is copied before that is noticed.
+    let root = workspace.api().raw(
+        format!(
+            "POST /workspaces/{}/files/%2e HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: 24\r\n\r\n{{\"copy\":{{\"to\":\"/root2\"}}}}",
+            workspace.id,
+            derrick.api.address()
+        )
+        .as_bytes(),
+    );
+    assert!(root.starts_with("HTTP/1.1 422"), "{root}");
+    assert_eq!(
+        workspace.ok("ls -A /a/b | wc -l; ls -A / | grep -c derrick || true"),
+        "4\n0\n"
+    );
     let moved = change(&workspace, "/c/b/f", &json!({ "move": { "to": "/f" } }));
     assert_eq!(moved.expect(200).json()["size"], 2);
     let onto = change(&workspace, "/f", &json!({ "move": { "to": "/a" } }));

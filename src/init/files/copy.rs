@@ -57,9 +57,28 @@ pub(super) fn copy(from: &[u8], to: &[u8], provider: &Provider) -> Result<(), Fi
             dress(&fresh.file, source.status()).at(to)?;
             fresh.put_new().at(to)
         }
+        FileType::Directory if is_in(&slot, &source).at(to)? => Err(Errno::INVAL).at(from),
         FileType::Directory => copy_tree(&source, &slot, to, provider),
         _ => copy_special(&source, slot.directory.as_fd(), &slot.name),
     }
+}
+
+/// Whether the slot is in a directory or somewhere below it: who copies that never comes to an end.
+fn is_in(slot: &Slot, directory: &Place) -> Result<bool, Errno> {
+    let identity = |status: &Stat| (status.st_dev, status.st_ino);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut current = openat(&slot.directory, c".", flags, Mode::empty())?;
+    let mut here = identity(&rustix::fs::fstat(&current)?);
+    while here != identity(directory.status()) {
+        current = openat(&current, c"..", flags, Mode::empty())?;
+        let above = identity(&rustix::fs::fstat(&current)?);
+        // The root directory is its own parent.
+        if above == here {
+            return Ok(false);
+        }
+        here = above;
+    }
+    Ok(true)
 }
 
 fn copy_tree(
@@ -94,7 +113,7 @@ fn copy_tree(
 /// Copies everything that it visits into the directory it has made last.
 struct Copier<'a> {
     provider: &'a Provider,
-    /// The top of the copy, which must not be copied into itself.
+    /// The top of the copy, which must not be copied into itself: it may have been moved meanwhile.
     made: (u64, u64),
     directories: Vec<OwnedFd>,
 }

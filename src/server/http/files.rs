@@ -80,7 +80,7 @@ struct Place {
     /// The workspace.
     id: WorkspaceId,
     /// The path in the workspace without its first slash. Any bytes, percent-encoded.
-    #[param(value_type = String, min_length = 1)]
+    #[param(value_type = String, min_length = 1, max_length = 4094)]
     path: RawPath,
 }
 
