@@ -34,7 +34,7 @@ pub(crate) use self::{
     mode::{Mode, mode},
     scratch::{Scratch, as_owner},
     scripted::Scripted,
-    terminal::{on_terminal, quoted},
+    terminal::{on_terminal, quoted, typing},
 };
 
 /// No single wait of a test takes longer; what does is a defect.
