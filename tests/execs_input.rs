@@ -380,7 +380,10 @@ fn ctrl_d_typed_ends_the_input_and_so_does_the_end_of_stdin() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();
     for typed in [true, false] {
-        let exec = at_terminal(&workspace, "stty -echo; echo ready; cat; echo end");
+        let exec = at_terminal(
+            &workspace,
+            "stty -echo; echo ready; cat; echo end; read line",
+        );
         exec.until_printed("ready");
         exec.write(b"line\n").expect(200);
         exec.until_printed("line");
@@ -390,6 +393,8 @@ fn ctrl_d_typed_ends_the_input_and_so_does_the_end_of_stdin() {
         };
         // The terminal itself stays open.
         assert_eq!(answer.expect(200).json()["open"], true);
+        exec.until_printed("end");
+        exec.write(b"\n").expect(200);
         assert_eq!(exec.printed("both"), "ready\r\nline\r\nend\r\n");
     }
 }

@@ -8,6 +8,8 @@
 //! misleads nobody but whoever uses that session.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::pending;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
@@ -19,6 +21,7 @@ use rustix::fs::MemfdFlags;
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use utoipa::ToSchema;
 
@@ -174,6 +177,8 @@ pub struct Session {
     user: String,
     /// Held by the command that runs.
     turn: tokio::sync::Mutex<Turn>,
+    /// The command that runs was sent a signal.
+    signalled: Notify,
     state: Mutex<State>,
 }
 
@@ -257,6 +262,7 @@ impl Workspace {
             sandbox,
             user,
             turn: tokio::sync::Mutex::new(turn),
+            signalled: Notify::new(),
             state: Mutex::default(),
         });
         let record = session.record();
@@ -381,7 +387,7 @@ impl Session {
                 State::Idle | State::Replaced => return Ok(()),
             }
         }
-        self.exec.signal(libc::SIGINT, Target::Group).await
+        self.signal(libc::SIGINT, Target::Group).await
     }
 
     /// Runs a command line in it, to its end, which a deadline brings about.
@@ -447,13 +453,11 @@ impl Session {
         turn.number += 1;
         let (number, last) = (turn.number, turn.last);
         let begun = AtomicBool::new(false);
-        let tell = async {
-            self.tell(line, number, last).await;
-            begun.store(true, Ordering::Relaxed);
-        };
         let mut reported = pin!(self.unless_ended(async {
-            let ((), report) = tokio::join!(tell, turn.report(number));
-            report
+            tokio::select! {
+                report = turn.report(number) => report,
+                never = self.tell(line, number, last, &begun) => match never {},
+            }
         }));
         let in_time = match deadline {
             None => Ok(reported.as_mut().await),
@@ -477,20 +481,38 @@ impl Session {
     }
 
     /// Writes the command, and, when the shell has read that, the order to report. A shell that
-    /// reads ahead throws away what it has read when the command is interrupted or has a flaw.
-    async fn tell(&self, line: &str, number: u64, last: i32) {
+    /// reads ahead throws away what it has read when the command is interrupted or has a flaw, so
+    /// that the order is given anew after a signal; a second report is known by its number.
+    async fn tell(&self, line: &str, number: u64, last: i32, begun: &AtomicBool) -> Infallible {
         let quoted = line.replace('\'', "'\\''");
         // What the last one left in `$?` is there again. A quoted name is no alias.
         let command =
             format!("(\\exit {last}); \\eval '{quoted}' < /dev/null >&5 2>&4 3>&- 4>&- 5>&-\n");
         let report = format!("\\command printf '{number} %s %s\\0' \"$?\" \"$PWD\" >&3\n");
         // A shell that has ended is noticed by whoever waits for its report.
-        if self.exec.write(command.as_bytes()).await.is_ok() {
-            while self.exec.unread().await > 0 {
-                sleep(READING).await;
-            }
-            let _ = self.exec.write(report.as_bytes()).await;
+        let mut told = self.exec.write(command.as_bytes()).await;
+        self.until_read().await;
+        begun.store(true, Ordering::Relaxed);
+        while told.is_ok() {
+            told = self.exec.write(report.as_bytes()).await;
+            self.signalled.notified().await;
+            self.until_read().await;
         }
+        pending().await
+    }
+
+    /// Waits until the shell has read all that was written to it.
+    async fn until_read(&self) {
+        while self.exec.unread().await > 0 {
+            sleep(READING).await;
+        }
+    }
+
+    /// Signals what runs, and has the order to report given anew.
+    async fn signal(&self, signal: i32, target: Target) -> Result<(), ExecError> {
+        self.exec.signal(signal, target).await?;
+        self.signalled.notify_one();
+        Ok(())
     }
 
     /// `None` where the shell ends first.
@@ -521,7 +543,7 @@ impl Session {
             (libc::SIGINT, Target::Group),
             (libc::SIGKILL, Target::Descendants),
         ] {
-            if self.exec.signal(signal, target).await.is_err() {
+            if self.signal(signal, target).await.is_err() {
                 return None;
             }
             if let Ok(report) = timeout(GRACE, reported.as_mut()).await {
