@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
+use utoipa::ToSchema;
 
+use crate::sandbox;
 pub use secret::Secret;
 pub use tree::Position;
 
@@ -71,7 +73,7 @@ pub struct WorkspaceConfig {
     /// Restrictions that may be missing on this host instead of failing the start of a sandbox.
     #[serde(default)]
     pub best_effort: Vec<Restriction>,
-    /// What a workspace may use. Not supported yet: refused unless absent or null.
+    /// What all processes of a workspace together may use; setup is not limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
     /// Pristine sandboxes kept ready. Not supported yet: refused unless absent or null.
@@ -150,27 +152,33 @@ pub struct Setup {
 pub enum Restriction {
     /// Landlock: the second filesystem boundary and the scoping of signals and abstract sockets.
     Landlock,
+    /// Those limits that this host cannot enforce.
+    Limits,
 }
 
-/// What a workspace may use. Not supported yet.
+/// What all processes of a workspace together may use; what is absent is not limited.
 ///
-/// A size is a number of bytes or a text such as `"512MiB"` or `"2GB"`.
-#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// A size is a number of bytes or a text such as `"512MiB"` or `"2GB"`. What the host cannot enforce
+/// is refused, unless `best_effort` has `limits`.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
 pub struct Limits {
-    /// Memory of all processes together, as a size. Not supported yet.
+    /// Memory, as a size, the page cache and `/dev/shm` included, swap beside it none. At the limit
+    /// all processes are killed together.
     #[serde(default, deserialize_with = "size")]
     #[schemars(with = "Option<SizeForm>")]
+    #[schema(value_type = Option<SizeForm>)]
     pub memory: Option<ByteSize>,
-    /// Processors' worth of time, fractions allowed. Not supported yet.
+    /// Processors' worth of time, fractions allowed.
     #[serde(default)]
     pub cpus: Option<f64>,
-    /// Processes and threads at once. Not supported yet.
+    /// Processes and threads at once.
     #[serde(default)]
     pub pids: Option<u32>,
     /// What the workspace may write to disk, as a size. Not supported yet.
     #[serde(default, deserialize_with = "size")]
     #[schemars(with = "Option<SizeForm>")]
+    #[schema(ignore)]
     pub disk: Option<ByteSize>,
 }
 
@@ -459,7 +467,7 @@ enum ShortBase {
 }
 
 /// How a size may be written: in bytes, or with a unit.
-#[derive(JsonSchema)]
+#[derive(JsonSchema, ToSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only its schema is used")]
 enum SizeForm {
@@ -467,6 +475,27 @@ enum SizeForm {
     Bytes(u64),
     /// With a unit: B, kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers of 1024).
     Text(#[schemars(extend("pattern" = r"^[0-9]+(\.[0-9]+)? ?([kKMGT]i?)?B?$"))] String),
+}
+
+impl Limits {
+    /// Checks what a well-typed limit may still not be.
+    ///
+    /// # Errors
+    /// The field, and a phrase that says what would be right.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        rules::limits(self)
+    }
+}
+
+/// What is asked for, in the kernel's units.
+impl From<&Limits> for sandbox::Limits {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            memory: limits.memory.map(|size| size.as_u64()),
+            cpus: limits.cpus,
+            pids: limits.pids,
+        }
+    }
 }
 
 fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {

@@ -9,12 +9,15 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::pool::{Spawner, SpawnerError};
+use crate::sandbox::Limits;
+use crate::sandbox::cgroups::{self, Group, Hierarchies, Unenforceable};
 use crate::tally::Tally;
 
 /// Why a state directory cannot be used.
@@ -65,6 +68,8 @@ pub struct State {
 struct Shared {
     root: PathBuf,
     instance: PathBuf,
+    hierarchies: Hierarchies,
+    groups: AtomicU64,
     spawner: Spawner,
     tally: Arc<Tally>,
     discards: mpsc::UnboundedSender<Discard>,
@@ -111,13 +116,16 @@ impl State {
                 .map_err(failed("locking it"))?;
             serving = Some(lock.ok_or_else(|| StateError::InUse(root.clone()))?);
         }
-        let instance = root.join("run").join(Uuid::now_v7().to_string());
+        let name = Uuid::now_v7().to_string();
+        let instance = root.join("run").join(&name);
         make_private(&instance).map_err(failed("making a directory in it"))?;
         let own = lock(&instance.join("lock")).map_err(failed("locking a directory in it"))?;
         let own = own.ok_or_else(|| StateError::InUse(root.clone()))?;
         for name in ["scratch", "staging", "workspaces"] {
             make_private(&instance.join(name)).map_err(failed("making a directory in it"))?;
         }
+        let hierarchies = Hierarchies::find(&format!("derrick-{name}"));
+        note_groups(&instance, &hierarchies).map_err(failed("noting its control groups"))?;
         let spawner_lock = serving
             .as_ref()
             .unwrap_or(&own)
@@ -130,6 +138,8 @@ impl State {
             shared: Arc::new(Shared {
                 root,
                 instance,
+                hierarchies,
+                groups: AtomicU64::new(1),
                 spawner,
                 tally: Arc::default(),
                 discards,
@@ -145,6 +155,21 @@ impl State {
     #[must_use]
     pub fn spawner(&self) -> &Spawner {
         &self.shared.spawner
+    }
+
+    /// The control groups of a sandbox with these limits, if they need any.
+    ///
+    /// # Errors
+    /// The first limit that this host does not enforce.
+    pub fn group(&self, limits: &Limits) -> Result<Option<Group>, Unenforceable> {
+        let number = self.shared.groups.fetch_add(1, Ordering::Relaxed);
+        self.shared.hierarchies.group(&number.to_string(), limits)
+    }
+
+    /// What of `limits` this host enforces, and why it does not enforce the rest.
+    #[must_use]
+    pub fn enforceable(&self, limits: &Limits) -> (Limits, Vec<Unenforceable>) {
+        self.shared.hierarchies.enforceable(limits)
     }
 
     /// What this process counts while it works on it.
@@ -239,7 +264,7 @@ impl State {
                 continue;
             }
             let swept = match lock(&path.join("lock")) {
-                Ok(Some(_free)) => self.discard(&path),
+                Ok(Some(_free)) => remove_groups(&path).and_then(|()| self.discard(&path)),
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };
@@ -274,6 +299,32 @@ async fn remove_in_turn(spawner: Spawner, mut queue: mpsc::UnboundedReceiver<Dis
             }
         }
     }
+}
+
+/// In the directory of each process: where the control groups of its sandboxes are.
+const GROUPS: &str = "groups.json";
+
+/// Notes where this process makes control groups, for whoever sweeps if it cannot remove them itself.
+fn note_groups(instance: &Path, hierarchies: &Hierarchies) -> io::Result<()> {
+    let directories = serde_json::to_vec(&hierarchies.directories())?;
+    std::fs::write(instance.join(GROUPS), directories)
+}
+
+/// Removes the control groups of a process that is gone.
+fn remove_groups(instance: &Path) -> io::Result<()> {
+    let noted = match std::fs::read(instance.join(GROUPS)) {
+        Ok(noted) => noted,
+        // It was killed before it could make any.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let directories: Vec<PathBuf> = serde_json::from_slice(&noted).unwrap_or_default();
+    for directory in directories {
+        if let Err(error) = cgroups::remove_all(&directory) {
+            tracing::warn!(%error, path = %directory.display(), "cannot remove old control groups");
+        }
+    }
+    Ok(())
 }
 
 fn make_private(path: &Path) -> io::Result<()> {

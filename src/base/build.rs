@@ -62,6 +62,8 @@ impl Build {
             network,
             hostname: "setup".into(),
             landlock,
+            // What setup may use is up to whoever wrote the config.
+            group: None,
         };
         match state.spawner().create(spec).await {
             Ok(sandbox) => Ok(Self {

@@ -21,6 +21,6 @@ pub use build::environment;
 pub use error::SetupError;
 pub(crate) use repositories::take_in;
 pub use setup::Setups;
-pub(crate) use setup::{landlock, network};
+pub(crate) use setup::{landlock, limits, network};
 pub use stack::Stack;
 pub use store::{Digest, Layer, LayerStore};

@@ -16,7 +16,7 @@ use super::{Digest, Layer, LayerStore, SetupError, Stack};
 use crate::config::{self, WorkspaceConfig};
 use crate::git::{CommitId, Mirrors};
 use crate::init::protocol::Program;
-use crate::sandbox::{Access, Enforcement, Network, Requirement};
+use crate::sandbox::{Access, Enforcement, Limits, Network, Requirement};
 use crate::state::State;
 
 /// Setup layers on top of each other, after which a setup starts from the base again.
@@ -335,6 +335,13 @@ pub(crate) fn network(asked: config::Network) -> Network {
 }
 
 /// Whether landlock is required, as the config says.
+pub(crate) fn limits(config: &WorkspaceConfig) -> Limits {
+    config
+        .limits
+        .as_ref()
+        .map_or_else(Limits::default, Limits::from)
+}
+
 pub(crate) fn landlock(config: &WorkspaceConfig) -> Requirement {
     if config.best_effort.contains(&config::Restriction::Landlock) {
         Requirement::BestEffort

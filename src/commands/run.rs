@@ -3,7 +3,6 @@
 //! The command never gets derrick's own descriptors, which would lead it to files and the terminal
 //! of the host: bytes are carried over pipes, or over a terminal of the workspace's own.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,10 +17,10 @@ use super::terminal::{self, RawTerminal, window_size};
 use crate::cli::{LogFormat, RunArgs};
 use crate::config::WorkspaceConfig;
 use crate::init::protocol::{Exit, Program, Status};
-use crate::pool::{Running, Sandbox};
+use crate::pool::{Gone, Running, Sandbox, SandboxError};
 use crate::state::{State, Use};
 use crate::sys::terminal::resize;
-use crate::workspace::{Launch, Workspaces};
+use crate::workspace::{Asked, Launch, Workspaces};
 
 /// Runs the command; its own exit code, or 128 + the signal that ended it.
 ///
@@ -52,7 +51,7 @@ async fn run_in_throwaway(
     let state = State::open(&arguments.state.directory()?, Use::Throwaway).await?;
     let result = async {
         let workspaces = Workspaces::open(Arc::new(config), state.clone(), Use::Throwaway).await?;
-        let workspace = workspaces.create(BTreeMap::new()).await?;
+        let workspace = workspaces.create(Asked::default()).await?;
         let launch = Launch {
             program: Program::Arguments(program),
             directory: None,
@@ -74,9 +73,18 @@ async fn run_in_throwaway(
     }
     .await;
     state.close().await;
-    let code = match result?.status {
-        Status::Code(code) => code,
-        Status::Signal(signal) => 128 + signal,
+    let code = match result {
+        Ok(exit) => match exit.status {
+            Status::Code(code) => code,
+            Status::Signal(signal) => 128 + signal,
+        },
+        Err(error) => match error.downcast_ref() {
+            Some(SandboxError::Gone(Gone::OutOfMemory)) => {
+                eprintln!("derrick: the command was killed: it reached its limit on memory");
+                128 + libc::SIGKILL
+            }
+            _ => return Err(error),
+        },
     };
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
 }
@@ -96,7 +104,7 @@ async fn over_pipes(sandbox: &Sandbox, exec: crate::init::protocol::Exec) -> any
     ];
     let exit = wait(running, None).await?;
     // The end of the sandbox closes what background children hold open.
-    sandbox.end(crate::pool::Gone::Removed).await?;
+    sandbox.end(Gone::Removed).await?;
     tokio::task::spawn_blocking(move || {
         carriers
             .into_iter()
@@ -118,7 +126,7 @@ async fn on_terminal(
     carry(io::stdin(), master.try_clone()?);
     let output = carry(master.try_clone()?, io::stdout());
     let exit = wait(running, Some(&master)).await?;
-    sandbox.end(crate::pool::Gone::Removed).await?;
+    sandbox.end(Gone::Removed).await?;
     tokio::task::spawn_blocking(move || drop(output.join())).await?;
     drop(raw);
     Ok(exit)

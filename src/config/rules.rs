@@ -37,7 +37,10 @@ pub(super) fn check(
     config.workdir = workdir;
     user::check(&config.user).at(|| top().field("user"))?;
     if let Some(limits) = &config.limits {
-        unsupported_limits(limits)?;
+        self::limits(limits).map_err(|(field, reason)| Broken {
+            path: top().field("limits").field(field),
+            reason,
+        })?;
     }
     if let Some(pool) = &config.pool {
         unsupported_pool(pool)?;
@@ -467,50 +470,46 @@ pub(super) fn variable(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn unsupported_limits(limits: &Limits) -> Result<(), Broken> {
+/// The least that a sandbox starts with: init alone takes some.
+const LEAST_MEMORY: u64 = 4 << 20;
+
+/// The field that cannot be, and why.
+pub(super) fn limits(limits: &Limits) -> Result<(), (&'static str, String)> {
     let Limits {
         memory,
         cpus,
         pids,
         disk,
     } = limits;
-    let here = |field| Path::default().field("limits").field(field);
     if let Some(cpus) = cpus
         && (!cpus.is_finite() || *cpus <= 0.0)
     {
-        return Err(format!(
-            "{cpus} is no number of cpus; write one above 0, such as 1.5"
-        ))
-        .at(|| here("cpus"));
+        let reason = format!("{cpus} is no number of cpus; write one above 0, such as 1.5");
+        return Err(("cpus", reason));
     }
-    for (field, size) in [("memory", memory), ("disk", disk)] {
-        if size.is_some_and(|size| size.as_u64() == 0) {
-            return Err("is 0; write a size above 0, such as \"512MiB\"").at(|| here(field));
-        }
+    if memory.is_some_and(|size| size.as_u64() < LEAST_MEMORY) {
+        let reason =
+            "is less than the 4 MiB that a sandbox needs at least; write more, such as \"512MiB\"";
+        return Err(("memory", reason.to_owned()));
     }
     if *pids == Some(0) {
-        return Err("is 0; write a number above 0, such as 256").at(|| here("pids"));
+        let reason = "is 0; write a number above 0, such as 256";
+        return Err(("pids", reason.to_owned()));
     }
-    let set = [
-        ("memory", memory.is_some()),
-        ("cpus", cpus.is_some()),
-        ("pids", pids.is_some()),
-        ("disk", disk.is_some()),
-    ];
-    first_set(&set).map_or(Ok(()), |field| not_yet().at(|| here(field)))
+    if disk.is_some() {
+        return Err(("disk", NOT_YET.to_owned()));
+    }
+    Ok(())
 }
 
 fn unsupported_pool(pool: &Pool) -> Result<(), Broken> {
     let Pool { size, memory } = pool;
     let here = |field| Path::default().field("pool").field(field);
     let set = [("size", size.is_some()), ("memory", memory.is_some())];
-    first_set(&set).map_or(Ok(()), |field| not_yet().at(|| here(field)))
+    match set.iter().find(|(_, set)| *set) {
+        Some((field, _)) => Err(NOT_YET).at(|| here(field)),
+        None => Ok(()),
+    }
 }
 
-fn first_set(fields: &[(&'static str, bool)]) -> Option<&'static str> {
-    fields.iter().find(|(_, set)| *set).map(|(field, _)| *field)
-}
-
-fn not_yet() -> Result<(), &'static str> {
-    Err("is not supported yet, and derrick ignores no setting; remove it")
-}
+const NOT_YET: &str = "is not supported yet, and derrick ignores no setting; remove it";

@@ -230,7 +230,7 @@ fn values_of_the_wrong_kind_are_refused_without_repeating_them() {
         ),
         (
             r#"{"name":"n","best_effort":["seccomp"]}"#,
-            "c.json:1:28: best_effort[0]: \"seccomp\" is not known; known: landlock",
+            "c.json:1:28: best_effort[0]: \"seccomp\" is not known; known: landlock, limits",
         ),
         (
             r#"{"name":"n","base":"debian"}"#,
@@ -660,23 +660,21 @@ fn names_of_variables_the_workdir_and_the_user_are_checked() {
 }
 
 #[test]
-fn limits_and_pool_are_checked_and_then_refused_as_not_supported() {
+fn limits_are_checked_and_what_is_not_supported_is_refused() {
     let not_yet = "is not supported yet, and derrick ignores no setting; remove it";
     let size = "is no size; write a number of bytes, or a number and B, kB, MB, GB, KiB, MiB or GiB, such as \"512MiB\"";
+    let little = "limits.memory: is less than the 4 MiB that a sandbox needs at least; write more, such as \"512MiB\"";
     let cases = [
-        (r#"{"memory":"512MiB"}"#, format!("limits.memory: {not_yet}")),
-        (r#"{"memory":1024}"#, format!("limits.memory: {not_yet}")),
+        (r#"{"memory":1024}"#, little.to_owned()),
+        (r#"{"memory":0}"#, little.to_owned()),
         (r#"{"memory":"lots"}"#, format!("limits.memory: \"lots\" {size}")),
         (r#"{"memory":"-1GB"}"#, format!("limits.memory: \"-1GB\" {size}")),
         (r#"{"memory":"1.5.5G"}"#, format!("limits.memory: \"1.5.5G\" {size}")),
         (r#"{"memory":"999999999999GB"}"#, format!("limits.memory: \"999999999999GB\" {size}")),
         (r#"{"memory":-1}"#, "limits.memory: is the number -1, must be a size: a number of bytes, or a text such as \"512MiB\"".to_owned()),
-        (r#"{"memory":0}"#, "limits.memory: is 0; write a size above 0, such as \"512MiB\"".to_owned()),
         (r#"{"disk":"5 GiB"}"#, format!("limits.disk: {not_yet}")),
-        (r#"{"cpus":1.5}"#, format!("limits.cpus: {not_yet}")),
         (r#"{"cpus":0}"#, "limits.cpus: 0 is no number of cpus; write one above 0, such as 1.5".to_owned()),
         (r#"{"cpus":"2"}"#, "limits.cpus: is a text, must be a number".to_owned()),
-        (r#"{"pids":256}"#, format!("limits.pids: {not_yet}")),
         (r#"{"pids":-5}"#, "limits.pids: the number -5 does not fit, must be a whole number from 0 to 4294967295".to_owned()),
         (r#"{"pids":0}"#, "limits.pids: is 0; write a number above 0, such as 256".to_owned()),
         (r#"{"pids":1.5}"#, "limits.pids: is the number 1.5, must be a whole number".to_owned()),
@@ -701,6 +699,13 @@ fn limits_and_pool_are_checked_and_then_refused_as_not_supported() {
             "c.json:1:30: pool.memory: is not supported yet, and derrick ignores no setting; remove it",
         ),
     ]);
+    let set = read(r#"{"name":"n","limits":{"memory":"512MiB","cpus":1.5,"pids":256}}"#).unwrap();
+    let limits = crate::sandbox::Limits {
+        memory: Some(512 << 20),
+        cpus: Some(1.5),
+        pids: Some(256),
+    };
+    assert_eq!(crate::sandbox::Limits::from(&set.limits.unwrap()), limits);
     for nothing in [
         r#""limits":null"#,
         r#""limits":{}"#,
@@ -817,8 +822,10 @@ fn the_shipped_schema_is_that_of_the_types() {
 #[test]
 fn the_schema_says_what_is_not_supported_yet() {
     let schema = WorkspaceConfig::json_schema();
-    for field in ["limits", "pool"] {
-        let text = schema["properties"][field]["description"].as_str().unwrap();
+    for field in ["/properties/pool", "/$defs/Limits/properties/disk"] {
+        let text = schema.pointer(field).unwrap()["description"]
+            .as_str()
+            .unwrap();
         assert!(text.contains("Not supported yet"), "{field}");
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -15,9 +15,10 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::channel::{AsyncChannel, watch};
 use super::is_full;
-use super::spawner::{Spawner, SpawnerError};
+use super::spawner::{OwnedGroup, Spawner, SpawnerError};
 use crate::init::protocol::{Attempt, Exec, Exit, Refusal, Reply, Request, RequestId, Target};
 use crate::sandbox::Enforcement;
+use crate::sandbox::cgroups::Counters;
 use crate::sys::channel::{Peer, Received};
 
 /// How long a sandbox may take to end by itself where it cannot be killed.
@@ -50,6 +51,8 @@ pub enum Gone {
     Removed,
     /// The provider is ending.
     Shutdown,
+    /// Its limit on memory was reached.
+    OutOfMemory,
     /// Nobody asked for it: its init died or said what no init says.
     Lost,
 }
@@ -69,6 +72,7 @@ struct Shared {
     next: AtomicU64,
     reader: tokio::task::JoinHandle<()>,
     attended: Mutex<Attended>,
+    alarm: Option<AbortHandle>,
 }
 
 /// What is done beside, the oldest first.
@@ -84,6 +88,7 @@ struct Connection {
     /// `None` once the sandbox ended.
     waiting: Mutex<Option<HashMap<RequestId, Waiter>>>,
     gone: OnceLock<Gone>,
+    group: Option<OwnedGroup>,
 }
 
 #[derive(Debug)]
@@ -129,6 +134,7 @@ impl fmt::Display for Gone {
             Self::Reset => "its workspace was reset",
             Self::Removed => "its workspace was removed",
             Self::Shutdown => "derrick is ending",
+            Self::OutOfMemory => "it reached its limit on memory",
             Self::Lost => "its init died or was taken over",
         })
     }
@@ -140,16 +146,24 @@ impl Sandbox {
         socket: OwnedFd,
         init: OwnedFd,
         enforcement: Enforcement,
+        group: Option<OwnedGroup>,
     ) -> io::Result<Self> {
+        let alarm = group
+            .as_ref()
+            .map_or(Ok(None), |group| group.memory_alarm())?;
         let connection = Arc::new(Connection {
             channel: AsyncChannel::new(socket, Peer::Untrusted)?,
             waiting: Mutex::new(Some(HashMap::new())),
             gone: OnceLock::new(),
+            group,
         });
         let init = watch(init, Interest::READABLE)?;
         // Aborted with the last handle, which closes the socket, on which init ends.
         let reader = tokio::spawn(Arc::clone(&connection).read());
-        let shared = Shared {
+        let alarm = alarm
+            .map(|alarm| watch(alarm, Interest::READABLE))
+            .transpose()?;
+        let shared = Arc::new_cyclic(|shared: &Weak<Shared>| Shared {
             spawner,
             connection,
             init,
@@ -157,16 +171,22 @@ impl Sandbox {
             next: AtomicU64::new(1),
             reader,
             attended: Mutex::default(),
-        };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+            alarm: alarm.map(|alarm| tokio::spawn(end_at(alarm, shared.clone())).abort_handle()),
+        });
+        Ok(Self { shared })
     }
 
     /// What the kernel enforces on it.
     #[must_use]
     pub fn enforcement(&self) -> &Enforcement {
         &self.shared.enforcement
+    }
+
+    /// What the kernel counts of all its processes together, where it is limited.
+    #[must_use]
+    pub fn counters(&self) -> Option<Counters> {
+        let group = self.shared.connection.group.as_ref();
+        group.map(|group| group.counters())
     }
 
     /// Why it ended, if it did.
@@ -324,9 +344,23 @@ impl Sandbox {
     }
 }
 
+/// Ends a sandbox when its memory runs out, where the kernel kills one process of it alone: what is
+/// left would be neither whole nor told.
+async fn end_at(alarm: AsyncFd<OwnedFd>, sandbox: Weak<Shared>) {
+    let _ = alarm.readable().await;
+    if let Some(shared) = sandbox.upgrade()
+        && let Err(error) = (Sandbox { shared }).end(Gone::OutOfMemory).await
+    {
+        tracing::error!(%error, "cannot end a sandbox whose memory ran out");
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         self.reader.abort();
+        if let Some(alarm) = &self.alarm {
+            alarm.abort();
+        }
     }
 }
 
@@ -375,6 +409,18 @@ impl Connection {
     /// Ends the conversation, on which init ends, and with it all that runs inside: nothing lives on
     /// that was said to be gone.
     fn die(&self, reason: Gone) {
+        let ran_out = || {
+            let kills = self
+                .group
+                .as_ref()
+                .and_then(|group| group.counters().oom_kills);
+            kills.is_some_and(|kills| kills > 0)
+        };
+        let reason = match reason {
+            // The kernel killed init with all others: nobody asked for it, and it is no loss.
+            Gone::Lost if ran_out() => Gone::OutOfMemory,
+            reason => reason,
+        };
         let _ = self.gone.set(reason);
         self.channel.shut_down();
         self.waiting

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use tokio::sync::oneshot;
 use super::channel::AsyncChannel;
 use super::is_full;
 use super::sandbox::Sandbox;
+use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::{Failure, SandboxSpec};
 use crate::spawner::NAME;
@@ -52,10 +54,33 @@ struct Shared {
     identity: Identity,
     next: AtomicU64,
     created: AtomicU64,
+    /// Groups of sandboxes that are gone, which the kernel did not let be removed yet.
+    groups: Mutex<Vec<Group>>,
     connection: tokio::sync::Mutex<Arc<Connection>>,
 }
 
 type Waiting = HashMap<RequestId, oneshot::Sender<Received<Reply>>>;
+
+/// The control groups of a sandbox; they are removed with it.
+#[derive(Debug)]
+pub(super) struct OwnedGroup {
+    group: Group,
+    spawner: Spawner,
+}
+
+impl Deref for OwnedGroup {
+    type Target = Group;
+
+    fn deref(&self) -> &Group {
+        &self.group
+    }
+}
+
+impl Drop for OwnedGroup {
+    fn drop(&mut self) {
+        self.spawner.remove_group(&self.group);
+    }
+}
 
 /// One life of the spawner.
 #[derive(Debug)]
@@ -79,6 +104,7 @@ impl Spawner {
             identity,
             next: AtomicU64::new(1),
             created: AtomicU64::new(0),
+            groups: Mutex::default(),
             connection: tokio::sync::Mutex::new(connection),
         };
         Ok(Self {
@@ -103,6 +129,7 @@ impl Spawner {
     /// # Errors
     /// The step that failed; nothing of the sandbox is left then but its directories.
     pub async fn create(&self, spec: SandboxSpec) -> Result<Sandbox, SpawnerError> {
+        let group = spec.group.clone().map(|group| self.own(group));
         let mut reply = self
             .ask(|id| Request::Create(id, Box::new(spec)), &[])
             .await?;
@@ -111,7 +138,7 @@ impl Spawner {
         match (reply.message, socket, init) {
             (Reply::Created(_, enforcement), Some(socket), Some(init)) => {
                 self.shared.created.fetch_add(1, Ordering::Relaxed);
-                Sandbox::new(self.clone(), socket, init, enforcement)
+                Sandbox::new(self.clone(), socket, init, enforcement, group)
                     .map_err(SpawnerError::Unreachable)
             }
             (Reply::Failed(_, failure), ..) => Err(SpawnerError::NotCreated(failure)),
@@ -130,6 +157,25 @@ impl Spawner {
     /// The step that failed; part of it may be left.
     pub async fn remove(&self, path: PathBuf) -> Result<(), SpawnerError> {
         done(self.ask(|id| Request::Remove(id, path), &[]).await?)
+    }
+
+    /// Removes `group` when the sandbox's last handle is gone.
+    fn own(&self, group: Group) -> OwnedGroup {
+        OwnedGroup {
+            group,
+            spawner: self.clone(),
+        }
+    }
+
+    fn remove_group(&self, group: &Group) {
+        let mut groups = self
+            .shared
+            .groups
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        groups.push(group.clone());
+        // One whose last process is just ending is busy for a moment more.
+        groups.retain(|group| group.remove().is_err());
     }
 
     async fn ask(

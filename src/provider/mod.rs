@@ -11,10 +11,14 @@ use async_trait::async_trait;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+pub use crate::config::Limits as LimitsAsked;
 pub use crate::init::protocol::Target;
 pub use crate::pool::exec::{Stream, Streams};
+use crate::sandbox;
+use crate::sandbox::cgroups::Counters;
 pub use crate::sys::terminal::Size;
 pub use crate::tally::Durations;
+pub use crate::workspace::Asked as NewWorkspace;
 pub use crate::workspace::execs::log;
 pub use crate::workspace::execs::{
     Asked, ExecState, Input, InvalidExecId, Key, Novelty, OUTPUT_LIMIT, StdinState,
@@ -33,8 +37,8 @@ pub mod ns;
 pub trait Provider: files::Files + Send + Sync + 'static {
     /// Makes a workspace on the setup layer, setting up first if no layer is there yet.
     ///
-    /// `env` is the workspace's own environment, on top of the config's.
-    async fn create(&self, env: BTreeMap<String, String>) -> Result<WorkspaceId, Error>;
+    /// What `asked` says comes on top of the config.
+    async fn create(&self, asked: NewWorkspace) -> Result<WorkspaceId, Error>;
     /// All workspaces, oldest first.
     fn list(&self) -> Vec<WorkspaceId>;
     /// State, layer, enforcement and execs of one workspace.
@@ -192,6 +196,11 @@ pub struct Description {
     pub created: u64,
     /// Execs under way.
     pub execs: usize,
+    /// What all its processes together may use; nothing in it where that is not limited.
+    pub limits: Limits,
+    /// What they use now, as far as the kernel counts that; absent where nothing is limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
     /// What is enforced on it; what is weaker here than asked, and why.
     #[schema(value_type = Object)]
     pub enforcement: serde_json::Value,
@@ -205,6 +214,65 @@ pub enum State {
     Running,
     /// It has none; files are there.
     Stopped,
+}
+
+/// What all processes of a workspace together may use; what is absent is not limited.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+#[schema(as = LimitsInForce)]
+pub struct Limits {
+    /// Bytes of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Processors' worth of time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+    /// Processes and threads at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
+}
+
+impl From<sandbox::Limits> for Limits {
+    fn from(limits: sandbox::Limits) -> Self {
+        let sandbox::Limits { memory, cpus, pids } = limits;
+        Self { memory, cpus, pids }
+    }
+}
+
+/// What the processes of a workspace use, all together, since their sandbox was started.
+#[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
+pub struct Usage {
+    /// Bytes of memory now, the page cache included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Bytes of memory at its peak.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
+    /// Processes and threads now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
+    /// Times that the kernel refused one because of the limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_refused: Option<u64>,
+    /// Time on processors, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<f64>,
+    /// Time that was waited for because of the limit, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<f64>,
+}
+
+impl From<Counters> for Usage {
+    fn from(counters: Counters) -> Self {
+        Self {
+            memory: counters.memory,
+            peak_memory: counters.peak_memory,
+            // Init is not the workspace's.
+            pids: counters.pids.map(|count| count.saturating_sub(1)),
+            pids_refused: counters.pids_refused,
+            cpu: counters.cpu.map(|time| time.as_secs_f64()),
+            throttled: counters.throttled.map(|time| time.as_secs_f64()),
+        }
+    }
 }
 
 /// What a reset discarded and what the workspace now is.
@@ -336,6 +404,9 @@ pub enum Error {
     /// A repository could not be brought in: refused credentials, no such reference, host not reachable.
     #[error("{0}")]
     Repository(String),
+    /// A limit that was asked for is not enforced on this host.
+    #[error("{0}")]
+    LimitUnenforceable(String),
     /// The disk, its inodes or the workspace's quota are full.
     #[error("{0}")]
     NoSpace(String),

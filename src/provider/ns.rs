@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use super::log::{View, read_ends};
 use super::{
     Asked, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord, Fetched,
-    Figures, FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Ran, Receipt,
-    Session, SessionRecord, Stream, Streams,
+    Figures, FileContent, FilePath, Finished, NewWorkspace, Novelty, OpenFile, Outcome, Provider,
+    Ran, Receipt, Session, SessionRecord, Stream, Streams,
 };
 use crate::base::SetupError;
 use crate::chain;
@@ -74,11 +74,11 @@ impl NsProvider {
 
 #[async_trait]
 impl Provider for NsProvider {
-    async fn create(&self, env: BTreeMap<String, String>) -> Result<WorkspaceId, Error> {
-        check_environment(&env)?;
+    async fn create(&self, asked: NewWorkspace) -> Result<WorkspaceId, Error> {
+        check_environment(&asked.env)?;
         let this = self.clone();
         to_its_end(async move {
-            let created = this.workspaces.create(env).await;
+            let created = this.workspaces.create(asked).await;
             let workdir = this.config.workdir.to_string_lossy();
             Ok(created
                 .map_err(|error| error_of(error, &workdir))?
@@ -103,6 +103,11 @@ impl Provider for NsProvider {
             ),
         };
         let mut enforcement = self.enforcement();
+        let (limits, missing) = workspace.limits();
+        if let Some(weaker) = enforcement["weaker"].as_array_mut() {
+            weaker.extend(missing.into_iter().map(Into::into));
+        }
+        let usage = sandbox.as_ref().and_then(|sandbox| sandbox.counters());
         if let Some(sandbox) = sandbox
             && let Ok(own) = serde_json::to_value(sandbox.enforcement())
         {
@@ -116,6 +121,8 @@ impl Provider for NsProvider {
             layer: workspace.layer().to_string(),
             created: workspace.created(),
             execs: workspace.execs().running(),
+            limits: limits.into(),
+            usage: usage.map(Into::into),
             enforcement,
         })
     }
@@ -446,6 +453,7 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
         WorkspaceError::Exec(error) => error.into(),
         WorkspaceError::Session(error) => error.into(),
         WorkspaceError::File(error) => files::file_error_of(error),
+        WorkspaceError::Unenforceable(error) => Error::LimitUnenforceable(error.to_string()),
         WorkspaceError::Moved => Error::Conflict(error.to_string()),
         other => Error::Host(chain::text(&other)),
     }
@@ -503,6 +511,9 @@ fn sandbox_error_of(error: &SandboxError, path: &str) -> Error {
         }
         SandboxError::Gone(Gone::Removed) => {
             Error::Conflict("the workspace was removed meanwhile".into())
+        }
+        SandboxError::Gone(Gone::OutOfMemory) => {
+            Error::Conflict("the workspace reached its limit on memory and was ended; the next request starts it on its files".into())
         }
         SandboxError::Gone(Gone::Shutdown) => Error::Conflict("the provider is ending".into()),
         SandboxError::Refused(refusal) => refusal_of(refusal, path),

@@ -107,7 +107,7 @@ pub fn become_root(one: OneThread) -> Result<Identity, Failure> {
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
     };
-    if own.uid == 0 && maps_every_id() {
+    if is_root_of_the_host() {
         return Ok(Identity::Ranges);
     }
     if let Some(subordinate) = subordinate_ids(own.uid)
@@ -119,10 +119,12 @@ pub fn become_root(one: OneThread) -> Result<Identity, Failure> {
     Ok(Identity::Single)
 }
 
-/// Whether uid 0 of the calling process is the host's and not that of some user namespace.
-fn maps_every_id() -> bool {
-    fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+/// Whether the calling process is root, and that of the host and not of some user namespace.
+#[must_use]
+pub fn is_root_of_the_host() -> bool {
+    let maps_every_id = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
+    rustix::process::getuid().is_root()
+        && fs::read_to_string("/proc/self/uid_map").is_ok_and(maps_every_id)
 }
 
 /// The first run of at least 65,536 subordinate uids and gids of `uid`, subuid(5).

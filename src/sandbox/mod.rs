@@ -1,11 +1,13 @@
 //! One sandbox, restriction by restriction: first the descriptions, then one file for each.
 //!
 //! `spec` says what is wanted and `failure` what went wrong. `identity`, `overlay` and `mounts`
-//! build what the sandbox sees; `network`, `limits`, `capabilities`, `landlock` and `seccomp` take
-//! away what it may do. All of it is called from `spawner` and `init` alone, in processes of one
-//! thread. Nothing here knows tokio, HTTP or the config file.
+//! build what the sandbox sees; `network`, `cgroups`, `limits`, `capabilities`, `landlock` and
+//! `seccomp` take away what it may do. All of it is called from `spawner` and `init` alone, in
+//! processes of one thread, but for what the kernel counts in `cgroups`, which the provider reads.
+//! Nothing here knows tokio, HTTP or the config file.
 
 pub mod capabilities;
+pub mod cgroups;
 pub mod failure;
 pub mod identity;
 pub mod landlock;
@@ -19,5 +21,5 @@ pub mod spec;
 
 pub use failure::{At, Failure, Step};
 pub use spec::{
-    Access, Enforcement, IdMap, Landlock, Lower, Network, Overlay, Requirement, SandboxSpec,
+    Access, Enforcement, IdMap, Landlock, Limits, Lower, Network, Overlay, Requirement, SandboxSpec,
 };

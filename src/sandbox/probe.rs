@@ -14,12 +14,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
-use nix::unistd::AccessFlags;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::thread::UnshareFlags;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::cgroups::{Caller, Layout, filesystem_of, offers, usable};
 use super::identity::{self, Identity};
 use super::overlay::{self, Scratch};
 use super::seccomp::Profile;
@@ -144,7 +144,7 @@ pub fn probe(state_dir: &Path) -> Report {
         idmapped_mounts(place.as_ref().ok(), identity_or_single),
         seccomp(),
         landlock_domain(),
-        control_groups(identity_or_single),
+        control_groups(),
         git(),
     ];
     Report {
@@ -385,7 +385,7 @@ fn state_directory(place: &Result<Place, (PathBuf, io::Error)>, state_dir: &Path
         )
         .fix("name another one with --state-dir".to_owned()),
         Ok(place) => {
-            let kind = cgroups::filesystem_of(&read("/proc/self/mountinfo"), &place.directory);
+            let kind = filesystem_of(&read("/proc/self/mountinfo"), &place.directory);
             let kind = kind.map_or_else(String::new, |kind| format!(" on {kind}"));
             Fact::ok(NAME, format!("{shown}{kind}"))
         }
@@ -474,6 +474,7 @@ fn mount_and_work(
         network: super::Network::None,
         hostname: "check".to_owned(),
         landlock: Requirement::BestEffort,
+        group: None,
     };
     overlay::prepare_uppers(&spec)?;
     let namespace = identity::make_namespace(one, 0, spec.ids)?;
@@ -567,15 +568,9 @@ fn landlock_domain() -> Fact {
     }
 }
 
-fn control_groups(identity: Identity) -> Fact {
-    let layout = cgroups::Layout::of(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"));
-    let root = identity == Identity::Ranges;
-    let usable = |directory: &Path| {
-        let writable = |path: &Path| nix::unistd::eaccess(path, AccessFlags::W_OK).is_ok();
-        writable(directory) && writable(&directory.join("cgroup.procs"))
-    };
-    let offers = |directory: &Path| read(directory.join("cgroup.controllers"));
-    layout.fact(root, offers, usable)
+fn control_groups() -> Fact {
+    let (layout, caller) = (Layout::here(), Caller::this());
+    cgroups::fact(&layout, caller, offers, usable)
 }
 
 fn git() -> Fact {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::cgroups::Group;
+
 /// Everything that determines one sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SandboxSpec {
@@ -20,6 +22,22 @@ pub struct SandboxSpec {
     pub hostname: String,
     /// Whether a kernel without landlock is refused.
     pub landlock: Requirement,
+    /// The control groups that limit it, if it is limited.
+    pub group: Option<Group>,
+}
+
+/// What all processes of a sandbox together may use; what is absent is not limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of memory, the page cache and `/dev/shm` included; there is no swap beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Processors' worth of time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+    /// Processes and threads at once, init not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u32>,
 }
 
 /// A run of ids: `0..count` inside are `first..first + count` of the spawner's user namespace.

@@ -7,8 +7,9 @@
 pub mod protocol;
 mod removal;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
@@ -16,6 +17,7 @@ use rustix::thread::UnshareFlags;
 
 use crate::init;
 use crate::init::protocol::{Birth, Go};
+use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::{self, Identity};
 use crate::sandbox::overlay::{self, Scratch};
 use crate::sandbox::seccomp::Profile;
@@ -65,6 +67,10 @@ struct Spawner {
     removals: HashMap<i32, RequestId>,
     /// Pidfds of the living inits, by process id.
     inits: HashMap<i32, OwnedFd>,
+    /// Those of sandboxes that were not seen to be removed; the provider does that while it lives.
+    groups: Vec<Group>,
+    /// The provider's own groups, in which they are.
+    group_parents: BTreeSet<PathBuf>,
 }
 
 /// A sandbox that is ready.
@@ -90,6 +96,8 @@ impl Spawner {
             profile: Profile::compile()?,
             removals: HashMap::new(),
             inits: HashMap::new(),
+            groups: Vec::new(),
+            group_parents: BTreeSet::new(),
         })
     }
 
@@ -175,11 +183,25 @@ impl Spawner {
             rustix::process::wait(WaitOptions::empty()),
             Err(Errno::CHILD)
         ) {}
+        // What is left is removed by the next start.
+        for group in &self.groups {
+            let _ = group.remove();
+        }
+        for parent in &self.group_parents {
+            let _ = std::fs::remove_dir(parent);
+        }
     }
 
     /// Makes one sandbox, from its directories to the moment that its init serves.
     fn create(&mut self, spec: &SandboxSpec) -> Result<Created, Failure> {
         overlay::prepare_uppers(spec)?;
+        if let Some(group) = &spec.group {
+            self.groups.retain(Group::is_there);
+            self.groups.push(group.clone());
+            self.group_parents
+                .extend(group.parents().map(Path::to_owned));
+            group.make()?;
+        }
         let (provider_end, init_end) =
             Channel::pair(Peer::Untrusted).at(Step::Process, "making init's socket")?;
         let (ours, theirs) =
@@ -223,6 +245,10 @@ impl Spawner {
             Birth::Ready(_) => {
                 return Err(Failure::new(Step::Process, "a sandbox was ready too early"));
             }
+        }
+        // Before it makes its own cgroup namespace, whose root the group is then.
+        if let Some(group) = &spec.group {
+            group.add(child)?;
         }
         identity::write_maps(child, 0, spec.ids)?;
         let namespace = identity::namespace_of(child)?;

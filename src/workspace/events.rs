@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::execs::ExecRecord;
+use super::execs::{ExecId, ExecRecord};
 
 /// Events that are kept.
 const KEPT: usize = 1000;
@@ -21,6 +21,13 @@ pub enum Event {
     ExecStarted(Box<ExecRecord>),
     /// A command ended.
     ExecEnded(Box<ExecRecord>),
+    /// A limit ended a command or made it fail; the event of its end comes next.
+    LimitHit {
+        /// The field of `limits`.
+        limit: &'static str,
+        /// The command.
+        exec: ExecId,
+    },
     /// The workspace is in the state right after setup again.
     Reset {
         /// Digest of the layer that it is on.

@@ -24,12 +24,14 @@ pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
 pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
 pub use files::FileTarget;
 pub use id::{InvalidId, WorkspaceId};
-pub use one::{Launch, Reset, Workspace};
+pub use one::{Asked, Launch, Reset, Workspace};
 
-use crate::base::{SetupError, Setups};
-use crate::config::WorkspaceConfig;
+use crate::base::{self, SetupError, Setups};
+use crate::config::{Restriction, WorkspaceConfig};
 use crate::pool::files::FileError;
 use crate::pool::{SandboxError, SpawnerError, is_full};
+use crate::sandbox::Limits;
+use crate::sandbox::cgroups::Unenforceable;
 use crate::state::{State, Use};
 use record::Record;
 use sessions::SessionError;
@@ -58,6 +60,9 @@ pub enum WorkspaceError {
     /// Something could not be done with its files.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A limit is not enforced on this host.
+    #[error(transparent)]
+    Unenforceable(#[from] Unenforceable),
     /// It was reset, removed or stopped meanwhile.
     #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
     Moved,
@@ -82,7 +87,7 @@ impl WorkspaceError {
             Self::Exec(error) => error.is_no_space(),
             Self::File(error) => error.is_no_space(),
             Self::Host { source, .. } => is_full(source),
-            Self::NotFound(_) | Self::Session(_) | Self::Moved => false,
+            Self::NotFound(_) | Self::Session(_) | Self::Unenforceable(_) | Self::Moved => false,
         }
     }
 
@@ -145,19 +150,31 @@ impl Workspaces {
     ///
     /// # Errors
     /// Where setup fails or the sandbox cannot be started; nothing is left of it then.
-    pub async fn create(
-        &self,
-        env: BTreeMap<String, String>,
-    ) -> Result<Arc<Workspace>, WorkspaceError> {
+    pub async fn create(&self, mut asked: Asked) -> Result<Arc<Workspace>, WorkspaceError> {
         let started = Instant::now();
         let shared = &self.shared;
         if shared.closed.load(Ordering::Relaxed) {
             return Err(WorkspaceError::Moved);
         }
+        let of_config = base::limits(&shared.config);
+        asked.limits = Limits {
+            memory: asked.limits.memory.or(of_config.memory),
+            cpus: asked.limits.cpus.or(of_config.cpus),
+            pids: asked.limits.pids.or(of_config.pids),
+        };
+        if !shared.config.best_effort.contains(&Restriction::Limits) {
+            // Before setup, which may take long.
+            shared.state.group(&asked.limits)?;
+        }
         let stack = shared.setups.stack().await?;
-        let workspace = Arc::new(
-            Workspace::create(&shared.config, &shared.state, &shared.directory, stack, env).await?,
+        let workspace = Workspace::create(
+            &shared.config,
+            &shared.state,
+            &shared.directory,
+            stack,
+            asked,
         );
+        let workspace = Arc::new(workspace.await?);
         self.lock()
             .insert(workspace.id().clone(), Arc::clone(&workspace));
         shared.state.tally().creates.count(started.elapsed());

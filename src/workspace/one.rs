@@ -12,12 +12,12 @@ use super::execs::{self, Execs, Novelty, Order};
 use super::record::{Record, writable};
 use super::sessions::Sessions;
 use crate::base::{self, Digest, Stack, environment};
-use crate::config::WorkspaceConfig;
+use crate::config::{Restriction, WorkspaceConfig};
 use crate::git::CommitId;
 use crate::init::protocol::{Exec, Program};
 use crate::pool::ranges::Range;
 use crate::pool::{Gone, Sandbox};
-use crate::sandbox::{IdMap, SandboxSpec};
+use crate::sandbox::{IdMap, Limits, SandboxSpec};
 use crate::state::State;
 use crate::sys::terminal::Size;
 use crate::workspace::WorkspaceId;
@@ -74,6 +74,15 @@ pub struct Launch {
     pub terminal: Option<Size>,
 }
 
+/// What is asked for with a workspace.
+#[derive(Debug, Default)]
+pub struct Asked {
+    /// Its own environment, on top of the config's.
+    pub env: BTreeMap<String, String>,
+    /// What it may use; the config's where it says nothing.
+    pub limits: Limits,
+}
+
 /// What a reset did.
 #[derive(Debug)]
 pub struct Reset {
@@ -93,7 +102,7 @@ impl Workspace {
         state: &State,
         parent: &Path,
         stack: Stack,
-        env: BTreeMap<String, String>,
+        asked: Asked,
     ) -> Result<Self, WorkspaceError> {
         let id = WorkspaceId::generate();
         let range = stack
@@ -102,7 +111,8 @@ impl Workspace {
         let record = Record {
             id: id.clone(),
             created: crate::clock::seconds(),
-            env,
+            env: asked.env,
+            limits: asked.limits,
             commits: stack.commits.clone(),
             stack,
             range: range.number(),
@@ -191,6 +201,17 @@ impl Workspace {
     #[must_use]
     pub fn created(&self) -> u64 {
         self.record().created
+    }
+
+    /// What it may use, and what of that is not enforced on this host, for people.
+    #[must_use]
+    pub fn limits(&self) -> (Limits, Vec<String>) {
+        let asked = self.record().limits;
+        if !self.config.best_effort.contains(&Restriction::Limits) {
+            return (asked, Vec::new());
+        }
+        let (kept, missing) = self.state.enforceable(&asked);
+        (kept, missing.iter().map(ToString::to_string).collect())
     }
 
     /// Digest of the layer that it starts from.
@@ -308,6 +329,8 @@ impl Workspace {
         let upper_entries = count_upper(&writable(&self.directory, next))
             .map_err(WorkspaceError::host("counting what a reset left"))?;
         self.end_current(Gone::Reset).await?;
+        // What ended with the old sandbox is told before the reset, and that before what is next.
+        self.execs.settle().await;
         {
             let mut record = self.lock_record();
             let mut changed = record.clone();
@@ -413,6 +436,7 @@ impl Workspace {
             network: base::network(self.config.network),
             hostname: self.hostname(),
             landlock: base::landlock(&self.config),
+            group: self.state.group(&self.limits().0)?,
         };
         Ok(self.state.spawner().create(spec).await?)
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::WorkspaceId;
 use crate::base::Stack;
 use crate::git::CommitId;
-use crate::sandbox::IdMap;
+use crate::sandbox::{IdMap, Limits};
 
 /// The record of one workspace.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub(super) struct Record {
     pub(super) created: u64,
     /// Its own environment, on top of the config's.
     pub(super) env: BTreeMap<String, String>,
+    /// What it may use.
+    #[serde(default)]
+    pub(super) limits: Limits,
     /// What it starts from, and returns to.
     pub(super) stack: Stack,
     /// The number of the id range that its files are written with.

@@ -170,6 +170,19 @@ impl Derrick {
         self.end(Signal::SIGKILL);
     }
 
+    /// Ends it and its spawner as a crash of both would: nobody is left to tidy up.
+    pub(crate) fn kill_with_spawner(&mut self) {
+        // Its only child.
+        let spawner = super::descendants(self.pid())[0];
+        let signal = |signal| {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(spawner), signal)
+                .expect("the spawner can be signalled");
+        };
+        signal(Signal::SIGSTOP);
+        self.kill9();
+        signal(Signal::SIGKILL);
+    }
+
     /// Ends it with SIGTERM and starts it on the same state.
     pub(crate) fn restart(&mut self) {
         let status = self.stop();

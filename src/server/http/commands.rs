@@ -101,6 +101,9 @@ async fn run(app: &App, id: &WorkspaceId, request: Request) -> Result<Ran, Probl
     Ok(Ran { finished, timeout })
 }
 
+/// What is said of a command whose workspace ran out of memory.
+const OUT_OF_MEMORY: &str = "the limit on memory was reached; everything that ran was killed";
+
 impl Ran {
     /// Says that it was the deadline.
     fn deadline(&self) -> String {
@@ -156,6 +159,10 @@ async fn cmd(
             format!("the command in workspace {id} was ended by signal {signal}")
         }
         Outcome::Deadline => format!("in workspace {id} {}", ran.deadline()),
+        Outcome::Oom => format!("in workspace {id} {OUT_OF_MEMORY}"),
+        Outcome::PidsLimit { code } => format!(
+            "the command in workspace {id} was refused processes at the workspace's limit and ended with exit code {code}"
+        ),
         Outcome::Killed => format!("the command in workspace {id} was killed by a request"),
         Outcome::Reset | Outcome::Removed | Outcome::Lost { .. } => {
             format!("the command in workspace {id} was ended with its sandbox")
@@ -195,7 +202,7 @@ struct CommandOutput {
             description = "It ended.",
             body = CommandOutput,
             headers(
-                ("derrick-outcome" = String, description = "How it ended: `exited`, `signaled` or `deadline`."),
+                ("derrick-outcome" = String, description = "How it ended: `exited`, `signaled`, `deadline`, `oom`, `pids_limit` or `killed`."),
                 ("derrick-omitted-bytes" = u64, description = "Bytes left out of the middle of the output, if any are."),
             ),
         ),
@@ -209,11 +216,16 @@ async fn cmd_with_output(
 ) -> Result<Response, Problem> {
     let mut ran = run(&app, &id, request).await?;
     let mut output = lossy(std::mem::take(&mut ran.finished.output));
-    if ran.finished.outcome == Outcome::Deadline {
+    let why = match ran.finished.outcome {
+        Outcome::Deadline => Some(ran.deadline()),
+        Outcome::Oom => Some(OUT_OF_MEMORY.to_owned()),
+        _ => None,
+    };
+    if let Some(why) = why {
         if !output.is_empty() && !output.ends_with('\n') {
             output.push('\n');
         }
-        output.push_str(&format!("derrick: {}\n", ran.deadline()));
+        output.push_str(&format!("derrick: {why}\n"));
     }
     let answer = CommandOutput {
         output,

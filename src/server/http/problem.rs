@@ -53,6 +53,7 @@ pub(super) enum Kind {
     KeyReused,
     SetupFailed,
     RepositoryUnavailable,
+    LimitUnenforceable,
     NotPossible,
     Internal,
     NoSpace,
@@ -95,6 +96,7 @@ impl Kind {
         Self::KeyReused,
         Self::SetupFailed,
         Self::RepositoryUnavailable,
+        Self::LimitUnenforceable,
         Self::NotPossible,
         Self::Internal,
         Self::NoSpace,
@@ -217,6 +219,11 @@ impl Kind {
                 S::UNPROCESSABLE_ENTITY,
                 "repository-unavailable",
                 "A repository cannot be brought in",
+            ),
+            Self::LimitUnenforceable => (
+                S::UNPROCESSABLE_ENTITY,
+                "limit-unenforceable",
+                "This host cannot enforce a limit",
             ),
             Self::NotPossible => (
                 S::UNPROCESSABLE_ENTITY,
@@ -355,6 +362,7 @@ impl From<provider::Error> for Problem {
             E::SetupFailed { .. } => Kind::SetupFailed,
             // The other side's fault or the config's, neither derrick's nor the host's.
             E::Repository(_) => Kind::RepositoryUnavailable,
+            E::LimitUnenforceable(_) => Kind::LimitUnenforceable,
             E::NoSpace(_) => Kind::NoSpace,
             E::Host(_) => Kind::Internal,
         };
@@ -496,6 +504,7 @@ mod tests {
             (E::Conflict(text()), 409, "conflict"),
             (failed, 422, "setup-failed"),
             (E::Repository(text()), 422, "repository-unavailable"),
+            (E::LimitUnenforceable(text()), 422, "limit-unenforceable"),
             (E::NoSpace(text()), 507, "no-space"),
             (E::Host(text()), 500, "internal"),
         ] {

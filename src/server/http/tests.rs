@@ -26,8 +26,8 @@ use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Token, serve_as};
 use crate::provider::{
     Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, Figures,
-    FileContent, FilePath, Finished, Novelty, OpenFile, Outcome, Provider, Ran, Receipt, Session,
-    SessionRecord, State, WorkspaceId,
+    FileContent, FilePath, Finished, Limits, NewWorkspace, Novelty, OpenFile, Outcome, Provider,
+    Ran, Receipt, Session, SessionRecord, State, WorkspaceId,
 };
 use crate::tally::Timings;
 
@@ -55,14 +55,17 @@ impl Fake {
 
 #[async_trait]
 impl Provider for Fake {
-    async fn create(&self, env: BTreeMap<String, String>) -> Result<WorkspaceId, Error> {
-        if env.contains_key("FAIL") {
+    async fn create(&self, asked: NewWorkspace) -> Result<WorkspaceId, Error> {
+        if asked.env.contains_key("FAIL") {
             return Err(Error::SetupFailed {
                 exit_code: 7,
                 output: "no such package".to_owned(),
             });
         }
-        self.calls.lock().unwrap().push(format!("create {env:?}"));
+        self.calls
+            .lock()
+            .unwrap()
+            .push(format!("create {:?}", asked.env));
         Ok("w".parse().unwrap())
     }
 
@@ -80,6 +83,8 @@ impl Provider for Fake {
             setup_output: None,
             created: 5,
             execs: 0,
+            limits: Limits::default(),
+            usage: None,
             enforcement: json!({"landlock": "full"}),
         })
     }
@@ -474,7 +479,7 @@ async fn workspaces_are_created_listed_described_and_removed() {
     }
     let list = r#"{"workspaces":[{"id":"w"}]}"#;
     server.get("/workspaces").await.is_json(200, list);
-    let description = r#"{"id":"w","state":"running","layer":"l","created":5,"execs":0,"enforcement":{"landlock":"full"}}"#;
+    let description = r#"{"id":"w","state":"running","layer":"l","created":5,"execs":0,"limits":{},"enforcement":{"landlock":"full"}}"#;
     server.get("/workspaces/w").await.is_json(200, description);
     for (id, answer) in [("w", "true"), ("x", "false"), ("Not%20an%20id", "false")] {
         let head = format!("DELETE /workspaces/{id} HTTP/1.1");

@@ -14,7 +14,7 @@ use super::App;
 use super::body;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
 use super::routes::{Id, Nothing, checked_env, id_text, tag};
-use crate::provider::{Description, Fetched, Receipt, WorkspaceId};
+use crate::provider::{Description, Fetched, LimitsAsked, NewWorkspace, Receipt, WorkspaceId};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
@@ -32,10 +32,16 @@ const SETUP: u64 = of(&[
     Kind::NotPossible,
     Kind::Conflict,
     Kind::NoSpace,
+    Kind::LimitUnenforceable,
 ]);
 
 /// What a sandbox may be refused for when it is started anew, as a stopped workspace's is.
-const START: u64 = of(&[Kind::NoSuchWorkspace, Kind::Conflict, Kind::NoSpace]);
+const START: u64 = of(&[
+    Kind::NoSuchWorkspace,
+    Kind::Conflict,
+    Kind::NoSpace,
+    Kind::LimitUnenforceable,
+]);
 
 #[derive(Serialize, ToSchema)]
 struct Workspace {
@@ -69,6 +75,8 @@ async fn list(State(app): State<Arc<App>>) -> Json<Workspaces> {
 struct CreateRequest {
     /// Environment of all its commands, on top of the config's.
     env: Option<BTreeMap<String, String>>,
+    /// What all its processes together may use; the config's limits where it says nothing.
+    limits: Option<LimitsAsked>,
 }
 
 /// Makes a workspace in the state right after setup.
@@ -89,8 +97,18 @@ struct CreateRequest {
 async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Json<Workspace>, Problem> {
     let body = app.collect(request, body::MAX_BODY).await?;
     let request: CreateRequest = body::parse(&body.bytes)?;
-    let env = checked_env(request.env)?;
-    let id = app.provider.create(env).await?;
+    let limits = request.limits.unwrap_or_default();
+    limits.check().map_err(|(field, reason)| {
+        Problem::new(
+            Kind::InvalidRequest,
+            format!("field limits.{field}: {reason}"),
+        )
+    })?;
+    let asked = NewWorkspace {
+        env: checked_env(request.env)?,
+        limits: (&limits).into(),
+    };
+    let id = app.provider.create(asked).await?;
     Ok(Json(Workspace { id }))
 }
 

@@ -361,6 +361,20 @@ impl Execs {
         table.all.values().filter(running).count()
     }
 
+    /// Waits until the ends of all that ran are noted and told; their sandbox must have ended.
+    pub async fn settle(&self) {
+        let all: Vec<_> = self.table().all.values().cloned().collect();
+        let ran = all.into_iter().filter(|exec| exec.lock_live().is_some());
+        let ends = async {
+            for exec in ran {
+                exec.until_end().await;
+            }
+        };
+        if tokio::time::timeout(NOTING, ends).await.is_err() {
+            tracing::warn!("execs do not end with their sandbox");
+        }
+    }
+
     /// Takes no more, and waits until all have ended, which their sandbox must have.
     pub async fn close(&self) {
         self.tasks.close();
@@ -747,17 +761,31 @@ impl Driver {
         };
         let Some(log) = log else { return };
         let mut sink = LogSink(Some(Writer::new(Arc::clone(&log))));
+        let before = self.sandbox.counters().unwrap_or_default();
         let ended = self.run(order, command, &mut sink).await;
         drop(sink);
         self.exec.lock_live().take();
         self.exec.stdin.end();
         let (outcome, exit) = match ended {
-            Ok((exit, cause)) => (Outcome::of_exit(&exit, cause), Some(exit)),
+            Ok((exit, cause)) => {
+                let after = self.sandbox.counters().unwrap_or_default();
+                let outcome = Outcome::of_exit(&exit, cause).at_limits(&before, &after);
+                (outcome, Some(exit))
+            }
             Err(error @ SandboxError::Refused(_)) if !self.exec.told.load(Ordering::Relaxed) => {
                 return self.execs.drop_reserved(&self.exec, error.into()).await;
             }
             Err(error) => (Outcome::of_error(&error), None),
         };
+        let limit = match outcome {
+            Outcome::Oom => Some("memory"),
+            Outcome::PidsLimit { .. } => Some("pids"),
+            _ => None,
+        };
+        if let Some(limit) = limit {
+            let exec = self.exec.id();
+            self.execs.events.tell(Event::LimitHit { limit, exec });
+        }
         let wall = self.started.elapsed();
         self.execs.tally.outcomes.count(outcome.word());
         self.execs.tally.execs.count(wall);

@@ -11,6 +11,7 @@ use super::log::Counts;
 use crate::init::protocol::{Exit, Program, Status};
 use crate::pool::exec::{Cause, Streams};
 use crate::pool::{Gone, SandboxError};
+use crate::sandbox::cgroups::Counters;
 
 /// Bytes of a command that its record repeats.
 const SHOWN: usize = 4096;
@@ -86,6 +87,13 @@ pub enum Outcome {
     },
     /// Its deadline passed and derrick killed its process tree.
     Deadline,
+    /// The workspace's limit on memory was reached, and all its processes were killed.
+    Oom,
+    /// It failed, and meanwhile the kernel had refused the workspace a process at its limit.
+    PidsLimit {
+        /// As a shell would report it: the exit code, or 128 + the signal.
+        code: i32,
+    },
     /// Somebody asked derrick to kill it.
     Killed,
     /// Its workspace was reset.
@@ -101,8 +109,16 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every [`word`](Self::word).
-    pub const WORDS: [&str; 7] = [
-        "exited", "signaled", "deadline", "killed", "reset", "removed", "lost",
+    pub const WORDS: [&str; 9] = [
+        "exited",
+        "signaled",
+        "deadline",
+        "oom",
+        "pids_limit",
+        "killed",
+        "reset",
+        "removed",
+        "lost",
     ];
 
     /// Of a command that this signal ended.
@@ -125,12 +141,33 @@ impl Outcome {
         }
     }
 
+    /// This one, where the kernel counted `before` the command and `after` it. A command that did
+    /// not fail has met no limit, whatever others did.
+    #[must_use]
+    pub fn at_limits(self, before: &Counters, after: &Counters) -> Self {
+        match self {
+            Self::Exited { code: 0 } => self,
+            Self::Exited { .. } | Self::Signaled { .. } if after.oom_kills > before.oom_kills => {
+                Self::Oom
+            }
+            Self::Exited { .. } | Self::Signaled { .. }
+                if after.pids_refused > before.pids_refused =>
+            {
+                Self::PidsLimit {
+                    code: self.exit_code(),
+                }
+            }
+            other => other,
+        }
+    }
+
     /// Of a command whose sandbox failed it.
     #[must_use]
     pub fn of_error(error: &SandboxError) -> Self {
         match error {
             SandboxError::Gone(Gone::Reset) => Self::Reset,
             SandboxError::Gone(Gone::Removed) => Self::Removed,
+            SandboxError::Gone(Gone::OutOfMemory) => Self::Oom,
             other => Self::Lost {
                 detail: crate::chain::text(other),
             },
@@ -142,10 +179,10 @@ impl Outcome {
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Exited { code } => *code,
+            Self::Exited { code } | Self::PidsLimit { code } => *code,
             Self::Signaled { signal, .. } => 128 + signal,
             Self::Deadline => 124,
-            Self::Killed | Self::Reset | Self::Removed => 128 + libc::SIGKILL,
+            Self::Oom | Self::Killed | Self::Reset | Self::Removed => 128 + libc::SIGKILL,
             Self::Lost { .. } => 125,
         }
     }
@@ -157,6 +194,8 @@ impl Outcome {
             Self::Exited { .. } => "exited",
             Self::Signaled { .. } => "signaled",
             Self::Deadline => "deadline",
+            Self::Oom => "oom",
+            Self::PidsLimit { .. } => "pids_limit",
             Self::Killed => "killed",
             Self::Reset => "reset",
             Self::Removed => "removed",
@@ -362,6 +401,8 @@ mod tests {
             Outcome::Exited { code: 0 },
             Outcome::signaled(9),
             Outcome::Deadline,
+            Outcome::Oom,
+            Outcome::PidsLimit { code: 1 },
             Outcome::Killed,
             Outcome::Reset,
             Outcome::Removed,
