@@ -10,6 +10,7 @@ use std::path::{Component, Path as HostPath, PathBuf};
 use super::tree::Path;
 use super::{Base, Limits, Pool, Repository, WorkspaceConfig, reader};
 use crate::init::user;
+use crate::sandbox::cgroups::LEAST_CPUS;
 
 /// A rule that the config breaks, and where.
 #[derive(Debug)]
@@ -482,9 +483,11 @@ pub(super) fn limits(limits: &Limits) -> Result<(), (&'static str, String)> {
         disk,
     } = limits;
     if let Some(cpus) = cpus
-        && (!cpus.is_finite() || *cpus <= 0.0)
+        && !(*cpus >= LEAST_CPUS && cpus.is_finite())
     {
-        let reason = format!("{cpus} is no number of cpus; write one above 0, such as 1.5");
+        let reason = format!(
+            "{cpus} is no number of cpus that can be shared out; write {LEAST_CPUS} or more, such as 1.5"
+        );
         return Err(("cpus", reason));
     }
     if memory.is_some_and(|size| size.as_u64() < LEAST_MEMORY) {

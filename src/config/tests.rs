@@ -673,7 +673,7 @@ fn limits_are_checked_and_what_is_not_supported_is_refused() {
         (r#"{"memory":"999999999999GB"}"#, format!("limits.memory: \"999999999999GB\" {size}")),
         (r#"{"memory":-1}"#, "limits.memory: is the number -1, must be a size: a number of bytes, or a text such as \"512MiB\"".to_owned()),
         (r#"{"disk":"5 GiB"}"#, format!("limits.disk: {not_yet}")),
-        (r#"{"cpus":0}"#, "limits.cpus: 0 is no number of cpus; write one above 0, such as 1.5".to_owned()),
+        (r#"{"cpus":0}"#, "limits.cpus: 0 is no number of cpus that can be shared out; write 0.01 or more, such as 1.5".to_owned()),
         (r#"{"cpus":"2"}"#, "limits.cpus: is a text, must be a number".to_owned()),
         (r#"{"pids":-5}"#, "limits.pids: the number -5 does not fit, must be a whole number from 0 to 4294967295".to_owned()),
         (r#"{"pids":0}"#, "limits.pids: is 0; write a number above 0, such as 256".to_owned()),

@@ -20,6 +20,12 @@ use crate::sys::process::Child;
 /// The period over which time on processors is shared out, in microseconds; the kernel's own default.
 const PERIOD: u64 = 100_000;
 
+/// The least of processors' worth of time that the kernel shares out.
+pub const LEAST_CPUS: f64 = 0.01;
+
+/// More processes than this there cannot be, and the kernel takes no larger number (`PID_MAX_LIMIT`).
+const MOST_PIDS: u32 = 4 << 20;
+
 /// The control groups of one sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Group {
@@ -266,7 +272,8 @@ fn settings(controller: Controller, version: Version, limits: &Limits) -> Vec<Se
         }),
         (Controller::Pids, _) => limits.pids.map_or_else(Vec::new, |count| {
             // Init is not the workspace's.
-            vec![set("pids.max", (u64::from(count) + 1).to_string())]
+            let count = count.saturating_add(1).min(MOST_PIDS);
+            vec![set("pids.max", count.to_string())]
         }),
         (Controller::Cpu, version) => limits.cpus.map_or_else(Vec::new, |cpus| {
             let quota = quota(cpus);
@@ -281,7 +288,7 @@ fn settings(controller: Controller, version: Version, limits: &Limits) -> Vec<Se
     }
 }
 
-/// Microseconds of each period; the kernel takes no less than 1000.
+/// Microseconds of each period. The kernel takes no less than 1000, which `LEAST_CPUS` are.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -390,7 +397,7 @@ mod tests {
         assert_eq!(shown(&Group::new(&v1, "1", &limits)), parts);
 
         let few = Limits {
-            cpus: Some(0.001),
+            cpus: Some(LEAST_CPUS),
             ..Limits::default()
         };
         let settings = vec![
