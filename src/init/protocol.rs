@@ -145,15 +145,26 @@ pub struct Exit {
     pub usage: Usage,
 }
 
-/// What a command and those of its descendants that were waited for used, as getrusage(2) tells.
+/// What a command and those of its descendants that were waited for, or killed with it, used, as
+/// getrusage(2) tells.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// CPU time in user mode.
     pub user: Duration,
     /// CPU time in the kernel.
     pub system: Duration,
-    /// Resident memory of the largest one at its peak, in bytes.
+    /// Resident memory of the largest one at its peak, in bytes; no less than init has, whose copy
+    /// each begins as.
     pub peak_memory: u64,
+}
+
+impl Usage {
+    /// Adds what another process used.
+    pub fn add(&mut self, other: &Self) {
+        self.user += other.user;
+        self.system += other.system;
+        self.peak_memory = self.peak_memory.max(other.peak_memory);
+    }
 }
 
 /// As wait(2) tells.

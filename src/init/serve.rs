@@ -20,7 +20,8 @@ const GATHERING: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 struct Running {
     request: RequestId,
-    killed: bool,
+    /// What was killed with it, if it was killed.
+    killed: Option<BTreeSet<i32>>,
     /// Until it is known whether its program runs.
     starting: Option<exec::Starting>,
 }
@@ -96,7 +97,7 @@ impl Init<'_> {
                         pid,
                         Running {
                             request: id,
-                            killed: false,
+                            killed: None,
                             starting,
                         },
                     );
@@ -136,18 +137,20 @@ impl Init<'_> {
         self.doomed_since = None;
         let mut leaders = std::mem::take(&mut self.doomed);
         for leader in leaders.clone() {
-            match self.execs.get_mut(&leader) {
-                Some(running) if tree::is_alive(leader)? => running.killed = true,
-                // It has ended meanwhile.
-                _ => {
-                    leaders.remove(&leader);
-                }
+            // It may have ended meanwhile.
+            if !self.execs.contains_key(&leader) || !tree::is_alive(leader)? {
+                leaders.remove(&leader);
             }
         }
         if leaders.is_empty() {
             return Ok(());
         }
-        tree::kill_trees(&leaders)
+        for (leader, tree) in tree::kill_trees(&leaders)? {
+            if let Some(running) = self.execs.get_mut(&leader) {
+                running.killed = Some(tree);
+            }
+        }
+        Ok(())
     }
 
     /// Signals an exec. What is no signal is sent to nobody.
@@ -197,16 +200,28 @@ impl Init<'_> {
 
     /// Takes the end of every child that ended, orphans of others included.
     fn reap(&mut self) -> std::io::Result<()> {
+        let mut all = Vec::new();
         while let Some(ended) = reap_any()? {
+            all.push(ended);
+        }
+        for ended in &all {
             // It has ended: whatever news there was is there.
             self.tell_news_of(ended.id)?;
             self.doomed.remove(&ended.id);
             if let Some(running) = self.execs.remove(&ended.id) {
+                let mut usage = usage_of(&ended.usage);
+                // What ended below it came to init before it ended, and so was reaped with it.
+                if let Some(tree) = &running.killed {
+                    let others = all.iter().filter(|other| tree.contains(&other.id));
+                    for other in others.filter(|other| other.id != ended.id) {
+                        usage.add(&usage_of(&other.usage));
+                    }
+                }
                 let exit = Exit {
                     status: ended.status.map_or_else(Status::Signal, Status::Code),
-                    killed: running.killed,
+                    killed: running.killed.is_some(),
                     detached: self.take_orphans()?,
-                    usage: usage_of(&ended.usage),
+                    usage,
                 };
                 self.tell(&Reply::Exited(running.request, exit), &[])?;
             }

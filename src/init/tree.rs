@@ -14,6 +14,7 @@ use super::protocol::Target;
 struct Process {
     parent: i32,
     alive: bool,
+    stopped: bool,
 }
 
 /// The processes of the sandbox as they were found, one after the other.
@@ -97,43 +98,84 @@ pub(super) fn count_below(roots: impl Iterator<Item = i32>) -> io::Result<u64> {
 /// Scans in a row that find nothing new, after which nothing is taken to be there, where none of them
 /// was whole: a process can live shorter than one scan, and be followed by its child.
 const CLEAN_SCANS: u32 = 40;
-/// How long a tree may take to be killed.
+/// How long it is tried to stop the processes of a tree alone.
+const ALONE: Duration = Duration::from_millis(200);
+/// How long a tree may take to be killed then.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What was below each leader when it was killed, what had ended and was not reaped included.
+pub(super) type Killed = BTreeMap<i32, BTreeSet<i32>>;
 
 /// Kills `leaders` and everything below them, however fast it forks.
 ///
 /// A leader is its tree's child subreaper, so every process of the tree stays below it while it
-/// lives. All are stopped until no new one shows, since what is stopped cannot fork; then all but
-/// the leaders are killed until none is left to find; the leaders go last. A fork that is under way
-/// when its process is stopped is begun anew, fork(2): its child has shown by then or never does.
+/// lives. All are stopped, since what is stopped cannot fork; then all but the leaders are killed
+/// until none is left to find; the leaders go last.
 ///
 /// # Errors
 /// `TimedOut` if something keeps it from being done, and those of reading `/proc`: then processes of
 /// the trees may be left, and only the end of the whole sandbox ends them.
-pub(super) fn kill_trees(leaders: &BTreeSet<i32>) -> io::Result<()> {
-    let until = Instant::now() + PATIENCE;
+pub(super) fn kill_trees(leaders: &BTreeSet<i32>) -> io::Result<Killed> {
+    match stop(leaders, Instant::now() + ALONE) {
+        Ok(()) => kill_stopped(leaders, || {}),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => kill_among_all(leaders),
+        Err(error) => Err(error),
+    }
+}
+
+/// Stops the processes of the trees, one after the other, until no new one shows. A fork that is under
+/// way when its process is stopped is begun anew, fork(2): its child has shown by then or never does.
+fn stop(leaders: &BTreeSet<i32>, until: Instant) -> io::Result<()> {
     let mut stopped = BTreeSet::new();
     until_clean(until, |scan| {
-        let fresh: Vec<i32> = scan
-            .living_below(leaders.iter().copied())
-            .into_iter()
-            .filter(|pid| !stopped.contains(pid))
-            .collect();
-        for pid in &fresh {
-            send(*pid, Signal::SIGSTOP);
-            stopped.insert(*pid);
+        let mut found = scan.living_below(leaders.iter().copied());
+        found.retain(|pid| stopped.insert(*pid));
+        found.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+        found.is_empty()
+    })
+}
+
+/// Kills what `stop` cannot catch up with: stops all processes of the sandbox at a stroke, and has
+/// those go on that are of no tree. The kernel lets no fork slip past a signal to all of them: one that
+/// is under way is begun anew, kill(2), fork(2). What shows of it to others is that they were stopped
+/// for a moment.
+fn kill_among_all(leaders: &BTreeSet<i32>) -> io::Result<Killed> {
+    // What somebody has stopped stays so.
+    let stopped_before = Scan::take()?;
+    let killed = kill_stopped(leaders, || send(ALL, Signal::SIGSTOP));
+    for (pid, process) in Scan::take()?.processes {
+        let before = stopped_before.processes.get(&pid);
+        if process.alive && !before.is_some_and(|before| before.stopped) {
+            send(pid, Signal::SIGCONT);
         }
-        fresh.is_empty()
-    })?;
-    until_clean(until, |scan| {
+    }
+    killed
+}
+
+/// To kill(2), every process that the caller may signal, itself and PID 1 apart.
+const ALL: i32 = -1;
+
+/// Kills what is below the leaders until none is left to find, then the leaders. `stop` is called
+/// before each look.
+fn kill_stopped(leaders: &BTreeSet<i32>, stop: impl Fn()) -> io::Result<Killed> {
+    let mut killed = Killed::new();
+    stop();
+    until_clean(Instant::now() + PATIENCE, |scan| {
+        for leader in leaders {
+            let below = scan.below([*leader]);
+            killed.entry(*leader).or_default().extend(below);
+        }
         let found = scan.living_below(leaders.iter().copied());
         let mut below = found.difference(leaders).peekable();
         let is_clean = below.peek().is_none();
+        if !is_clean {
+            stop();
+        }
         below.for_each(|pid| send(*pid, Signal::SIGKILL));
         is_clean
     })?;
     leaders.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
-    Ok(())
+    Ok(killed)
 }
 
 /// Repeats scans until `is_clean` was true of a whole one, or often enough in a row.
@@ -186,6 +228,14 @@ impl Scan {
 
     /// `roots` and their descendants that are alive.
     fn living_below(&self, roots: impl IntoIterator<Item = i32>) -> BTreeSet<i32> {
+        let mut found = self.below(roots);
+        let alive = |pid: &i32| self.processes.get(pid).is_some_and(|process| process.alive);
+        found.retain(alive);
+        found
+    }
+
+    /// `roots` and their descendants, alive or not.
+    fn below(&self, roots: impl IntoIterator<Item = i32>) -> BTreeSet<i32> {
         let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
         for (pid, process) in &self.processes {
             children.entry(process.parent).or_default().push(*pid);
@@ -197,8 +247,6 @@ impl Scan {
                 waiting.extend(children.get(&pid).into_iter().flatten());
             }
         }
-        let alive = |pid: &i32| self.processes.get(pid).is_some_and(|process| process.alive);
-        found.retain(alive);
         found
     }
 }
@@ -224,13 +272,15 @@ fn parse(stat: &[u8]) -> Option<Process> {
     let end_of_name = stat.iter().rposition(|byte| *byte == b')')?;
     let rest = std::str::from_utf8(&stat[end_of_name + 1..]).ok()?;
     let mut fields = rest.split_whitespace();
-    let ended = matches!(fields.next()?, "Z" | "X" | "x");
+    let state = fields.next()?;
+    let ended = matches!(state, "Z" | "X" | "x");
     let parent = fields.next()?.parse().ok()?;
     // The 20th field of all.
     let threads: u32 = fields.nth(15)?.parse().ok()?;
     Some(Process {
         parent,
         alive: !ended || threads > 1,
+        stopped: state == "T",
     })
 }
 
@@ -248,6 +298,7 @@ mod tests {
                 Some(Process {
                     parent: 3,
                     alive: true,
+                    stopped: false,
                 }),
             ),
             (
@@ -256,6 +307,7 @@ mod tests {
                 Some(Process {
                     parent: 9,
                     alive: false,
+                    stopped: false,
                 }),
             ),
             (
@@ -264,6 +316,7 @@ mod tests {
                 Some(Process {
                     parent: 9,
                     alive: true,
+                    stopped: false,
                 }),
             ),
             (
@@ -272,6 +325,7 @@ mod tests {
                 Some(Process {
                     parent: 4,
                     alive: true,
+                    stopped: true,
                 }),
             ),
             (b"7 (sh", 1, None),
