@@ -278,6 +278,35 @@ fn what_ends_the_shell_is_reported_as_what_it_is() {
 }
 
 #[test]
+fn what_ends_the_session_from_without_is_told_for_what_it_is() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let ends: [(&str, &dyn Fn()); 3] = [
+        ("killed", &|| {
+            let path = format!("/workspaces/{}/sessions/main", workspace.id);
+            derrick.api.delete(&path).expect(200);
+        }),
+        ("reset", &|| drop(workspace.reset())),
+        ("removed", &|| assert!(workspace.delete())),
+    ];
+    for (kind, end) in ends {
+        session(&workspace, "main", "bash");
+        workspace.ok("rm -f /tmp/ready; mkfifo /tmp/ready");
+        let path = format!("/workspaces/{}/sessions/main/run", workspace.id);
+        let line = json!({ "cmd": "echo > /tmp/ready; sleep 1000" });
+        let running = derrick.api.start(&path, line);
+        workspace.ok("cat /tmp/ready");
+        end();
+        let ran = running.answer().expect(200).json();
+        assert_eq!(ran["outcome"], json!({ "kind": kind }), "{ran}");
+        assert_eq!(
+            (&ran["exit_code"], &ran["session"]),
+            (&json!(137), &json!("ended"))
+        );
+    }
+}
+
+#[test]
 fn the_end_is_told_whatever_a_command_prints_or_closes() {
     both(|workspace, shell| {
         let session = session(workspace, "main", shell);

@@ -139,6 +139,47 @@ pub enum Ending {
     },
     /// It took the shell's place, as `exec` does: the session has ended, the program goes on.
     Replaced,
+    /// The session was removed, or its exec killed by a request.
+    Killed,
+    /// The workspace's limit on memory was reached, and all its processes were killed.
+    Oom,
+    /// The workspace was reset.
+    Reset,
+    /// The workspace was removed.
+    Removed,
+    /// derrick or the host failed.
+    Lost,
+}
+
+impl Ending {
+    /// Of a command whose shell ended so.
+    fn of_shell(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Killed | Outcome::Deadline => Self::Killed,
+            Outcome::Oom => Self::Oom,
+            Outcome::Reset => Self::Reset,
+            Outcome::Removed => Self::Removed,
+            Outcome::Lost { .. } => Self::Lost,
+            Outcome::Exited { .. } | Outcome::Signaled { .. } | Outcome::PidsLimit { .. } => {
+                Self::SessionEnded {
+                    code: outcome.exit_code(),
+                }
+            }
+        }
+    }
+
+    /// As a shell would report it; as [`Outcome::exit_code`] where derrick ended it.
+    fn exit_code(self) -> i32 {
+        match self {
+            Self::Exited { code } | Self::SessionEnded { code } => code,
+            Self::SyntaxError => 2,
+            Self::Deadline => Outcome::Deadline.exit_code(),
+            Self::Interrupted => 128 + libc::SIGINT,
+            Self::Replaced => 0,
+            Self::Killed | Self::Oom | Self::Reset | Self::Removed => Outcome::Killed.exit_code(),
+            Self::Lost => 125,
+        }
+    }
 }
 
 /// What a command in a session did.
@@ -435,7 +476,7 @@ impl Session {
             read.map_err(|error| SessionError::Host("reading the output", error))?;
         Ok(Ran {
             outcome,
-            exit_code: exit_code(outcome),
+            exit_code: outcome.exit_code(),
             stdout,
             stderr,
             cwd: report.map(|report| report.text),
@@ -558,9 +599,7 @@ impl Session {
     async fn end_without_report(&self) -> Ending {
         let ended = timeout(GRACE, self.exec.until_end()).await;
         match ended.map(|record| record.outcome) {
-            Ok(Some(outcome)) => Ending::SessionEnded {
-                code: outcome.exit_code(),
-            },
+            Ok(Some(outcome)) => Ending::of_shell(&outcome),
             _ => Ending::Replaced,
         }
     }
@@ -588,16 +627,6 @@ impl Session {
 
     fn lock_state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn exit_code(outcome: Ending) -> i32 {
-    match outcome {
-        Ending::Exited { code } | Ending::SessionEnded { code } => code,
-        Ending::SyntaxError => 2,
-        Ending::Deadline => Outcome::Deadline.exit_code(),
-        Ending::Interrupted => 128 + libc::SIGINT,
-        Ending::Replaced => 0,
     }
 }
 
