@@ -443,6 +443,75 @@ resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 }
 
 #[test]
+fn a_deadline_of_what_forks_too_fast_to_be_followed_leaves_others_alone() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let other = workspace.exec(&json!({ "cmd": "read line; echo $line", "stdin": "open" }));
+    // Stopped by itself, and not to be woken by what stops and wakes all others.
+    let paused = workspace.exec(&python(
+        "import os, signal
+os.write(1, b'there')
+os.kill(os.getpid(), signal.SIGSTOP)
+os.write(1, b' awake')",
+    ));
+    paused.until_printed("there");
+    // Sixteen chains, of which each process lives for as long as it takes to fork.
+    let program = "import fcntl, os, signal
+lock = open('/tmp/lock', 'w')
+fcntl.flock(lock, fcntl.LOCK_SH)
+print('there', flush=True)
+if os.fork():
+    while True:
+        try: os.wait()
+        except ChildProcessError: signal.pause()
+for _ in range(4): os.fork()
+while True:
+    if os.fork(): os._exit(0)";
+    let mut body = python(program);
+    body["timeout"] = json!(1);
+    let exec = workspace.exec(&body);
+    assert_eq!(exec.outcome(), json!({ "kind": "deadline" }));
+    assert!(is_free(&workspace), "something outlived the deadline");
+    assert_eq!(paused.show()["state"], "running");
+    assert_eq!(paused.output("stream=stdout").body, b"there");
+    other.write(b"still here\n").expect(200);
+    assert_eq!(other.printed("stdout"), "still here\n");
+    paused.signal(&json!({ "signal": "SIGCONT" })).expect(200);
+    assert_eq!(paused.printed("stdout"), "there awake");
+}
+
+#[test]
+fn what_a_killed_tree_used_is_told() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    // The one that does it all is not waited for by its parent.
+    let program = "import os, time
+if os.fork() == 0:
+    x = bytearray(100 << 20)
+    while time.process_time() < 0.2: pass
+    print('used', flush=True)
+while True: time.sleep(1000)";
+    let exec = workspace.exec(&python(program));
+    exec.until_printed("used");
+    let ended = exec.kill();
+    let used = ["user", "system"].map(|mode| ended["cpu"][mode].as_f64().expect("a number"));
+    assert!(used.iter().sum::<f64>() >= 0.2, "{ended}");
+    assert!(ended["peak_memory"].as_u64() >= Some(100 << 20), "{ended}");
+}
+
+#[test]
+fn what_is_printed_through_a_child_that_is_about_to_end_is_there() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    for _ in 0..5 {
+        let ended = workspace.run("exec > >(tee /tmp/log) 2> >(cat >&2); echo out; echo err >&2");
+        assert_eq!(ended["output"]["stdout"], "out\n", "{ended}");
+        assert_eq!(ended["output"]["stderr"], "err\n", "{ended}");
+        assert_eq!(workspace.sh("echo through > >(cat)").output, "through\n");
+    }
+}
+
+#[test]
 fn the_leaders_end_is_the_execs_and_its_children_go_on_printing() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();

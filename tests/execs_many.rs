@@ -300,7 +300,9 @@ fn the_last_thousand_that_ended_are_kept_and_nothing_of_those_before() {
     let workspace = derrick.create();
     let running = workspace.exec_sh("echo running; sleep 1000");
     let mut events = workspace.events(None);
-    let oldest = workspace.exec(&json!({ "argv": ["echo", "oldest"] }));
+    let request = json!({ "argv": ["echo", "oldest"] });
+    let oldest = workspace.exec_with_key("oldest", &request).expect(201);
+    let oldest = workspace.exec_of(&oldest.json());
     oldest.ended();
     let first_event = events.next().expect("it started");
     drop(events);
@@ -318,6 +320,9 @@ fn the_last_thousand_that_ended_are_kept_and_nothing_of_those_before() {
     assert!(ids.contains(&running.id) && ids.contains(&last.id) && !ids.contains(&oldest.id));
     derrick.api.get(&oldest.path("")).problem(404);
     derrick.api.get(&oldest.path("/output")).problem(404);
+    // What its key started is forgotten, and not that it started something.
+    let problem = workspace.exec_with_key("oldest", &request).problem(410);
+    assert_eq!(problem["type"], "urn:derrick:problem:exec-forgotten");
     for exec in [&execs[1], &execs[500], &execs[1000]] {
         let asked = exec["argv"][1]
             .as_str()
@@ -340,6 +345,7 @@ fn the_last_thousand_that_ended_are_kept_and_nothing_of_those_before() {
 
     derrick.restart();
     let workspace = derrick.api.workspace(&workspace.id);
+    workspace.exec_with_key("oldest", &request).problem(410);
     let after: BTreeSet<String> = workspace
         .execs()
         .iter()

@@ -501,7 +501,15 @@ fn who_reads_too_slowly_for_what_is_kept_is_cut_off_and_misses_nothing_unknowing
         .expect("text")
         .parse()
         .expect("a number");
-    assert!(from > seen.len() && rest.body == whole[from..]);
+    assert!(
+        from > seen.len(),
+        "nothing is missing after {from}: {broken:?}"
+    );
+    assert!(
+        rest.body == whole[from..],
+        "{} from {from}",
+        rest.body.len()
+    );
     let mut at = 0;
     for event in events {
         match event.name.as_str() {

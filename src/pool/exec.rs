@@ -1,8 +1,9 @@
 //! One command, from its start to its end: what it prints, its deadline, how it ended.
 //!
 //! It ends with its leader: what the leader wrote is all in its pipes by then. A background child
-//! that holds a pipe open goes on, and what it writes is read and forgotten, so that it does not die
-//! of a closed pipe.
+//! that holds a pipe open goes on; what it writes within a moment still counts, as it may well be what
+//! the leader wrote through it (`> >(tee log)`), and what it writes later is read and forgotten, so that
+//! it does not die of a closed pipe.
 
 use std::future::pending;
 use std::io;
@@ -26,6 +27,9 @@ use crate::sys::terminal;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 64 * 1024;
+
+/// How long what others print still counts after a command's end, as long as they hold its pipes.
+const DRAIN: Duration = Duration::from_millis(200);
 
 /// Bytes that are still read from a terminal whose command ended.
 const TERMINAL_REST: usize = 1 << 20;
@@ -199,12 +203,38 @@ impl Started {
         sandbox: &Sandbox,
         sink: &mut impl Sink,
         bounds: &Bounds,
-    ) -> Result<(Exit, Cause), SandboxError> {
+    ) -> Result<End, SandboxError> {
         let ended = self.pass_on_until_exit(sandbox, sink, bounds).await;
-        for outlet in self.outlets.into_iter().flatten() {
-            outlet.finish(sandbox, sink).await;
+        let at = Instant::now();
+        for outlet in &mut self.outlets {
+            if let Some(open) = outlet
+                && open.pass_on_what_is_there(sink).await == Rest::None
+            {
+                *outlet = None;
+            }
         }
-        ended
+        if ended.as_ref().is_ok_and(|(exit, _)| !exit.killed) {
+            self.drain(sink, at + DRAIN).await;
+        }
+        for outlet in self.outlets.into_iter().flatten() {
+            sandbox.attend(outlet.forget_the_rest());
+        }
+        let (exit, cause) = ended?;
+        Ok(End { exit, cause, at })
+    }
+
+    /// Passes on what comes until nobody holds a pipe any more, or until then.
+    async fn drain(&mut self, sink: &mut impl Sink, until: Instant) {
+        loop {
+            tokio::select! {
+                biased;
+                () = sleep_until(until) => return,
+                next = read_any(&mut self.outlets) => match next {
+                    Some((stream, bytes)) => sink.take(stream, bytes).await,
+                    None => return,
+                },
+            }
+        }
     }
 
     async fn pass_on_until_exit(
@@ -216,7 +246,6 @@ impl Started {
         let mut cause = Cause::Own;
         let mut dying: Option<Instant> = None;
         loop {
-            let [first, second] = &mut self.outlets;
             let kill = tokio::select! {
                 exit = self.running.exit() => return match exit {
                     Ok(exit) if exit.killed => Ok((exit, cause)),
@@ -225,16 +254,12 @@ impl Started {
                     Err(SandboxError::Gone(Gone::Lost)) if dying.is_some() => Ok((killed(), cause)),
                     Err(error) => Err(error),
                 },
-                (stream, bytes) = read(first) => {
-                    sink.take(stream, bytes).await;
-                    None
-                }
-                (stream, bytes) = read(second) => {
+                Some((stream, bytes)) = read_any(&mut self.outlets) => {
                     sink.take(stream, bytes).await;
                     None
                 }
                 Some(done) = self.flushes.recv() => {
-                    for outlet in [first, second].into_iter().flatten() {
+                    for outlet in self.outlets.iter().flatten() {
                         outlet.pass_on_what_is_there(sink).await;
                     }
                     // Whoever asked may be gone.
@@ -277,19 +302,48 @@ async fn passing(deadline: Option<Instant>) {
     }
 }
 
-/// Reads some; waits for ever where there is nothing to come. Cancel safe.
-async fn read(outlet: &mut Option<Outlet>) -> (Stream, Vec<u8>) {
-    let Some(open) = outlet else {
-        return pending().await;
-    };
-    let stream = open.stream;
-    match open.read().await {
-        Some(bytes) => (stream, bytes),
-        None => {
-            *outlet = None;
-            pending().await
-        }
+/// How a command ended.
+#[derive(Debug)]
+pub struct End {
+    /// As init tells.
+    pub exit: Exit,
+    /// What ended it.
+    pub cause: Cause,
+    /// When that was heard; what others printed still counted for a moment more.
+    pub at: Instant,
+}
+
+/// Reads some; `None` where nothing will come of any. Cancel safe.
+async fn read_any([first, second]: &mut [Option<Outlet>; 2]) -> Option<(Stream, Vec<u8>)> {
+    loop {
+        let ended = tokio::select! {
+            read = read(first), if first.is_some() => match read {
+                Some(read) => return Some(read),
+                None => &mut *first,
+            },
+            read = read(second), if second.is_some() => match read {
+                Some(read) => return Some(read),
+                None => &mut *second,
+            },
+            else => return None,
+        };
+        *ended = None;
     }
+}
+
+/// Reads some; `None` at the end. Cancel safe.
+async fn read(outlet: &Option<Outlet>) -> Option<(Stream, Vec<u8>)> {
+    let open = outlet.as_ref()?;
+    Some((open.stream, open.read().await?))
+}
+
+/// What may still come of an outlet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// Nothing: nobody holds it any more.
+    None,
+    /// Whatever those write who hold it.
+    Some,
 }
 
 /// Derrick's end of what a command prints to.
@@ -333,17 +387,6 @@ impl Outlet {
         read.await.ok().filter(|bytes| !bytes.is_empty())
     }
 
-    /// Passes on what is there already, and forgets what may still come.
-    async fn finish(self, sandbox: &Sandbox, sink: &mut impl Sink) {
-        self.pass_on_what_is_there(sink).await;
-        match read_some(self.source.get_ref(), CHUNK) {
-            Ok(bytes) if bytes.is_empty() => {}
-            // Somebody holds it yet.
-            Ok(_) | Err(Errno::AGAIN) => sandbox.attend(self.forget_the_rest()),
-            Err(_) => {}
-        }
-    }
-
     /// Ends with the last writer.
     async fn forget_the_rest(self) {
         while let Some(forgotten) = self.read().await {
@@ -355,20 +398,27 @@ impl Outlet {
 
     /// By the system call itself: tokio reads only after its reactor has heard of the data, which it
     /// may not have yet.
-    async fn pass_on_what_is_there(&self, sink: &mut impl Sink) {
+    async fn pass_on_what_is_there(&self, sink: &mut impl Sink) -> Rest {
         let mut left = match self.kind {
             Kind::Pipe => usize::try_from(rustix::io::ioctl_fionread(&self.source).unwrap_or(0))
                 .unwrap_or(usize::MAX),
             Kind::Terminal => TERMINAL_REST,
         };
-        while left > 0 {
-            match read_some(self.source.get_ref(), left.min(CHUNK)) {
-                Ok(bytes) if bytes.is_empty() => return,
+        // Once more than there is something: the end shows only then.
+        loop {
+            let most = if left == 0 { CHUNK } else { left.min(CHUNK) };
+            match read_some(self.source.get_ref(), most) {
+                Ok(bytes) if bytes.is_empty() => return Rest::None,
                 Ok(bytes) => {
+                    let done = left == 0;
                     left = left.saturating_sub(bytes.len());
                     sink.take(self.stream, bytes).await;
+                    if done {
+                        return Rest::Some;
+                    }
                 }
-                Err(_) => return,
+                Err(Errno::AGAIN) => return Rest::Some,
+                Err(_) => return Rest::None,
             }
         }
     }
@@ -425,12 +475,12 @@ pub async fn run(
     let mut output = Output::default();
     let given = input.into_iter().collect();
     let started = start(sandbox, exec, given, Streams::Merged).await?;
-    let (exit, _own) = started
+    let end = started
         .to_end(sandbox, &mut output, &Bounds::default())
         .await?;
     Ok(Ended {
         output,
-        status: exit.status,
+        status: end.exit.status,
     })
 }
 

@@ -363,6 +363,9 @@ pub enum Error {
     /// The exec's stdin takes nothing more.
     #[error("{0}")]
     StdinClosed(String),
+    /// What an idempotency key started was forgotten.
+    #[error("{0}")]
+    ExecForgotten(String),
     /// An idempotency key was used for another request.
     #[error("{0}")]
     KeyReused(String),

@@ -547,6 +547,7 @@ impl From<ExecError> for Error {
         let text = error.to_string();
         match error {
             ExecError::NotFound(_) => Self::NoSuchExec(text),
+            ExecError::Forgotten(_) => Self::ExecForgotten(text),
             ExecError::OtherRequest(_) => Self::KeyReused(text),
             ExecError::Ended(_) => Self::ExecEnded(text),
             ExecError::NoTerminal(_) => Self::NoTerminal(text),

@@ -367,7 +367,7 @@ struct Output {
     responses(
         (status = 201, description = "It was started.", body = StartedExec, headers(("location" = String, description = "The exec's own path."))),
         (status = 200, description = "An earlier request with this key has started it.", body = StartedExec, headers(("location" = String, description = "The exec's own path."))),
-        Problems<{ BODY | SANDBOX | of(&[Kind::KeyReused]) }>,
+        Problems<{ BODY | SANDBOX | of(&[Kind::KeyReused, Kind::ExecForgotten]) }>,
     )
 )]
 async fn start(

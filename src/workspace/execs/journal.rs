@@ -1,7 +1,8 @@
 //! The execs of a workspace on disk: a line of JSON for each that starts, and one when it ends.
 //!
-//! The last line of an exec counts. Written anew without what was forgotten, as soon as that is the
-//! larger part. Not synced: what the kernel has survives the end of any process.
+//! The last line of an exec counts. One that is forgotten leaves a line for its key, so that this never
+//! starts anything again. Written anew without what was forgotten, as soon as that is the larger part.
+//! Not synced: what the kernel has survives the end of any process.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -34,6 +35,28 @@ pub(super) struct Entry {
     pub(super) never_ran: bool,
 }
 
+/// A line of the journal.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Line {
+    /// An exec.
+    Exec(Box<Entry>),
+    /// The key of one that was forgotten.
+    Forgotten {
+        /// Its name.
+        forgotten: String,
+    },
+}
+
+/// What a journal has.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// The execs.
+    pub(super) entries: BTreeMap<ExecId, Entry>,
+    /// Keys of others, the oldest first.
+    pub(super) forgotten: Vec<String>,
+}
+
 /// The client's name for a request, and what the request was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
@@ -58,8 +81,8 @@ struct Shared {
 
 impl Journal {
     /// Reads what there is in `directory`, which need not be there.
-    pub(super) fn open(directory: &Path) -> io::Result<(Self, BTreeMap<ExecId, Entry>)> {
-        let mut entries = BTreeMap::new();
+    pub(super) fn open(directory: &Path) -> io::Result<(Self, Found)> {
+        let mut found = Found::default();
         let mut lines = 0;
         match File::open(directory.join(NAME)) {
             Ok(file) => {
@@ -68,13 +91,14 @@ impl Journal {
                     lines += 1;
                     // The last line may have been cut off by the end of the provider, and any other
                     // may be broken as disks break them.
-                    match serde_json::from_slice::<Entry>(&line) {
-                        Ok(entry) if entry.never_ran => {
-                            entries.remove(&entry.exec.id);
+                    match serde_json::from_slice(&line) {
+                        Ok(Line::Exec(entry)) if entry.never_ran => {
+                            found.entries.remove(&entry.exec.id);
                         }
-                        Ok(entry) if entry.exec.is_possible() => {
-                            entries.insert(entry.exec.id, entry);
+                        Ok(Line::Exec(entry)) if entry.exec.is_possible() => {
+                            found.entries.insert(entry.exec.id, *entry);
                         }
+                        Ok(Line::Forgotten { forgotten }) => found.forgotten.push(forgotten),
                         _ => {}
                     }
                 }
@@ -90,27 +114,27 @@ impl Journal {
         let journal = Self {
             shared: Arc::new(Mutex::new(shared)),
         };
-        Ok((journal, entries))
+        Ok((journal, found))
     }
 
-    /// Adds a line for each. Blocking, for a start.
-    pub(super) fn append_all(&mut self, entries: &[Entry]) -> io::Result<()> {
+    /// Adds lines. Blocking.
+    pub(super) fn append_all(&self, lines: &[Line]) -> io::Result<()> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.iter().try_for_each(|entry| shared.append(entry))
+        lines.iter().try_for_each(|line| shared.append(line))
     }
 
-    /// Adds a line, for what the exec is when it is written. `kept` are the execs that are known;
-    /// they are asked for if it is time to write it anew.
+    /// Adds a line, for what the exec is when it is written. `kept` is all that is known, `count` lines
+    /// of it; it is asked for if it is time to write it anew.
     pub(super) async fn append(
         &self,
         entry: impl FnOnce() -> Entry + Send + 'static,
-        kept: impl FnOnce() -> Vec<Entry> + Send + 'static,
+        kept: impl FnOnce() -> Vec<Line> + Send + 'static,
         count: usize,
     ) {
         let shared = Arc::clone(&self.shared);
         let written = tokio::task::spawn_blocking(move || {
             let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.append(&entry())?;
+            shared.append(&Line::Exec(Box::new(entry())))?;
             if shared.lines > 2 * count + SLACK {
                 shared.rewrite(&kept())?;
             }
@@ -145,7 +169,7 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 impl Shared {
-    fn append(&mut self, entry: &Entry) -> io::Result<()> {
+    fn append(&mut self, line: &Line) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
@@ -160,25 +184,25 @@ impl Shared {
                 self.file.insert(file)
             }
         };
-        let mut line = serde_json::to_vec(entry)?;
+        let mut line = serde_json::to_vec(line)?;
         line.push(b'\n');
         file.write_all(&line)?;
         self.lines += 1;
         Ok(())
     }
 
-    fn rewrite(&mut self, entries: &[Entry]) -> io::Result<()> {
+    fn rewrite(&mut self, kept: &[Line]) -> io::Result<()> {
         let path = self.directory.join(NAME);
         let fresh = self.directory.join(format!("{NAME}.new"));
         let mut lines = Vec::new();
-        for entry in entries {
-            serde_json::to_writer(&mut lines, entry)?;
+        for line in kept {
+            serde_json::to_writer(&mut lines, line)?;
             lines.push(b'\n');
         }
         std::fs::write(&fresh, lines)?;
         std::fs::rename(fresh, &path)?;
         self.file = Some(OpenOptions::new().append(true).open(path)?);
-        self.lines = entries.len();
+        self.lines = kept.len();
         Ok(())
     }
 }

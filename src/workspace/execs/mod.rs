@@ -9,7 +9,7 @@ pub mod log;
 mod record;
 mod stdin;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,11 +30,11 @@ pub use stdin::{Input, StdinClosed};
 
 use super::events::{Event, Events};
 use crate::init::protocol::{self, Target};
-use crate::pool::exec::{self, Bounds, Cause, Flusher, Sink, Stream, Streams};
+use crate::pool::exec::{self, Bounds, Flusher, Sink, Stream, Streams};
 use crate::pool::{Sandbox, SandboxError, Signaller, is_full};
 use crate::sys::terminal::{self, Size};
 use crate::tally::Tally;
-use journal::{Entry, Journal};
+use journal::{Entry, Journal, Line};
 use log::{Log, Writer};
 use stdin::Stdin;
 
@@ -46,6 +46,10 @@ pub const OUTPUT_LIMIT: u64 = 10 << 20;
 
 /// Execs that ended and are kept; the oldest are forgotten.
 const KEPT: usize = 1000;
+
+/// Keys of execs that were forgotten, which start nothing for as long as they are known; the oldest are
+/// forgotten as well.
+const KEPT_KEYS: usize = 100_000;
 
 /// Bytes of output of execs that ended that are kept; the oldest are forgotten.
 const KEPT_OUTPUT: u64 = 512 << 20;
@@ -84,6 +88,11 @@ pub enum ExecError {
     /// The key was used for another request.
     #[error("the idempotency key '{0}' was used for another request")]
     OtherRequest(String),
+    /// The key was used for an exec that is forgotten.
+    #[error(
+        "what the idempotency key '{0}' started has ended and was forgotten; it is not started again"
+    )]
+    Forgotten(String),
     /// It has ended.
     #[error("the exec {0} has ended")]
     Ended(ExecId),
@@ -142,6 +151,15 @@ pub struct Execs {
 struct Table {
     all: BTreeMap<ExecId, Arc<Exec>>,
     keys: HashMap<String, ExecId>,
+    forgotten: ForgottenKeys,
+}
+
+/// Keys of execs that were forgotten.
+#[derive(Debug, Default)]
+struct ForgottenKeys {
+    all: HashSet<Arc<str>>,
+    /// The same, the oldest first.
+    order: VecDeque<Arc<str>>,
 }
 
 /// One exec.
@@ -196,11 +214,15 @@ impl Execs {
     /// # Errors
     /// Those of reading the directory.
     pub fn open(directory: &Path, events: Arc<Events>, tally: Arc<Tally>) -> io::Result<Self> {
-        let (mut journal, entries) = Journal::open(directory)?;
+        let (journal, found) = Journal::open(directory)?;
         let mut table = Table::default();
+        found
+            .forgotten
+            .into_iter()
+            .for_each(|key| table.forgotten.add(&key));
         let mut output = 0;
         let mut lost = Vec::new();
-        for (id, mut entry) in entries {
+        for (id, mut entry) in found.entries {
             let log_directory = directory.join(id.to_string());
             if entry.exec.state == ExecState::Running {
                 let log = Log::open(log_directory.clone(), Default::default())?;
@@ -214,7 +236,7 @@ impl Execs {
                 entry
                     .exec
                     .count(log.counts(Stream::Stdout), log.counts(Stream::Stderr));
-                lost.push(entry.clone());
+                lost.push(Line::Exec(Box::new(entry.clone())));
             }
             if let Some(key) = &entry.key {
                 table.keys.insert(key.name.clone(), id);
@@ -321,6 +343,11 @@ impl Execs {
     ) -> Result<(Arc<Exec>, Novelty), ExecError> {
         let mut table = self.table();
         if let Some(key) = &order.key
+            && table.forgotten.all.contains(&*key.name)
+        {
+            return Err(ExecError::Forgotten(key.name.clone()));
+        }
+        if let Some(key) = &order.key
             && let Some(earlier) = table.keys.get(&key.name).and_then(|id| table.all.get(id))
         {
             return match &earlier.key {
@@ -413,7 +440,21 @@ impl Execs {
                     self.kept_output.fetch_sub(own, Ordering::Relaxed);
                 }
             }
-            forgotten.iter().for_each(|exec| table.drop_exec(exec));
+            for exec in &forgotten {
+                table.drop_exec(exec);
+                if let Some(key) = &exec.key {
+                    table.forgotten.add(&key.name);
+                }
+            }
+        }
+        let keys = forgotten.iter().filter_map(|exec| exec.key.as_ref());
+        let lines: Vec<_> = keys
+            .map(|key| Line::Forgotten {
+                forgotten: key.name.clone(),
+            })
+            .collect();
+        if let Err(error) = self.journal.append_all(&lines) {
+            tracing::warn!(%error, "cannot note the keys of execs that are forgotten");
         }
         for exec in forgotten {
             remove_directory(&exec.log_directory);
@@ -440,10 +481,18 @@ impl Execs {
 
     async fn note(self: &Arc<Self>, exec: &Arc<Exec>) {
         let (this, exec) = (Arc::clone(self), Arc::clone(exec));
-        let count = self.table().all.len();
+        let count = self.table().lines();
         let kept = move || {
-            let all: Vec<_> = this.table().all.values().cloned().collect();
-            all.iter().map(|exec| exec.entry()).collect()
+            let (all, forgotten) = {
+                let table = this.table();
+                let all: Vec<_> = table.all.values().cloned().collect();
+                (all, table.forgotten.order.clone())
+            };
+            let keys = forgotten.iter().map(|key| Line::Forgotten {
+                forgotten: key.to_string(),
+            });
+            let execs = all.iter().map(|exec| Line::Exec(Box::new(exec.entry())));
+            keys.chain(execs).collect()
         };
         self.journal.append(move || exec.entry(), kept, count).await;
     }
@@ -471,10 +520,29 @@ impl Execs {
 }
 
 impl Table {
+    /// How many there are of what the journal has a line for at least.
+    fn lines(&self) -> usize {
+        self.all.len() + self.forgotten.order.len()
+    }
+
     fn drop_exec(&mut self, exec: &Exec) {
         self.all.remove(&exec.id);
         if let Some(key) = &exec.key {
             self.keys.remove(&key.name);
+        }
+    }
+}
+
+impl ForgottenKeys {
+    fn add(&mut self, key: &str) {
+        let key: Arc<str> = key.into();
+        if self.all.insert(Arc::clone(&key)) {
+            self.order.push_back(key);
+        }
+        if self.order.len() > KEPT_KEYS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.all.remove(&oldest);
         }
     }
 }
@@ -766,11 +834,13 @@ impl Driver {
         drop(sink);
         self.exec.lock_live().take();
         self.exec.stdin.end();
+        let mut at = tokio::time::Instant::now();
         let (outcome, exit) = match ended {
-            Ok((exit, cause)) => {
+            Ok(end) => {
+                at = end.at;
                 let after = self.sandbox.counters().unwrap_or_default();
-                let outcome = Outcome::of_exit(&exit, cause).at_limits(&before, &after);
-                (outcome, Some(exit))
+                let outcome = Outcome::of_exit(&end.exit, end.cause).at_limits(&before, &after);
+                (outcome, Some(end.exit))
             }
             Err(error @ SandboxError::Refused(_)) if !self.exec.told.load(Ordering::Relaxed) => {
                 return self.execs.drop_reserved(&self.exec, error.into()).await;
@@ -786,7 +856,7 @@ impl Driver {
             let exec = self.exec.id();
             self.execs.events.tell(Event::LimitHit { limit, exec });
         }
-        let wall = self.started.elapsed();
+        let wall = at.into_std().duration_since(self.started);
         self.execs.tally.outcomes.count(outcome.word());
         self.execs.tally.execs.count(wall);
         {
@@ -811,7 +881,7 @@ impl Driver {
         order: Order,
         command: protocol::Exec,
         sink: &mut LogSink,
-    ) -> Result<(protocol::Exit, Cause), SandboxError> {
+    ) -> Result<exec::End, SandboxError> {
         let given = match command.terminal {
             Some(_) => None,
             None => self
