@@ -264,7 +264,13 @@ impl State {
                 continue;
             }
             let swept = match lock(&path.join("lock")) {
-                Ok(Some(_free)) => remove_groups(&path).and_then(|()| self.discard(&path)),
+                Ok(Some(_free)) => match remove_groups(&path) {
+                    Ok(()) => self.discard(&path),
+                    Err(error) => {
+                        tracing::warn!(%error, path = %path.display(), "cannot remove old control groups; the next start tries again");
+                        Ok(())
+                    }
+                },
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };
@@ -318,13 +324,11 @@ fn remove_groups(instance: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
+    // One that was cut off says that nothing was made yet.
     let directories: Vec<PathBuf> = serde_json::from_slice(&noted).unwrap_or_default();
-    for directory in directories {
-        if let Err(error) = cgroups::remove_all(&directory) {
-            tracing::warn!(%error, path = %directory.display(), "cannot remove old control groups");
-        }
-    }
-    Ok(())
+    directories
+        .iter()
+        .try_for_each(|directory| cgroups::remove_all(directory))
 }
 
 fn make_private(path: &Path) -> io::Result<()> {
