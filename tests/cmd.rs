@@ -356,6 +356,47 @@ fn words_with_every_awkward_byte_reach_the_command_unchanged() {
     assert_eq!(ran.expect(0), awkward);
 }
 
+#[test]
+fn a_script_of_a_mebibyte_is_run_as_a_short_one_is() {
+    for derrick in [
+        Derrick::on_host(),
+        Derrick::start(json!({
+            "name": "busybox",
+            "base": { "type": "tarball", "path": fixture("busybox.tar") },
+        })),
+    ] {
+        let workspace = derrick.create();
+        let script = |comment: usize| {
+            let line = "# a line that only takes room\n";
+            let comment = line.repeat(comment / line.len());
+            format!(
+                "echo \"$0 $#\"\n{comment}read line || echo \"no input\"\nls /proc/self/fd | tr '\\n' ' '\nset -e\nfalse\necho after"
+            )
+        };
+        let short = workspace.sh(&script(0));
+        assert_eq!(short.exit_code, 1, "{}", short.output);
+        for size in [128 << 10, 1 << 20] {
+            assert_eq!(workspace.sh(&script(size)), short);
+        }
+        let filler = ":\n".repeat(1 << 19);
+        assert_eq!(workspace.sh(&format!("{filler}exit 42")).exit_code, 42);
+        assert_eq!(workspace.sh(&format!("{filler}if")).exit_code, 2);
+        let killed = workspace.sh(&format!("{filler}kill -TERM $$"));
+        assert_eq!(killed.exit_code, 143);
+        let body =
+            json!({ "cmd": format!("{filler}cat"), "stdin": { "text": "read" }, "wait": true });
+        let ran = workspace.post("execs", &body).expect(201).json();
+        assert_eq!(ran["output"]["stdout"], "read");
+        let terminal = json!({ "cmd": format!("{filler}tty > /dev/null && echo yes"), "tty": { "rows": 24, "cols": 80 }, "wait": true });
+        let ran = workspace.post("execs", &terminal).expect(201).json();
+        assert_eq!(ran["output"]["stdout"], "yes\r\n");
+        assert_eq!(
+            workspace.cmd(&format!("{filler}true")).expect(200).text(),
+            "null"
+        );
+    }
+}
+
 /// Processes inside that have `name` among their arguments, as their statuses say.
 fn still_running(workspace: &Workspace, name: &str) -> String {
     workspace.ok(&format!(

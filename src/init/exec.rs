@@ -25,6 +25,15 @@ const SHELLS: &[(&str, &str)] = &[
     ("/usr/bin/sh", "sh"),
 ];
 
+/// Bytes of a command line that fit into one argument: `MAX_ARG_STRLEN` of execve(2) where pages are
+/// smallest, without the NUL.
+const LONGEST_LINE: usize = 128 * 1024 - 1;
+
+/// Reads a longer line from descriptor 3, as `sh -c` reads its argument: `$0`, stdin and the exit code
+/// are the same. The line itself begins with closing that, so that nothing it starts has it.
+const READ_LONG_LINE: &str = ". /proc/self/fd/3";
+const CLOSE_LONG_LINE: &str = "exec 3<&-; ";
+
 /// Where programs are looked up if the environment has no `PATH`, as execvp(3) does.
 const DEFAULT_PATH: &str = "/usr/local/bin:/bin:/usr/bin";
 
@@ -168,10 +177,20 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
         attempt,
         errno: error.raw_os_error().unwrap_or(libc::EIO),
     };
+    let mut given: Vec<BorrowedFd<'_>> = stdio.further().iter().map(AsFd::as_fd).collect();
+    let long_line = match &exec.program {
+        Program::Shell(line) if line.len() > LONGEST_LINE && given.is_empty() => hold(line),
+        _ => Ok(None),
+    };
+    let long_line = match long_line {
+        Ok(held) => held,
+        Err(error) => return refusal(Attempt::Start, &error),
+    };
+    given.extend(long_line.as_ref().map(AsFd::as_fd));
     let prepared = (|| {
         rustix::process::setsid()?;
         stdio.install()?;
-        place_from_three(stdio.further())?;
+        place_from_three(&given)?;
         // Orphans of this tree come to its leader and not to init: a deadline finds them below it.
         // Survives execve(2); the seccomp profile keeps the command from giving it up.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
@@ -198,7 +217,7 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
     reset_signals();
     let image = Image {
         environment: &environment_of(exec, &user),
-        given: stdio.further().len(),
+        given: given.len(),
     };
     match &exec.program {
         Program::Unpack(directory, compression) => {
@@ -214,6 +233,7 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
             }
             exit_now(files::serve(request))
         }
+        Program::Shell(_) if long_line.is_some() => run_shell(READ_LONG_LINE, &image),
         Program::Shell(line) => run_shell(line, &image),
         Program::Arguments(arguments) => run_program(arguments, &image),
     }
@@ -272,6 +292,16 @@ struct Image<'a> {
     environment: &'a [(String, String)],
     /// How many descriptors it has besides the standard ones.
     given: usize,
+}
+
+/// A file in memory with a command line that is too long for an argument. Its mode lets any user read
+/// it, memfd_create(2).
+fn hold(line: &str) -> io::Result<Option<OwnedFd>> {
+    let held = rustix::fs::memfd_create(c"cmd", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let mut held = File::from(held);
+    held.write_all(CLOSE_LONG_LINE.as_bytes())?;
+    held.write_all(line.as_bytes())?;
+    Ok(Some(held.into()))
 }
 
 fn run_shell(line: &str, image: &Image<'_>) -> Refusal {

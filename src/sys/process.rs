@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::unistd::{ForkResult, Pid, fork};
 
@@ -181,13 +181,13 @@ pub fn out_of_the_way(descriptor: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// Those of fcntl(2) and dup2(2); `InvalidInput` for too many.
-pub fn place_from_three(descriptors: &[OwnedFd]) -> io::Result<()> {
+pub fn place_from_three(descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     if descriptors.len() > MOST_PLACED {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let high = descriptors
         .iter()
-        .map(|descriptor| out_of_the_way(descriptor.as_fd()))
+        .map(|descriptor| out_of_the_way(*descriptor))
         .collect::<io::Result<Vec<_>>>()?;
     for (target, descriptor) in (3..).zip(&high) {
         // SAFETY: what had the number is used by nobody, as the caller sees to.
