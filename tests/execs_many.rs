@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 
@@ -421,4 +421,65 @@ fn a_thousand_execs_and_five_hundred_idle_connections_hold_nobody_up() {
         assert_eq!(execs[n].ended()["exit_code"], 0);
     });
     drop(idle);
+}
+
+#[test]
+fn a_thousand_requests_that_wait_and_five_hundred_half_open_connections_hold_nobody_up() {
+    let derrick = Derrick::on_host();
+    let address = derrick.api.address();
+    let connect = || TcpStream::connect(address).expect("it listens");
+    let workspaces = in_parallel(100, |_| derrick.create());
+    let listening: Vec<_> = workspaces.iter().map(|it| it.events(None)).collect();
+    // Each wants its own connection for as long as its command runs.
+    let waiting = in_parallel(1000, |n| {
+        let body = json!({ "argv": ["cat"], "stdin": "open", "wait": true }).to_string();
+        let mut stream = connect();
+        let request = format!(
+            "POST /workspaces/{}/execs HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            workspaces[n % workspaces.len()].id,
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("it is taken");
+        stream
+    });
+    for events in listening {
+        let started = events.take(10).filter(|event| event.name == "exec_started");
+        assert_eq!(started.count(), 10);
+    }
+    let mut half_open: Vec<TcpStream> = (0..500)
+        .map(|_| {
+            let mut stream = connect();
+            stream.write_all(b"GET /health HT").expect("it is taken");
+            stream
+        })
+        .collect();
+    let fresh = derrick.create();
+    assert_eq!(fresh.run("echo fine")["output"]["stdout"], "fine\n");
+    // The newest of them are there still.
+    let mut last = half_open.pop().expect("one");
+    let rest = format!("TP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    last.write_all(rest.as_bytes()).expect("it is taken");
+    assert!(read(last).starts_with("HTTP/1.1 200 "));
+    in_parallel(workspaces.len(), |n| {
+        for exec in workspaces[n].execs() {
+            workspaces[n]
+                .exec_of(&exec)
+                .write_last(b"done\n")
+                .expect(200);
+        }
+    });
+    for stream in waiting {
+        let answer = read(stream);
+        assert!(
+            answer.starts_with("HTTP/1.1 201 ") && answer.contains(r#""stdout":"done\n""#),
+            "{answer}"
+        );
+    }
+}
+
+/// All that comes from it.
+fn read(mut stream: TcpStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("it is text");
+    text
 }

@@ -1,8 +1,10 @@
 //! One accepted connection: who is at its other end, then HTTP/1.1 until it ends.
 //!
 //! The peer is looked up once, before the first byte is read. A refused peer still gets its
-//! refusal as an answer, but not in a slot of the owner's.
+//! refusal as an answer, but not in a slot of the owner's. A slot is taken for a request whose header
+//! is whole, and is free when its answer is out.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -12,16 +14,19 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use super::entrance::{Entrance, Guest, Turn};
 use super::listener::Stream;
 use super::{HttpOptions, peer};
 
@@ -77,8 +82,8 @@ pub(super) struct Connection {
     /// Our address on it; none on a Unix socket.
     pub(super) local: Option<SocketAddr>,
     pub(super) peer: Peer,
-    /// Its share of the connections, if it has one; whoever goes on with the connection keeps it.
-    pub(super) slot: Option<Arc<OwnedSemaphorePermit>>,
+    /// Its turn, while a request is served; whoever goes on with the connection keeps it.
+    pub(super) turn: Option<Arc<Turn>>,
 }
 
 /// Who is at the other end.
@@ -97,6 +102,8 @@ pub(super) struct Acceptor {
     owner: Owner,
     router: Router,
     options: Arc<HttpOptions>,
+    entrance: Arc<Entrance>,
+    slots: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
     stopping: CancellationToken,
 }
@@ -111,28 +118,28 @@ impl Acceptor {
         Self {
             owner,
             router,
+            entrance: Entrance::new(options.max_waiting),
+            slots: Arc::new(Semaphore::new(options.max_connections)),
             options,
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             stopping,
         }
     }
 
-    /// Serves `stream` to its end; `slot` is its share of the connections.
-    pub(super) fn converse(
-        &self,
-        stream: Stream,
-        slot: OwnedSemaphorePermit,
-    ) -> impl Future<Output = ()> + Send + use<> {
+    /// Serves `stream` to its end.
+    pub(super) fn converse(&self, stream: Stream) -> impl Future<Output = ()> + Send + use<> {
         let owner = self.owner;
         let with_token = self.options.token.is_some();
         let refusals = Arc::clone(&self.refusals);
+        let guest = self.entrance.admit();
         let conversation = Conversation {
             router: self.router.clone(),
+            slots: Arc::clone(&self.slots),
             read_timeout: self.options.read_timeout,
             stopping: self.stopping.clone(),
         };
         async move {
-            let (mut connection, stream) = match stream {
+            let (connection, stream) = match stream {
                 Stream::Unix(stream) => (unix_connection(owner, &stream), Either::Unix(stream)),
                 Stream::Tcp { stream, client } => {
                     match tcp_connection(owner, with_token, &stream, client).await {
@@ -142,20 +149,19 @@ impl Acceptor {
                     }
                 }
             };
-            let slot = match connection.peer {
-                Peer::Trusted | Peer::Anybody => slot,
+            let _refusal = match connection.peer {
+                Peer::Trusted | Peer::Anybody => None,
                 Peer::Refused(ref reason) => {
                     tracing::warn!(reason, "refused a connection");
                     match refusals.try_acquire_owned() {
-                        Ok(refusal) => refusal,
+                        Ok(refusal) => Some(refusal),
                         Err(_) => return,
                     }
                 }
             };
-            connection.slot = Some(Arc::new(slot));
             let served = match stream {
-                Either::Tcp(stream) => conversation.hold(stream, connection).await,
-                Either::Unix(stream) => conversation.hold(stream, connection).await,
+                Either::Tcp(stream) => conversation.hold(stream, connection, guest).await,
+                Either::Unix(stream) => conversation.hold(stream, connection, guest).await,
             };
             if let Err(error) = served {
                 tracing::debug!(%error, "a connection failed");
@@ -180,7 +186,7 @@ fn unix_connection(owner: Owner, stream: &UnixStream) -> Connection {
     Connection {
         local: None,
         peer,
-        slot: None,
+        turn: None,
     }
 }
 
@@ -208,7 +214,7 @@ async fn tcp_connection(
     Ok(Connection {
         local: Some(local),
         peer,
-        slot: None,
+        turn: None,
     })
 }
 
@@ -226,19 +232,24 @@ fn judge(owner: Owner, uid: u32) -> Peer {
 /// What a connection needs to be served.
 struct Conversation {
     router: Router,
+    slots: Arc<Semaphore>,
     read_timeout: Duration,
     stopping: CancellationToken,
 }
 
 impl Conversation {
-    async fn hold<S>(self, stream: S, connection: Connection) -> hyper::Result<()>
+    async fn hold<S>(
+        self,
+        stream: S,
+        connection: Connection,
+        guest: Arc<Guest>,
+    ) -> hyper::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let trusted = !matches!(connection.peer, Peer::Refused(_));
-        let service = service_fn(|mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(connection.clone());
-            self.router.clone().oneshot(request)
+        let service = service_fn(|request: hyper::Request<Incoming>| {
+            self.answer(request, connection.clone(), &guest)
         });
         let stream = Linger::new(stream, self.stopping.clone());
         let mut http = http1::Builder::new();
@@ -252,10 +263,44 @@ impl Conversation {
         );
         tokio::select! {
             ended = served.as_mut() => ended,
+            () = guest.shown_out() => Ok(()),
             () = self.stopping.cancelled() => {
                 served.as_mut().graceful_shutdown();
                 served.await
             }
+        }
+    }
+
+    /// The answer to a request whose header is whole; it has its slot until the answer is out.
+    async fn answer(
+        &self,
+        mut request: hyper::Request<Incoming>,
+        mut connection: Connection,
+        guest: &Arc<Guest>,
+    ) -> Result<hyper::Response<Body>, Infallible> {
+        let turn = match connection.peer {
+            Peer::Trusted | Peer::Anybody => self.turn(guest).await,
+            // It has its share of the refusals.
+            Peer::Refused(_) => None,
+        };
+        connection.turn.clone_from(&turn);
+        request.extensions_mut().insert(connection);
+        let response = self.router.clone().oneshot(request).await?;
+        Ok(response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _held = &turn;
+                frame
+            }))
+        }))
+    }
+
+    async fn turn(&self, guest: &Arc<Guest>) -> Option<Arc<Turn>> {
+        // It is never closed, so there is a slot in the end.
+        let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
+        match guest.begin(slot) {
+            Some(turn) => Some(Arc::new(turn)),
+            // It was shown out just now, which ends what waits here: nothing of it is begun.
+            None => std::future::pending().await,
         }
     }
 }

@@ -10,6 +10,7 @@ mod body;
 mod commands;
 mod connection;
 mod documents;
+mod entrance;
 mod events;
 mod execs;
 mod files;
@@ -35,7 +36,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,8 +59,12 @@ pub struct HttpOptions {
     /// Values of `Origin` that are let in, e.g. `https://ui.example`. A request with any other is
     /// refused; one without the header is not sent by a page.
     pub allowed_origins: Vec<String>,
-    /// Connections served at once; further ones wait in the kernel's queue.
+    /// Connections whose requests are served at once; further ones wait for their turn. By default
+    /// a quarter of the descriptors that this process may have: the rest is for workspaces and execs.
     pub max_connections: usize,
+    /// Connections that may wait for a turn, or have sent no whole header of a request yet; beyond
+    /// that the one that has waited longest is dropped. By default a sixteenth of the descriptors.
+    pub max_waiting: usize,
     /// How long a client may take for a request's header, and between two pieces of its body.
     pub read_timeout: Duration,
     /// How long requests under way may take to end once the shutdown began; then they are dropped.
@@ -69,15 +73,25 @@ pub struct HttpOptions {
 
 impl Default for HttpOptions {
     fn default() -> Self {
+        let descriptors = descriptors();
         Self {
             token: None,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
-            max_connections: 1024,
+            max_connections: (descriptors / 4).clamp(16, 16_384),
+            max_waiting: (descriptors / 16).clamp(16, 1024),
             read_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(5),
         }
     }
+}
+
+/// How many descriptors this process may have, getrlimit(2): as many as it may ask for.
+fn descriptors() -> usize {
+    let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    hard.map_or(usize::MAX, |hard| {
+        usize::try_from(hard).unwrap_or(usize::MAX)
+    })
 }
 
 /// Serves `provider` on `listener` until `shutdown` completes; then ends the provider, and waits for
@@ -117,7 +131,6 @@ async fn serve_as(
     tracing::info!("listening on {listener}");
 
     let drain = options.drain;
-    let slots = Arc::new(Semaphore::new(options.max_connections));
     let options = Arc::new(options);
     let stopping = CancellationToken::new();
     let upgraded = TaskTracker::new();
@@ -133,16 +146,11 @@ async fn serve_as(
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {
-        // The slot first: a connection that nobody can serve yet stays in the kernel's queue.
-        let accepted = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
-        };
-        let (slot, stream) = tokio::select! {
-            (slot, stream) = accepted => (slot.map_err(io::Error::other)?, stream),
+        let stream = tokio::select! {
+            stream = listener.accept() => stream,
             () = &mut shutdown => break,
         };
-        connections.spawn(acceptor.converse(stream, slot));
+        connections.spawn(acceptor.converse(stream));
         while connections.try_join_next().is_some() {}
     }
 

@@ -1240,25 +1240,56 @@ async fn a_header_without_bound_is_refused() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_bound_wait_for_their_turn() {
+async fn requests_beyond_the_bound_wait_for_their_turn() {
     let server = Server::with(HttpOptions {
         max_connections: 1,
         ..HttpOptions::default()
     });
-    let first = server.connect().await;
+    // One that has asked for nothing has no turn.
+    let _silent = server.connect().await;
+    let mut first = server.connect().await;
+    let head = format!(
+        "POST /workspaces/w/cmd HTTP/1.1\r\n{}\r\nContent-Type: application/json\r\n\
+         Content-Length: 14\r\n\r\n{{\"cmd\":\"wait\"}}",
+        server.host()
+    );
+    first.write_all(head.as_bytes()).await.unwrap();
+    server.fake.started.notified().await;
     let head = format!("GET /health HTTP/1.1\r\n{}", server.host());
-    let second = tokio::spawn({
+    let mut second = tokio::spawn({
         let stream = server.connect().await;
         async move { exchange(stream, &head, b"").await }
     });
-    // The first connection has the only slot until it ends.
-    let reply = server_answers(first, &server.host()).await;
-    assert_eq!(reply.status, 200);
+    let waited = tokio::time::timeout(Duration::from_millis(50), &mut second).await;
+    assert!(waited.is_err(), "the first one has the only turn");
+    drop(first);
     assert_eq!(second.await.unwrap().status, 200);
 }
 
-async fn server_answers(stream: TcpStream, host: &str) -> Reply {
-    exchange(stream, &format!("GET /health HTTP/1.1\r\n{host}"), b"").await
+#[tokio::test]
+async fn of_connections_that_ask_for_nothing_the_oldest_makes_room() {
+    let server = Server::with(HttpOptions {
+        max_connections: 1,
+        max_waiting: 2,
+        ..HttpOptions::default()
+    });
+    let mut halves = Vec::new();
+    for _ in 0..3 {
+        let mut stream = server.connect().await;
+        stream.write_all(b"GET /health HT").await.unwrap();
+        halves.push(stream);
+    }
+    let mut nothing = Vec::new();
+    // A reset, where the server had not read what was sent.
+    let _ = halves[0].read_to_end(&mut nothing).await;
+    assert!(nothing.is_empty());
+    for mut stream in halves.drain(1..) {
+        let rest = format!("TP/1.1\r\n{}\r\nConnection: close\r\n\r\n", server.host());
+        stream.write_all(rest.as_bytes()).await.unwrap();
+        let mut reply = Vec::new();
+        stream.read_to_end(&mut reply).await.unwrap();
+        assert_eq!(Reply::parse(&reply).status, 200);
+    }
 }
 
 // Life.
