@@ -836,6 +836,23 @@ fn a_process_for_files_that_is_killed_or_stopped_inside_fails_its_request_alone(
     put(&workspace, "/still", b"works").expect(201);
 }
 
+#[test]
+fn a_request_whose_process_is_stopped_inside_is_answered_and_not_held_for_ever() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let mut stream = ask(&derrick, &format!("PUT {}", workspace.file("/f")), 2);
+    stream.write_all(b"a").expect("derrick reads");
+    wait_until(|| workers(&derrick) == 1);
+    workspace.ok("kill -STOP -1 || true");
+    stream.write_all(b"b").expect("derrick reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("derrick answers");
+    assert!(answer.starts_with("HTTP/1.1 409 "), "{answer}");
+    assert!(answer.contains("did nothing for 30s"), "{answer}");
+    wait_until(|| workers(&derrick) == 0);
+    workspace.on_file("GET", "/f", "", b"").problem(404);
+}
+
 /// Sends the head of a request, whose body of so many bytes the caller may send or not.
 fn ask(derrick: &Derrick, request: &str, body: usize) -> TcpStream {
     let address = derrick.api.address();

@@ -18,8 +18,10 @@ mod remove;
 mod replace;
 mod walk;
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::OFlags;
@@ -132,9 +134,15 @@ fn entry_at(path: &RawPath, links: Links) -> Result<FileReply, FileFailure> {
     Ok(FileReply::Entry(entry))
 }
 
+/// How long the provider is told nothing while work goes on: it takes a longer silence for the end.
+const SILENT: Duration = Duration::from_secs(5);
+
 /// The provider, as the process for files sees it.
 struct Provider {
     channel: Channel,
+    /// When it was told something last; none where bytes that come tell it that work goes on, and it
+    /// listens only after them.
+    told: Cell<Option<Instant>>,
 }
 
 impl Provider {
@@ -142,10 +150,15 @@ impl Provider {
         let socket = io::stdin().as_fd().try_clone_to_owned()?;
         Ok(Self {
             channel: Channel::from_socket(socket, Peer::Trusted),
+            told: Cell::new(Some(Instant::now())),
         })
     }
 
     fn tell(&self, reply: &FileReply, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        self.told.set(match reply {
+            FileReply::Begun => None,
+            _ => Some(Instant::now()),
+        });
         self.channel
             .send(reply, descriptors)
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
@@ -158,11 +171,14 @@ impl Provider {
     }
 
     /// Whether it still wants what is being done. While work is under way it says nothing: all there
-    /// can be to hear is its end.
+    /// can be to hear is its end. It is told now and then that work goes on.
     fn check(&self) -> Result<(), Errno> {
         let mut event = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
         match poll(&mut event, PollTimeout::ZERO) {
-            Ok(0) => Ok(()),
+            Ok(0) => match self.told.get() {
+                Some(told) if told.elapsed() > SILENT => self.tell(&FileReply::Working, &[]),
+                _ => Ok(()),
+            },
             _ => Err(Errno::CANCELED),
         }
     }

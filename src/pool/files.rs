@@ -26,13 +26,17 @@ use crate::init::files::protocol::{
 };
 use crate::init::protocol::{Exec, Exit, Program, Status, Unpacked};
 use crate::init::unpack::{Compression, Summary};
+use crate::sys::channel::Received;
 
-/// How long one file or one directory may take.
-const QUICK: Duration = Duration::from_secs(60);
-/// How long a whole tree may take.
-const PATIENT: Duration = Duration::from_secs(15 * 60);
-/// How long nothing may happen between two pieces of an archive, on either side.
-const STALL: Duration = Duration::from_secs(120);
+/// How long the process may say and take nothing; one that works through a tree says now and then
+/// that it does. The workspace can stop it, as it can any process of its own.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take for a whole tree, whatever it says.
+const WHOLE: Duration = Duration::from_secs(15 * 60);
+/// How long a client may take for the next piece of an archive.
+const CLIENT: Duration = Duration::from_secs(120);
+/// How long packer and unpacker may give or take no byte: they compress, and do some work at the end.
+const ARCHIVE: Duration = Duration::from_secs(120);
 /// Bytes that are written to a file at once, about.
 const PIECE: usize = 1 << 20;
 /// Bytes that a pipe to or from the sandbox holds, if the kernel lets it.
@@ -90,7 +94,12 @@ pub enum FileError {
     /// It said what it never says.
     #[error("the process that worked on the file cannot be understood")]
     Garbled,
-    /// It did not come to its end in time, and was ended.
+    /// It said or took nothing for so long, and was killed.
+    #[error(
+        "the process that works on the file inside the workspace did nothing for {0:?}, as if it were stopped, and was killed"
+    )]
+    Stalled(Duration),
+    /// It did not come to its end in time, and was killed.
     #[error("it did not come to an end within {0:?} and was stopped")]
     Slow(Duration),
     /// The bytes that were to be written did not come.
@@ -152,12 +161,12 @@ impl Sandbox {
         user: Option<String>,
         request: FileRequest,
     ) -> Result<Got, FileError> {
-        within(QUICK, async {
+        within(WHOLE, async {
             let mut conversation = self.converse(exec(user, request), None).await?;
             let mut entries = Vec::new();
             let mut bytes = 0;
             loop {
-                let mut received = conversation.hear().await?;
+                let mut received = hear(&mut conversation).await?;
                 match received.message {
                     FileReply::File(entry) => {
                         let file = regular(received.descriptors.pop())?;
@@ -191,13 +200,9 @@ impl Sandbox {
         user: Option<String>,
         request: FileRequest,
     ) -> Result<Option<FileEntry>, FileError> {
-        let limit = match request {
-            FileRequest::Stat(..) | FileRequest::MakeDirectory(..) => QUICK,
-            _ => PATIENT,
-        };
-        within(limit, async {
+        within(WHOLE, async {
             let mut conversation = self.converse(exec(user, request), None).await?;
-            let changed = match conversation.hear().await?.message {
+            let changed = match hear(&mut conversation).await?.message {
                 FileReply::Entry(entry) => Some(entry),
                 FileReply::Done => None,
                 other => return Err(unexpected(other)),
@@ -217,9 +222,9 @@ impl Sandbox {
         user: Option<String>,
         request: FileRequest,
     ) -> Result<Replacement, FileError> {
-        within(QUICK, async {
+        within(WHOLE, async {
             let mut conversation = self.converse(exec(user, request), None).await?;
-            let mut received = conversation.hear().await?;
+            let mut received = hear(&mut conversation).await?;
             match received.message {
                 FileReply::Ready(before) => Ok(Replacement {
                     conversation,
@@ -242,10 +247,10 @@ impl Sandbox {
         request: FileRequest,
     ) -> Result<Content, FileError> {
         let (reader, writer) = pipe_pair()?;
-        let conversation = within(QUICK, async {
+        let conversation = within(WHOLE, async {
             let output = Some(writer.as_fd());
             let mut conversation = self.converse(exec(user, request), output).await?;
-            match conversation.hear().await?.message {
+            match hear(&mut conversation).await?.message {
                 FileReply::Begun => Ok(conversation),
                 other => Err(unexpected(other)),
             }
@@ -287,7 +292,7 @@ impl Sandbox {
         let from_report = pipe::Receiver::from_owned_fd(from_report).map_err(watching)?;
         // With the archive's pipe, which this closes, the unpacker ends.
         feed(to_archive, content).await?;
-        let report = within(PATIENT, async {
+        let report = moving(ARCHIVE, async {
             unpacker.started().await?;
             read_report(from_report).await
         })
@@ -298,7 +303,7 @@ impl Sandbox {
                 Ok(summary)
             }
             Ok(Unpacked::Failed { message, errno }) => Err(FileError::Archive { message, errno }),
-            Err(_) => Err(within(QUICK, async { Ok(unpacker.silence().await) })
+            Err(_) => Err(moving(PATIENCE, async { Ok(unpacker.silence().await) })
                 .await?
                 .into()),
         }
@@ -338,9 +343,9 @@ impl Replacement {
     /// # Errors
     /// See [`FileError`]; nothing is replaced then.
     pub async fn commit(mut self) -> Result<(FileEntry, Before), FileError> {
-        within(QUICK, async {
+        within(WHOLE, async {
             self.conversation.say(&FileOrder::Commit).await?;
-            match self.conversation.hear().await?.message {
+            match hear(&mut self.conversation).await?.message {
                 FileReply::Entry(entry) => {
                     self.conversation.finish();
                     Ok((entry, self.before))
@@ -374,6 +379,28 @@ async fn within<T>(
     match timeout(limit, work).await {
         Ok(done) => done,
         Err(_passed) => Err(FileError::Slow(limit)),
+    }
+}
+
+/// Something that the process inside has to do next.
+async fn moving<T>(
+    patience: Duration,
+    next: impl Future<Output = Result<T, FileError>>,
+) -> Result<T, FileError> {
+    match timeout(patience, next).await {
+        Ok(done) => done,
+        Err(_passed) => Err(FileError::Stalled(patience)),
+    }
+}
+
+/// The next word of the process, but for those that say only that it is there.
+async fn hear(conversation: &mut Conversation) -> Result<Received<FileReply>, FileError> {
+    loop {
+        let next = async { Ok(conversation.hear().await?) };
+        let received: Received<FileReply> = moving(PATIENCE, next).await?;
+        if !matches!(received.message, FileReply::Working) {
+            return Ok(received);
+        }
     }
 }
 
@@ -462,20 +489,17 @@ async fn carry_to_end(
     loop {
         let mut piece = BytesMut::with_capacity(CHUNK);
         let reading = async { reader.read_buf(&mut piece).await.map_err(failed) };
-        if within(STALL, reading).await? == 0 {
+        if moving(ARCHIVE, reading).await? == 0 {
             break;
         }
         let sending = async { Ok(sender.send(Ok(piece.freeze())).await) };
         // It fails where the client is gone, which ends this anyway.
-        let _ = within(STALL, sending).await?;
+        let _ = within(CLIENT, sending).await?;
     }
-    within(STALL, async {
-        match conversation.hear().await?.message {
-            FileReply::Done => Ok(()),
-            other => Err(unexpected(other)),
-        }
-    })
-    .await
+    match hear(conversation).await?.message {
+        FileReply::Done => Ok(()),
+        other => Err(unexpected(other)),
+    }
 }
 
 /// Writes all of `content` to the unpacker, or as much as it takes before it ends.
@@ -483,7 +507,7 @@ async fn feed(mut unpacker: pipe::Sender, mut content: Content) -> Result<(), Fi
     while let Some(piece) = content.next().await {
         let piece = piece.map_err(FileError::Content)?;
         let writing = async { Ok(unpacker.write_all(&piece).await) };
-        match within(STALL, writing).await? {
+        match moving(ARCHIVE, writing).await? {
             Ok(()) => {}
             // Its report says why.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),

@@ -107,6 +107,8 @@ pub enum FileReply {
     Ready(Before),
     /// What was asked for is there, and bytes of it come.
     Begun,
+    /// It goes on, and takes longer. Said now and then by what works through a tree.
+    Working,
     /// It is done.
     Done,
     /// It cannot be done.

@@ -291,7 +291,7 @@ pub(super) fn file_error_of(error: FileError) -> Error {
                 None => Error::Invalid(message),
             }
         }
-        FileError::Killed => Error::Conflict(error.to_string()),
+        FileError::Killed | FileError::Stalled(_) => Error::Conflict(error.to_string()),
         FileError::Slow(_) => Error::Invalid(error.to_string()),
         FileError::Garbled | FileError::Content(_) | FileError::Host(..) => {
             Error::Host(chain::text(&error))
