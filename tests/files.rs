@@ -609,7 +609,7 @@ fn a_tree_goes_out_and_comes_back_the_same() {
          /usr/bin/python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"/t/socket\")'
          touch -d @1000000000 a sub random",
     );
-    let print = "find . ! -type s -printf '%P %y %m %U %G %s %l %n\\n' | grep -v '^ ' | sed 's/\\( d [0-9]* [0-9]* [0-9]*\\) .*/\\1/' | sort";
+    let print = "find . ! -type s ! -type p -printf '%P %y %m %U %G %s %l %n\\n' | grep -v '^ ' | sed 's/\\( d [0-9]* [0-9]* [0-9]*\\) .*/\\1/' | sort";
     let expected = workspace.ok(&format!("cd /t; {print}; cat random sparse | cksum"));
     for format in ["tar", "tar.gz", "tar.zst"] {
         let archive = workspace
@@ -620,7 +620,9 @@ fn a_tree_goes_out_and_comes_back_the_same() {
             .on_file("PUT", "/back/again", &query, &archive.body)
             .expect(200)
             .json();
-        assert!(done["entries"].as_u64().expect("a number") > 10, "{done}");
+        assert!(done["entries"].as_u64().expect("a number") > 9, "{done}");
+        let left_out = json!({ "count": 1, "names": ["pipe"] });
+        assert_eq!(done["left_out"], left_out);
         let found = workspace.ok(&format!(
             "cd /back/again; {print}; cat random sparse | cksum"
         ));
@@ -652,6 +654,54 @@ fn a_tree_goes_out_and_comes_back_the_same() {
         .expect(200);
     put(&workspace, "/one.tar", &one.body).expect(201);
     assert_eq!(workspace.ok("tar -tf /one.tar"), "a\n");
+}
+
+#[test]
+fn what_an_archive_does_not_bring_is_told() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    workspace.python("
+import tarfile
+with tarfile.open('/odd.tar', 'w') as tar:
+    for name, kind, uid in [('disk', tarfile.BLKTYPE, 0), ('pipe', tarfile.FIFOTYPE, 0), ('theirs', tarfile.REGTYPE, 99999999), ('ours', tarfile.REGTYPE, 0)]:
+        info = tarfile.TarInfo(name)
+        info.type, info.uid = kind, uid
+        tar.addfile(info)
+").expect(0);
+    let archive = get(&workspace, "/odd.tar").expect(200).body;
+    let done = workspace
+        .on_file("PUT", "/dest", "?archive=tar", &archive)
+        .expect(200)
+        .json();
+    assert_eq!(
+        done,
+        json!({
+            "entries": 2,
+            "bytes": 0,
+            "left_out": { "count": 2, "names": ["disk", "pipe"] },
+            "owners_changed": { "count": 1, "names": ["theirs"] },
+        })
+    );
+    assert_eq!(
+        workspace.ok("cd /dest; stat -c '%n %u' *"),
+        "ours 0\ntheirs 0\n"
+    );
+    // What cannot be both is refused, and nothing is done.
+    for query in ["?archive=tar&mode=0600", "?archive=tar&parents=false"] {
+        problem(
+            workspace.on_file("PUT", "/other", query, &archive),
+            400,
+            "invalid-request",
+            "",
+        );
+    }
+    problem(
+        workspace.on_file("GET", "/dest", "?stat=true&archive=tar", b""),
+        400,
+        "invalid-request",
+        "",
+    );
+    get(&workspace, "/other").problem(404);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! same: what it writes becomes a layer that later steps trust. On the host it is stricter still: see
 //! [`Terms::Host`]. Every name is resolved by the
 //! kernel relative to the destination (`RESOLVE_IN_ROOT`), nothing is replaced that is not named,
-//! control attributes of overlayfs and devices never get through, and the first error ends it.
+//! control attributes of overlayfs, devices and FIFOs never get through, and the first error ends it.
 //!
 //! Must stay single-threaded, without tokio, `/proc`, name service or locale; memory does not grow
 //! with the size of the archive, but for eight bytes a directory.
@@ -134,7 +134,7 @@ pub enum Terms {
     Sandbox,
     /// It is what a user takes home from a stranger: names, contents, times, and the modes less
     /// setuid, setgid, sticky and `umask`, directories always open to their owner. Everything
-    /// belongs to the user. Devices, FIFOs and links that lead out of the destination are left out,
+    /// belongs to the user. Links that lead out of the destination are left out,
     /// also by way of other links. The destination must be new, so that nothing is there before.
     Host {
         /// Permission bits that nothing gets.
@@ -151,13 +151,13 @@ pub struct Summary {
     pub bytes: u64,
     /// Entries whose owner has no id here; they belong to the caller and lost setuid and setgid.
     pub owners_squashed: u64,
-    /// Device nodes, left out.
-    pub devices_skipped: u64,
+    /// The names of the first of those, escaped.
+    pub names_squashed: Vec<String>,
     /// Extended attributes that were left out, or that the filesystem refused.
     pub xattrs_dropped: u64,
     /// Entries at or below another mount, left out: they would have been hidden anyway.
     pub under_mounts_skipped: u64,
-    /// Entries left out because [`Terms::Host`] has no place for them.
+    /// All entries left out: these, devices and FIFOs, and what [`Terms::Host`] has no place for.
     pub left_out: u64,
     /// The names of the first of those, escaped.
     pub names_left_out: Vec<String>,

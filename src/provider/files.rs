@@ -12,7 +12,7 @@ use crate::init::files::protocol::{FileEntry, FileKind};
 pub use crate::init::files::protocol::{
     Before, Creation, Depth, Links, Page, Parents, RawPath, Rest,
 };
-pub use crate::init::unpack::Compression;
+pub use crate::init::unpack::{Compression, Summary};
 pub use crate::pool::files::Content;
 pub use crate::workspace::FileTarget;
 
@@ -124,13 +124,51 @@ pub struct Entry {
     pub target_base64: Option<String>,
 }
 
-/// What was unpacked.
-#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+/// What was unpacked, and what of it is not as the archive has it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Unpacked {
     /// Files, directories and links.
     pub entries: u64,
     /// Bytes of files.
     pub bytes: u64,
+    /// Left out: devices, pipes, and what would lie on another filesystem. Absent if there was nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<Entries>,
+    /// Their owner or group has no id in the workspace: they belong to who unpacked them, without
+    /// setuid and setgid. Absent if there were none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owners_changed: Option<Entries>,
+    /// Extended attributes that were left out. Absent if there were none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attributes_left_out: Option<u64>,
+}
+
+/// Some entries of an archive.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = ArchiveEntries)]
+pub struct Entries {
+    /// How many.
+    pub count: u64,
+    /// The names of the first few, shortened, as ASCII with escapes.
+    pub names: Vec<String>,
+}
+
+impl Entries {
+    fn some(count: u64, names: Vec<String>) -> Option<Self> {
+        (count > 0).then_some(Self { count, names })
+    }
+}
+
+impl From<Summary> for Unpacked {
+    fn from(summary: Summary) -> Self {
+        Self {
+            entries: summary.entries,
+            bytes: summary.bytes,
+            left_out: Entries::some(summary.left_out, summary.names_left_out),
+            owners_changed: Entries::some(summary.owners_squashed, summary.names_squashed),
+            attributes_left_out: (summary.xattrs_dropped > 0).then_some(summary.xattrs_dropped),
+        }
+    }
 }
 
 /// What something in a workspace's tree is.

@@ -38,7 +38,7 @@ const PERMISSIONS: u32 = 0o777;
 /// The mode of directories that an archive does not name.
 const UNNAMED_DIRECTORY: u32 = 0o755;
 /// Names of entries left out that are remembered.
-const NAMES_LEFT_OUT: usize = 8;
+const NAMES_KEPT: usize = 8;
 
 /// The destination and what is to be remembered between entries.
 #[derive(Debug)]
@@ -142,17 +142,20 @@ impl<'a> Placer<'a> {
             Ok(()) => Ok(()),
             Err(Fault::UnderMount) => {
                 self.summary.under_mounts_skipped += 1;
+                self.leave_out(member);
                 Ok(())
             }
             Err(Fault::LeftOut) => {
-                self.summary.left_out += 1;
-                if self.summary.names_left_out.len() < NAMES_LEFT_OUT {
-                    self.summary.names_left_out.push(escape(&member.path));
-                }
+                self.leave_out(member);
                 Ok(())
             }
             Err(fault) => Err(fault.of(&member.path)),
         }
+    }
+
+    fn leave_out(&mut self, member: &Member) {
+        self.summary.left_out += 1;
+        note(&mut self.summary.names_left_out, member);
     }
 
     /// Sets what had to wait, and tells what was done.
@@ -176,13 +179,8 @@ impl<'a> Placer<'a> {
                 )),
             };
         };
-        match (&member.kind, self.terms) {
-            (Kind::Device | Kind::Fifo, Terms::Host { .. }) => return Err(Fault::LeftOut),
-            (Kind::Device, Terms::Sandbox) => {
-                self.summary.devices_skipped += 1;
-                return Ok(());
-            }
-            _ => {}
+        if matches!(member.kind, Kind::Device | Kind::Fifo) {
+            return Err(Fault::LeftOut);
         }
         self.count_entry()?;
         self.enter_parent(parent)?;
@@ -197,11 +195,7 @@ impl<'a> Placer<'a> {
                 self.place_symlink(member, name, target)?;
             }
             Kind::HardLink { target } => self.place_hard_link(&path, name, target)?,
-            Kind::Fifo => {
-                self.forget(&path);
-                self.place_fifo(member, name)?;
-            }
-            Kind::Device => {}
+            Kind::Fifo | Kind::Device => {}
         }
         Ok(())
     }
@@ -319,33 +313,6 @@ impl<'a> Placer<'a> {
         .trying("set the time")
     }
 
-    fn place_fifo(&mut self, member: &Member, name: &[u8]) -> Result<(), Fault> {
-        let mode = Mode::RUSR | Mode::WUSR;
-        self.make(name, "make the FIFO", |parent| {
-            fs::mknodat(parent, name, FileType::Fifo, mode, 0)
-        })?;
-        let parent = current(&self.parent)?;
-        let squashed = own(&mut self.summary, self.terms, member, |uid, gid| {
-            fs::chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
-        })?;
-        // Follows links, but this was made just now, exclusively.
-        fs::chmodat(
-            parent,
-            name,
-            mode_of(member, squashed, self.terms),
-            AtFlags::empty(),
-        )
-        .trying("set the mode")?;
-        self.summary.xattrs_dropped += member.xattrs.len() as u64;
-        fs::utimensat(
-            parent,
-            name,
-            &times(member.mtime),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .trying("set the time")
-    }
-
     /// The link is to the name itself, also where that is a symbolic link.
     fn place_hard_link(&mut self, path: &[u8], name: &[u8], target: &[u8]) -> Result<(), Fault> {
         let target = normalise(checked_target(target)?, self.limits)?;
@@ -357,8 +324,13 @@ impl<'a> Placer<'a> {
             or_dot(target_parent),
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
             self.terms,
-        )
-        .inside("find the target of the hard link")?;
+        );
+        // To a FIFO or a device of this archive, most likely; its directory may be missing as well.
+        let may_be_left_out = self.summary.left_out > 0;
+        let from = match from {
+            Err(Errno::NOENT) if may_be_left_out => return Err(Fault::LeftOut),
+            from => from.inside("find the target of the hard link")?,
+        };
         if matches!(self.terms, Terms::Host { .. }) {
             // A symbolic link would lead elsewhere from another place; others were left out.
             let found = fs::statat(&from, target_name, AtFlags::SYMLINK_NOFOLLOW);
@@ -370,6 +342,7 @@ impl<'a> Placer<'a> {
         match fs::linkat(&from, target_name, parent, name, AtFlags::empty()) {
             Ok(()) => return Ok(()),
             Err(Errno::EXIST) => {}
+            Err(Errno::NOENT) if may_be_left_out => return Err(Fault::LeftOut),
             Err(e) => return Err(e).trying("make the hard link"),
         }
         // Replacing a name of the very file would remove the file.
@@ -629,6 +602,13 @@ impl Fault {
     }
 }
 
+/// Keeps the name, if it is one of the first.
+fn note(names: &mut Vec<String>, member: &Member) {
+    if names.len() < NAMES_KEPT {
+        names.push(escape(&member.path));
+    }
+}
+
 /// Gives the entry to its owner; tells whether that owner has no id here.
 fn own(
     summary: &mut Summary,
@@ -647,6 +627,7 @@ fn own(
         // EINVAL: no such id in this user namespace. EPERM: not ours to give.
         Err(Errno::INVAL | Errno::PERM) => {
             summary.owners_squashed += 1;
+            note(&mut summary.names_squashed, member);
             Ok(true)
         }
         Err(e) => Err(Fault::Failed("set the owner", e)),

@@ -129,11 +129,7 @@ impl Files for NsProvider {
         let workspace = self.ready(id, &target).await?;
         let explain = self.explain(&target);
         let unpacked = workspace.unpack_files(target, compression, content).await;
-        let summary = unpacked.map_err(explain)?;
-        Ok(Unpacked {
-            entries: summary.entries,
-            bytes: summary.bytes,
-        })
+        Ok(unpacked.map_err(explain)?.into())
     }
 }
 

@@ -154,7 +154,7 @@ impl Format {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ReadQuery {
-    /// Whether to tell what is there instead of sending it.
+    /// Whether to tell what is there instead of sending it. Not with `archive`.
     stat: Option<bool>,
     /// With `stat`: whether a link at the end of the path stands for what it leads to. It does if absent.
     follow: Option<bool>,
@@ -239,6 +239,10 @@ async fn read(
         Some(false) => Links::Keep,
         _ => Links::Follow,
     };
+    if asked.stat == Some(true) && asked.archive.is_some() {
+        let detail = "the parameters: of stat and archive only one can be asked for";
+        return Err(Problem::new(Kind::InvalidRequest, detail));
+    }
     let (id, target) = place.target(asked.user);
     if asked.stat == Some(true) {
         let entry = app.provider.stat(&id, target, links).await?;
@@ -446,10 +450,10 @@ fn read_piece(file: &std::fs::File, range: Range<u64>) -> std::io::Result<Bytes>
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct WriteQuery {
-    /// Permissions, in octal digits; those of what is replaced, or 0644, if absent.
+    /// Of a file: permissions, in octal digits; those of what is replaced, or 0644, if absent.
     #[param(pattern = "^[0-7]{1,4}$")]
     mode: Option<String>,
-    /// Whether missing directories are made; they are if absent.
+    /// Of a file: whether missing directories are made; they are if absent.
     parents: Option<bool>,
     /// Takes the body for an archive, and unpacks it into the directory, which is made if it is not there.
     #[param(inline)]
@@ -474,6 +478,8 @@ enum Written {
 /// file stays and nothing else is there; of an archive, what came before stays.
 ///
 /// What an archive brings stays in the directory: names with `..`, and links out of it, lead nowhere.
+/// Devices and pipes are left out, and owners that the workspace has no id for are changed; the answer
+/// says so.
 #[utoipa::path(
     put,
     path = "/workspaces/{id}/files/{*path}",
@@ -499,6 +505,10 @@ async fn write(
     request: Request,
 ) -> Result<Response, Problem> {
     let creation = creation(asked.mode.as_deref(), asked.parents)?;
+    if asked.archive.is_some() && (asked.mode.is_some() || asked.parents.is_some()) {
+        let detail = "the parameters: mode and parents are for a file; an archive has its own modes, and its directory is made";
+        return Err(Problem::new(Kind::InvalidRequest, detail));
+    }
     let (id, target) = place.target(asked.user);
     let (content, flaw) = received(request, Arc::clone(&app));
     let written = match asked.archive {

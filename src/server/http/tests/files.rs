@@ -116,6 +116,9 @@ impl Files for Fake {
         Ok(Unpacked {
             entries: 2,
             bytes: 9,
+            left_out: None,
+            owners_changed: None,
+            attributes_left_out: None,
         })
     }
 }
