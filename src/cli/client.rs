@@ -159,6 +159,9 @@ pub struct ExecArgs {
     /// Kill it with all its processes after so long.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<Duration>,
+    /// How much of each stream the provider keeps, half from its start and half from its end: bytes, or such as 10MiB; at most 1GiB, which is the usual without -d. With less, output that is read too slowly is lost.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub output_limit: Option<u64>,
     /// Run this line with the workspace's shell.
     #[arg(long, value_name = "LINE", conflicts_with = "command")]
     cmd: Option<String>,
@@ -696,6 +699,14 @@ fn seconds(text: &str) -> Result<Duration, &'static str> {
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .filter(|seconds| !seconds.is_zero())
         .ok_or("write a number of seconds above 0, such as 30 or 0.5")
+}
+
+fn size(text: &str) -> Result<u64, &'static str> {
+    text.parse()
+        .map(|size: bytesize::ByteSize| size.as_u64())
+        .ok()
+        .filter(|bytes| *bytes <= 1 << 30)
+        .ok_or("write a size of at most 1GiB, such as 10MiB")
 }
 
 #[cfg(test)]

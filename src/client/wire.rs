@@ -58,14 +58,18 @@ pub struct Start {
     /// Who it runs as.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<Value>,
-    /// Whether it has a stdin.
-    pub stdin: Stdin,
+    /// Whether it has a stdin; that of a terminal is open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<Stdin>,
     /// The size of its terminal, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tty: Option<WireSize>,
     /// Its deadline, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<f64>,
+    /// Bytes of each stream that are kept for who reads it late.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_limit: Option<u64>,
 }
 
 /// A command's stdin.

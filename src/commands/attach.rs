@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use super::exec::finish;
-use super::foreground::{Foreground, Hangup, Keyboard, Printer, Signals};
+use super::foreground::{Foreground, Hangup, Keyboard, Left, Printer, Signals};
 use super::remote;
 use super::terminal::usable_size;
 use crate::cli::client::{AttachArgs, Begin, Input};
@@ -49,7 +49,12 @@ pub fn attach(arguments: &AttachArgs) -> anyhow::Result<ExitCode> {
         .stay()
         .await;
         printer.finish().await;
-        Ok(finish(left?, &exec.id))
+        let left = match left? {
+            // Who joins late has been told, and asked for no more than there is.
+            Left::Torn(exec) => Left::Ended(exec),
+            left => left,
+        };
+        Ok(finish(left, &exec.id))
     })
 }
 

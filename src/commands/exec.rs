@@ -20,6 +20,9 @@ use crate::sys::terminal::Size;
 
 /// Bytes of each stream that `--json` prints, as the API's `wait` does.
 const KEPT: usize = 1 << 20;
+/// Bytes of each stream that derrick is asked to keep while this process prints them, which may be slow:
+/// the most that it keeps.
+const KEPT_MEANWHILE: u64 = 1 << 30;
 /// The size of a terminal that cannot be asked for its own.
 const USUAL: Size = Size {
     rows: 24,
@@ -96,12 +99,18 @@ fn asked(arguments: &ExecArgs) -> Start {
         cwd: arguments.cwd.clone(),
         env,
         user: arguments.user.as_deref().map(user),
-        stdin: match arguments.input() {
-            Input::None => Stdin::None,
-            Input::Own => Stdin::Open,
+        stdin: match (arguments.input(), arguments.streams()) {
+            (Input::Own, _) => Some(Stdin::Open),
+            (Input::None, TypedStreams::Apart) => Some(Stdin::None),
+            (Input::None, TypedStreams::Terminal) => None,
         },
         tty,
         timeout: arguments.timeout.map(|timeout| timeout.as_secs_f64()),
+        output_limit: match arguments.stay() {
+            _ if arguments.output_limit.is_some() => arguments.output_limit,
+            Stay::UntilEnded => Some(KEPT_MEANWHILE),
+            Stay::UntilStarted => None,
+        },
     }
 }
 
@@ -143,7 +152,8 @@ async fn stay(
     .await;
     let kept = printer.finish().await;
     let left = left?;
-    if let (ReportFormat::Json, Left::Ended(exec)) = (arguments.format(), &left) {
+    if let (ReportFormat::Json, Left::Ended(exec) | Left::Torn(exec)) = (arguments.format(), &left)
+    {
         print(&printable::json(&with_output(exec, &kept)?))?;
     }
     Ok(finish(left, &exec.id))
@@ -157,8 +167,9 @@ fn with_output(exec: &Exec, kept: &Kept) -> anyhow::Result<Value> {
 
 /// Says how the foreground was left where the exit code does not, and gives that.
 pub(super) fn finish(left: Left, id: &str) -> ExitCode {
+    let torn = matches!(left, Left::Torn(_));
     let exec = match left {
-        Left::Ended(exec) => exec,
+        Left::Ended(exec) | Left::Torn(exec) => exec,
         Left::Detached => {
             note(&format!("exec {id} goes on"));
             return ExitCode::SUCCESS;
@@ -182,5 +193,9 @@ pub(super) fn finish(left: Left, id: &str) -> ExitCode {
             None => said.to_owned(),
         });
     }
-    exec.exit_code.map_or_else(super::failed, ExitCode::from)
+    match exec.exit_code {
+        // What was read is not what the command printed: its success would be taken for both.
+        Some(code) if !torn => ExitCode::from(code),
+        _ => super::failed(),
+    }
 }

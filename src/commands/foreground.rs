@@ -64,6 +64,8 @@ pub(super) enum Hangup {
 pub(super) enum Left {
     /// The exec has ended.
     Ended(Box<Exec>),
+    /// It has ended, and what it printed could not be read whole.
+    Torn(Box<Exec>),
     /// It goes on without this process.
     Detached,
 }
@@ -83,6 +85,7 @@ impl Foreground<'_> {
             sent: Cell::new(0),
             arrived: Cell::new(0),
             refused: Cell::new(false),
+            torn: false,
             printer: self.printer,
             minding: &minding,
         };
@@ -197,6 +200,8 @@ struct Talk<'a> {
     arrived: Cell<u64>,
     /// The exec takes no more input.
     refused: Cell<bool>,
+    /// Some of the output was not kept until it could be read.
+    torn: bool,
     printer: &'a mut Printer,
     minding: &'a Minding<'a>,
 }
@@ -259,6 +264,7 @@ impl Talk<'_> {
         let mut hearing = Hearing {
             listener: &mut listener,
             offset: &mut self.offset,
+            torn: &mut self.torn,
             printer: self.printer,
             arrived: &self.arrived,
             refused: &self.refused,
@@ -330,6 +336,7 @@ impl Waiting {
 struct Hearing<'a> {
     listener: &'a mut Listener,
     offset: &'a mut u64,
+    torn: &'a mut bool,
     printer: &'a mut Printer,
     arrived: &'a Cell<u64>,
     refused: &'a Cell<bool>,
@@ -348,6 +355,7 @@ impl Hearing<'_> {
                 }
                 Heard::Gap { from, to } => {
                     note_gap(from, to);
+                    *self.torn = true;
                     *self.offset = to;
                 }
                 // Only input is said here, so it is about that. A command that reads no more of it
@@ -355,6 +363,7 @@ impl Hearing<'_> {
                 Heard::Complaint => self.refused.set(true),
                 Heard::Arrived(mark) => self.arrived.set(mark),
                 Heard::Exec(_) => {}
+                Heard::End(exec) if *self.torn => return Ok(Left::Torn(exec)),
                 Heard::End(exec) => return Ok(Left::Ended(exec)),
             }
         }
