@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use axum::body::HttpBody;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
 use axum::http::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, HeaderValue, ORIGIN,
     WWW_AUTHENTICATE,
 };
+use axum::http::{HeaderMap, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 
@@ -42,7 +42,7 @@ pub(super) async fn guard(
     check_origin(&app.options, request.headers())?;
     check_identity(connection, &app.options, request.headers())?;
     if !request.body().is_end_stream() {
-        check_preflighted(request.headers())?;
+        check_preflighted(request.method(), request.headers())?;
     }
     Ok(next.run(request).await)
 }
@@ -191,8 +191,14 @@ const BODIES: [&str; 5] = [
     "application/zstd",
 ];
 
-/// A body must say what it is.
-fn check_preflighted(headers: &HeaderMap) -> Result<(), Problem> {
+/// What a page's form is sent as, without asking.
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// A body must say what it is, but for that of a `PUT`, which no page can send without asking first.
+fn check_preflighted(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+    if method == Method::PUT && !headers.contains_key(CONTENT_TYPE) {
+        return check_encoding(headers);
+    }
     check_content(headers, &BODIES)
 }
 
@@ -201,27 +207,37 @@ pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     check_content(headers, &BODIES[..1])
 }
 
-/// It must be sent as it is: nothing here unpacks.
 fn check_content(headers: &HeaderMap, wanted: &[&str]) -> Result<(), Problem> {
-    let is = |name: HeaderName, wanted: &str| {
-        headers.get(name).map(|value| {
-            let value = value.to_str().unwrap_or_default();
-            let essence = value.split(';').next().unwrap_or_default();
-            essence.trim().eq_ignore_ascii_case(wanted)
-        })
-    };
-    let refused = |detail: String| Err(Problem::new(Kind::UnsupportedMediaType, detail));
-    if wanted
-        .iter()
-        .all(|wanted| is(CONTENT_TYPE, wanted) != Some(true))
-    {
+    let is = |wanted: &str| is(headers, CONTENT_TYPE, wanted) == Some(true);
+    if !wanted.iter().any(|wanted| is(wanted)) {
         let wanted = wanted.join("' or 'Content-Type: ");
-        return refused(format!("the body must come with 'Content-Type: {wanted}'"));
+        let mut detail = format!("the body must come with 'Content-Type: {wanted}'");
+        if is(FORM) {
+            detail.push_str(
+                "; curl calls what it sends with -d or --data-binary a form, so give it -H 'Content-Type: application/json' for JSON, and for bytes -H 'Content-Type: application/octet-stream' or, with PUT, -T instead",
+            );
+        }
+        return Err(Problem::new(Kind::UnsupportedMediaType, detail));
     }
-    if is(CONTENT_ENCODING, "identity") == Some(false) {
-        return refused("the body must come without a Content-Encoding".into());
+    check_encoding(headers)
+}
+
+/// It must be sent as it is: nothing here unpacks.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    if is(headers, CONTENT_ENCODING, "identity") == Some(false) {
+        let detail = "the body must come without a Content-Encoding";
+        return Err(Problem::new(Kind::UnsupportedMediaType, detail));
     }
     Ok(())
+}
+
+/// Whether a header that is there has this value, parameters aside.
+fn is(headers: &HeaderMap, name: HeaderName, wanted: &str) -> Option<bool> {
+    headers.get(name).map(|value| {
+        let value = value.to_str().unwrap_or_default();
+        let essence = value.split(';').next().unwrap_or_default();
+        essence.trim().eq_ignore_ascii_case(wanted)
+    })
 }
 
 /// Text of a caller's for a message: quoted, escaped, and not long.
@@ -306,6 +322,34 @@ mod tests {
             let found = check_content_type(&headers).is_ok();
             assert_eq!(found, accepted, "{kind:?} {encoding:?}");
         }
+    }
+
+    #[test]
+    fn a_put_may_leave_its_type_out_and_a_form_is_refused_whatever_the_method() {
+        for (method, kind, accepted) in [
+            (Method::PUT, None, true),
+            (Method::PUT, Some("application/octet-stream"), true),
+            (Method::PUT, Some(FORM), false),
+            (Method::POST, None, false),
+            (Method::POST, Some(FORM), false),
+        ] {
+            let mut headers = HeaderMap::new();
+            if let Some(kind) = kind {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            }
+            let found = check_preflighted(&method, &headers);
+            assert_eq!(found.is_ok(), accepted, "{method} {kind:?}");
+            if let (Err(problem), Some(FORM)) = (found, kind) {
+                assert!(
+                    problem
+                        .detail()
+                        .contains("-H 'Content-Type: application/octet-stream' or")
+                );
+            }
+        }
+        let mut packed = HeaderMap::new();
+        packed.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        assert!(check_preflighted(&Method::PUT, &packed).is_err());
     }
 
     #[test]
