@@ -607,6 +607,7 @@ fn what_can_be_no_exec_is_not_there() {
         "..",
         "..%2f..%2fetc",
         "%00",
+        "%ff",
         &upper,
         &braced,
         "00000000-0000-7000-8000-000000000000",
@@ -630,6 +631,11 @@ fn what_can_be_no_exec_is_not_there() {
             );
         }
     }
+    let problem = derrick
+        .api
+        .get(&workspace.exec_named("%ff").path(""))
+        .problem(404);
+    assert_eq!(problem["type"], "urn:derrick:problem:no-such-exec");
     // One workspace's execs are not another's.
     derrick
         .api

@@ -18,9 +18,9 @@ fn a_repeated_request_is_answered_with_the_exec_that_the_first_one_started() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();
     let body = json!({ "cmd": "echo ran | tee -a /tmp/runs", "wait": true });
-    let first = workspace.exec_with_key("a key", &body).expect(201);
+    let first = workspace.exec_with_key("a-key", &body).expect(201);
     let place = first.headers["location"].clone();
-    let again = workspace.exec_with_key("a key", &body).expect(200);
+    let again = workspace.exec_with_key("a-key", &body).expect(200);
     assert_eq!(again.headers["location"], place);
     assert_eq!(again.json(), first.json());
     assert_eq!(first.json()["output"]["stdout"], "ran\n");
@@ -33,10 +33,10 @@ fn a_repeated_request_is_answered_with_the_exec_that_the_first_one_started() {
         first.json()["id"]
     );
     // Another key, no key, another workspace: another exec.
-    workspace.exec_with_key("another key", &body).expect(201);
+    workspace.exec_with_key("another-key", &body).expect(201);
     workspace.run_with(&body);
     assert_eq!(workspace.ok("cat /tmp/runs"), "ran\nran\nran\n");
-    derrick.create().exec_with_key("a key", &body).expect(201);
+    derrick.create().exec_with_key("a-key", &body).expect(201);
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn of_fifty_requests_with_one_key_at_once_one_is_started() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();
     let body = json!({ "cmd": "echo ran | tee -a /tmp/runs", "wait": true });
-    let mut answers = in_parallel(50, |_| workspace.exec_with_key("a key", &body));
+    let mut answers = in_parallel(50, |_| workspace.exec_with_key("a-key", &body));
     answers.sort_by_key(|answer| answer.status);
     let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses, [vec![200; 49], vec![201]].concat());
@@ -92,7 +92,14 @@ fn a_key_that_is_none_is_refused() {
             .api
             .send("POST", &path, &headers, br#"{"cmd":"true"}"#)
     };
-    for keys in [&[""][..], &[&"k".repeat(256)], &["k\u{e9}"], &["k", "k"]] {
+    for keys in [
+        &[""][..],
+        &[&"k".repeat(256)],
+        &["k\u{e9}"],
+        &["k", "k"],
+        &["a key"],
+        &["a\tkey"],
+    ] {
         let problem = send(keys).problem(400);
         assert!(
             problem["detail"].to_string().contains("Idempotency-Key"),

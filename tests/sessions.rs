@@ -374,6 +374,8 @@ fn a_session_begins_where_and_as_it_was_asked() {
         (json!({}), "name"),
         (json!({"name": ""}), "name"),
         (json!({"name": "a/b"}), "name"),
+        (json!({"name": "."}), "name"),
+        (json!({"name": ".."}), "name"),
         (json!({"name": "x", "user": ""}), "user"),
         (json!({"name": "x", "nmae": 1}), "nmae"),
         (json!({"name": "x", "cwd": "/no/such"}), "/no/such"),
@@ -384,7 +386,9 @@ fn a_session_begins_where_and_as_it_was_asked() {
     ] {
         let answer = workspace.post("sessions", &body);
         let status = answer.status;
-        assert!([400, 422].contains(&status), "{body}: {}", answer.text());
+        let is_of_the_workspace = ["/no/such", "nobody-of-that-name"].contains(&field);
+        let expected = if is_of_the_workspace { 422 } else { 400 };
+        assert_eq!(status, expected, "{body}: {}", answer.text());
         let problem = answer.problem(status);
         assert!(
             problem["detail"].as_str().expect("text").contains(field),
@@ -399,9 +403,11 @@ fn a_session_begins_where_and_as_it_was_asked() {
         let answer = workspace.post("sessions/s.1_-/run", &body);
         assert_eq!(answer.status, 400, "{body}: {}", answer.text());
     }
-    workspace
-        .post("sessions/none/run", &json!({"cmd": "true"}))
-        .problem(404);
+    for name in ["none", "%ff"] {
+        let path = format!("sessions/{name}/run");
+        let problem = workspace.post(&path, &json!({"cmd": "true"})).problem(404);
+        assert_eq!(problem["type"], "urn:derrick:problem:no-such-session");
+    }
 }
 
 #[test]
@@ -424,7 +430,7 @@ fn sessions_that_ended_take_nobodys_place() {
     }
     workspace
         .post("sessions", &json!({ "name": "one-more" }))
-        .problem(422);
+        .problem(429);
 }
 
 #[test]

@@ -23,7 +23,9 @@ pub use crate::workspace::execs::log;
 pub use crate::workspace::execs::{
     Asked, ExecState, Input, InvalidExecId, Key, Novelty, OUTPUT_LIMIT, StdinState,
 };
-pub use crate::workspace::sessions::{Ran, Session, SessionRecord};
+pub use crate::workspace::sessions::{
+    Ran, Session, SessionRecord, check_name as check_session_name,
+};
 pub use crate::workspace::{
     Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InvalidEventId, Next, Outcome,
     Told, WorkspaceId,
@@ -354,6 +356,9 @@ pub enum Error {
     /// The session has ended.
     #[error("{0}")]
     SessionEnded(String),
+    /// There are as many as there may be.
+    #[error("{0}")]
+    TooMany(String),
     /// The exec has ended.
     #[error("{0}")]
     ExecEnded(String),

@@ -567,9 +567,8 @@ impl From<SessionError> for Error {
             SessionError::Exists(_) => Self::SessionExists(text),
             SessionError::Busy(_) => Self::SessionBusy(text),
             SessionError::Ended(_) => Self::SessionEnded(text),
-            SessionError::InvalidName | SessionError::TooMany | SessionError::NotStarted(_) => {
-                Self::Invalid(text)
-            }
+            SessionError::TooMany => Self::TooMany(text),
+            SessionError::InvalidName | SessionError::NotStarted(_) => Self::Invalid(text),
             SessionError::Host(..) => Self::Host(chain::text(&error)),
         }
     }

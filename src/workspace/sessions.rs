@@ -68,7 +68,9 @@ pub enum SessionError {
     #[error("there is no session '{0}'")]
     NotFound(String),
     /// The name is no name.
-    #[error("a session's name has 1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-'")]
+    #[error(
+        "a session's name has 1 to 64 characters of a-z, A-Z, 0-9, '.', '_' and '-', and is neither '.' nor '..'"
+    )]
     InvalidName,
     /// One of that name lives.
     #[error("there is a session '{0}' already")]
@@ -316,9 +318,14 @@ impl Workspace {
     }
 }
 
-fn check_name(name: &str) -> Result<(), SessionError> {
+/// Whether a session can have that name. Clients take `.` and `..` out of a path before they send it.
+///
+/// # Errors
+/// `InvalidName`.
+pub fn check_name(name: &str) -> Result<(), SessionError> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if (1..=64).contains(&name.len()) && name.bytes().all(allowed) {
+    let is_dots = matches!(name, "." | "..");
+    if (1..=64).contains(&name.len()) && name.bytes().all(allowed) && !is_dots {
         Ok(())
     } else {
         Err(SessionError::InvalidName)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{FromRequestParts, RawPathParams, Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{HeaderMap, HeaderName, LOCATION};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
@@ -26,7 +26,8 @@ use super::body;
 use super::commands::{MAX_TIMEOUT, SANDBOX};
 use super::problem::{BODY, Kind, Problem, Problems, of};
 use super::routes::{
-    Id, Nothing, Octets, Parameters, checked_env, optional_without_nul, tag, without_nul,
+    Id, Nothing, Octets, Parameters, Part, checked_env, optional_without_nul, part_of, tag,
+    without_nul,
 };
 use crate::provider::log::{self, View};
 use crate::provider::{
@@ -71,17 +72,11 @@ impl FromRequestParts<Arc<App>> for ExecPath {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let Id(id) = Id::from_request_parts(parts, app).await?;
-        let none = |exec: &str| {
-            let shown: String = exec.chars().take(63).collect();
+        let text = part_of(&parts.uri, Part::Of);
+        let exec = text.parse().map_err(|_| {
+            let shown: String = text.chars().take(63).collect();
             Problem::from(Error::NoSuchExec(format!("there is no exec {shown:?}")))
-        };
-        let params = RawPathParams::from_request_parts(parts, app)
-            .await
-            .map_err(|_| none("of that name"))?;
-        let mut params = params.iter();
-        let text = params.find_map(|(name, value)| (name == "exec").then_some(value));
-        let text = text.unwrap_or_default();
-        let exec = text.parse().map_err(|_| none(text))?;
+        })?;
         Ok(Self(id, exec))
     }
 }
@@ -322,10 +317,15 @@ fn key(headers: &HeaderMap, body: &[u8]) -> Result<Option<Key>, Problem> {
         (Some(_), Some(_)) => None,
     };
     match name {
-        Some(name) if (1..=255).contains(&name.len()) => Ok(Some(Key {
-            name: name.to_owned(),
-            request: STANDARD.encode(Sha256::digest(body)),
-        })),
+        Some(name)
+            if (1..=255).contains(&name.len())
+                && name.bytes().all(|byte| byte.is_ascii_graphic()) =>
+        {
+            Ok(Some(Key {
+                name: name.to_owned(),
+                request: STANDARD.encode(Sha256::digest(body)),
+            }))
+        }
         _ => {
             let detail =
                 "the header Idempotency-Key must come once, with 1 to 255 visible ASCII characters";

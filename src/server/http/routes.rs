@@ -36,12 +36,15 @@
 //!
 //! [`Problems`]: super::problem::Problems
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Query, RawPathParams, Request};
+use axum::extract::{FromRequestParts, Query, Request};
+use axum::http::Uri;
 use axum::http::request::Parts;
 use axum::{Router, middleware};
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
@@ -187,17 +190,29 @@ pub(super) struct Id(
 impl FromRequestParts<Arc<App>> for Id {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
-        let none = |id: &str| Problem::from(Error::NoSuchWorkspace(id.to_owned()));
-        let params = RawPathParams::from_request_parts(parts, app)
-            .await
-            .map_err(|_| none("of that name"))?;
-        let text = id_text(&params);
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
+        let text = part_of(&parts.uri, Part::Workspace);
         text.parse().map(Self).map_err(|_| {
             let shown: String = text.chars().take(63).collect();
-            none(&format!("{shown:?}"))
+            Problem::from(Error::NoSuchWorkspace(format!("{shown:?}")))
         })
     }
+}
+
+/// A part of a route below `/workspaces/`.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    /// The `{id}`.
+    Workspace = 2,
+    /// The `{exec}` or the `{name}` of what it has.
+    Of = 4,
+}
+
+/// The part as text, percent-decoded. What is no UTF-8 becomes U+FFFD, which is in no id and no name:
+/// axum's own parameters would fail all together.
+pub(super) fn part_of(uri: &Uri, part: Part) -> Cow<'_, str> {
+    let part = uri.path().split('/').nth(part as usize);
+    percent_decode_str(part.unwrap_or_default()).decode_utf8_lossy()
 }
 
 /// The parameters after the `?` of a route.
@@ -215,14 +230,6 @@ impl<T: serde::de::DeserializeOwned> FromRequestParts<Arc<App>> for Parameters<T
             )),
         }
     }
-}
-
-/// The `{id}` of the route as it came.
-pub(super) fn id_text(params: &RawPathParams) -> &str {
-    let mut params = params.iter();
-    params
-        .find_map(|(name, value)| (name == "id").then_some(value))
-        .unwrap_or_default()
 }
 
 /// What execve(2) could not pass on is refused by name. Values are never repeated.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{FromRequestParts, RawPathParams, Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,10 @@ use super::body;
 use super::commands::SANDBOX;
 use super::execs::{UserField, duration};
 use super::problem::{BODY, Kind, Problem, Problems, of};
-use super::routes::{Id, Nothing, checked_env, optional_without_nul, tag, without_nul};
-use crate::provider::{Asked, Command, Ran, SessionRecord, WorkspaceId};
+use super::routes::{
+    Id, Nothing, Part, checked_env, optional_without_nul, part_of, tag, without_nul,
+};
+use crate::provider::{Asked, Command, Ran, SessionRecord, WorkspaceId, check_session_name};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
@@ -45,14 +47,8 @@ impl FromRequestParts<Arc<App>> for SessionPath {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
         let Id(id) = Id::from_request_parts(parts, app).await?;
-        let params = RawPathParams::from_request_parts(parts, app).await;
-        let params = params.map_err(|_| {
-            let detail = "there is no session of a name that is not UTF-8";
-            Problem::new(Kind::NoSuchSession, detail)
-        })?;
-        let mut params = params.iter();
-        let name = params.find_map(|(key, value)| (key == "name").then_some(value));
-        Ok(Self(id, name.unwrap_or_default().to_owned()))
+        let name = part_of(&parts.uri, Part::Of).into_owned();
+        Ok(Self(id, name))
     }
 }
 
@@ -82,8 +78,11 @@ async fn list(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<Sessions>,
 #[serde(deny_unknown_fields, expecting = "an object")]
 #[schema(as = StartSessionRequest)]
 struct StartRequest {
-    /// 1 to 64 characters of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`.
-    #[schema(pattern = "^[a-zA-Z0-9._-]{1,64}$")]
+    /// 1 to 64 characters of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`, but not `.` and `..`.
+    #[schema(
+        pattern = "^([a-zA-Z0-9_-]|[.]{1,2}[a-zA-Z0-9_-]|[.]{3})[a-zA-Z0-9._-]{0,61}$",
+        max_length = 64
+    )]
     name: String,
     /// Relative to the config's `workdir` if not absolute; `workdir` itself if absent.
     cwd: Option<String>,
@@ -106,7 +105,7 @@ struct StartRequest {
     request_body = StartRequest,
     responses(
         (status = 201, description = "It waits for a command.", body = SessionRecord),
-        Problems<{ BODY | SANDBOX | of(&[Kind::SessionExists]) }>,
+        Problems<{ BODY | SANDBOX | of(&[Kind::SessionExists, Kind::TooMany]) }>,
     )
 )]
 async fn start(
@@ -116,6 +115,8 @@ async fn start(
 ) -> Result<(StatusCode, Json<SessionRecord>), Problem> {
     let body = app.collect(request, body::MAX_BODY).await?;
     let request: StartRequest = body::parse(&body.bytes)?;
+    check_session_name(&request.name)
+        .map_err(|error| Problem::new(Kind::InvalidRequest, format!("the field name: {error}")))?;
     let user = request.user.map(UserField::checked).transpose()?;
     let command = Command {
         working_dir: optional_without_nul("cwd", request.cwd)?,

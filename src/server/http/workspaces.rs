@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{RawPathParams, Request, State};
+use axum::extract::{Request, State};
+use axum::http::Uri;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -13,7 +14,7 @@ use utoipa_axum::routes;
 use super::App;
 use super::body;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
-use super::routes::{Id, Nothing, checked_env, id_text, tag};
+use super::routes::{Id, Nothing, Part, checked_env, part_of, tag};
 use crate::provider::{Description, Fetched, LimitsAsked, NewWorkspace, Receipt, WorkspaceId};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -143,8 +144,8 @@ async fn describe(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<Descri
     )
 )]
 // Not `Id`: text that names no workspace is `false` too, as it is for bosun-ai/derrick.
-async fn remove(State(app): State<Arc<App>>, params: RawPathParams) -> Result<Json<bool>, Problem> {
-    match id_text(&params).parse() {
+async fn remove(State(app): State<Arc<App>>, uri: Uri) -> Result<Json<bool>, Problem> {
+    match part_of(&uri, Part::Workspace).parse() {
         Ok(id) => Ok(Json(app.provider.remove(&id).await?)),
         Err(_) => Ok(Json(false)),
     }
