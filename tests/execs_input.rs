@@ -400,6 +400,37 @@ fn ctrl_d_typed_ends_the_input_and_so_does_the_end_of_stdin() {
 }
 
 #[test]
+fn input_of_a_terminal_that_ends_within_a_line_ends_all_the_same() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let command = |stdin: Value| json!({ "cmd": "cat; echo end", "tty": { "rows": 24, "cols": 80 }, "stdin": stdin });
+    for text in ["hi", "hi\n", ""] {
+        let mut body = command(json!({ "text": text }));
+        body["wait"] = json!(true);
+        let ended = workspace.exec_of(&workspace.post("execs", &body).expect(201).json());
+        assert_eq!(
+            ended.ended()["outcome"],
+            json!({ "kind": "exited", "code": 0 })
+        );
+        let printed = ended.printed("both");
+        assert!(
+            printed.ends_with("end\r\n") && printed.contains(text.trim_end()),
+            "{printed:?}"
+        );
+    }
+    let exec = at_terminal(&workspace, "stty -echo; echo ready; cat; echo end");
+    exec.until_printed("ready");
+    exec.write(b"within").expect(200);
+    exec.write_last(b"").expect(200);
+    assert_eq!(exec.printed("both"), "ready\r\nwithinend\r\n");
+    // It has one, and cannot be without input.
+    let problem = workspace
+        .post("execs", &command(json!("none")))
+        .problem(400);
+    assert!(problem["detail"].to_string().contains("stdin"), "{problem}");
+}
+
+#[test]
 fn another_size_is_seen_inside() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();
@@ -493,9 +524,7 @@ fn every_field_that_means_nothing_is_refused_and_named() {
         (r#"{"cmd":"true","env":{"A\u0000":"x"}}"#, "env"),
         (r#"{"cmd":"true","env":{"A":"x\u0000"}}"#, "env"),
         (r#"{"cmd":"true","user":""}"#, "user"),
-        (r#"{"cmd":"true","user":-1}"#, "user"),
         (r#"{"cmd":"true","user":1.5}"#, "user"),
-        (r#"{"cmd":"true","user":4294967296}"#, "user"),
         (r#"{"cmd":"true","user":"a\u0000b"}"#, "user"),
         (r#"{"cmd":"true","stdin":"closed"}"#, "stdin"),
         (r#"{"cmd":"true","stdin":{"text":1}}"#, "stdin"),
@@ -505,6 +534,9 @@ fn every_field_that_means_nothing_is_refused_and_named() {
             "stdin",
         ),
         (r#"{"cmd":"true","stdin":{"file":"/etc/passwd"}}"#, "stdin"),
+        (r#"{"cmd":"true","stdin":{}}"#, r#"expected \"none\""#),
+        (r#"{"cmd":"true","stdin":5}"#, r#"{\"text\": \"…\"}"#),
+        (r#"{"cmd":"true","stdin":"text"}"#, r#"{\"base64\": \"…\"}"#),
         (r#"{"cmd":"true","tty":true}"#, "tty"),
         (r#"{"cmd":"true","tty":{"rows":24}}"#, "tty"),
         (r#"{"cmd":"true","tty":{"rows":0,"cols":80}}"#, "row"),
@@ -521,7 +553,10 @@ fn every_field_that_means_nothing_is_refused_and_named() {
         (r#"{"cmd":"true","timeout":"5"}"#, "timeout"),
         (r#"{"cmd":"true","timeout":NaN}"#, "JSON"),
         (r#"{"cmd":"true","timeout":1e999}"#, "number"),
-        (r#"{"cmd":"true","output_limit":-1}"#, "output_limit"),
+        (
+            r#"{"cmd":"true","output_limit":-1}"#,
+            "from 0 to 1073741824",
+        ),
         (r#"{"cmd":"true","output_limit":1e30}"#, "output_limit"),
         (r#"{"cmd":"true","output_limit":"much"}"#, "output_limit"),
         (r#"{"cmd":"true","output_limit":"2 GiB"}"#, "output_limit"),
@@ -559,6 +594,19 @@ fn every_field_that_means_nothing_is_refused_and_named() {
             problem["detail"].to_string().contains(named),
             "{body}: {problem}"
         );
+    }
+    let cut = post(r#"{"cmd":"tr"#).problem(400)["detail"].to_string();
+    assert!(!cut.contains('?'), "{cut}");
+    // What no workspace has is no user, as a number and as a text.
+    for user in [
+        json!(-1),
+        json!("-1"),
+        json!(65536),
+        json!("65536"),
+        json!(1_u64 << 32),
+    ] {
+        let body = json!({ "cmd": "true", "user": user });
+        workspace.post("execs", &body).problem(422);
     }
     let problem = post(&format!(r#"{{"cmd":"true","timeout":{huge}e{huge}}}"#)).problem(400);
     assert!(

@@ -539,6 +539,27 @@ fn a_directory_of_the_base_is_moved_whatever_the_mode() {
 }
 
 #[test]
+fn a_change_is_one_of_four_and_its_refusal_names_them() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    for body in [
+        "{}",
+        r#"{"mkdir":{},"move":{"to":"/x"}}"#,
+        r#""mkdir""#,
+        r#"{"mkdir":null}"#,
+    ] {
+        let refused = workspace.on_file("POST", "/other", "", body.as_bytes());
+        problem(
+            refused,
+            400,
+            "invalid-request",
+            "mkdir, move, copy and chmod",
+        );
+    }
+    get(&workspace, "/other").problem(404);
+}
+
+#[test]
 fn files_are_touched_as_the_user_who_was_asked_for() {
     let derrick = Derrick::start(json!({
         "name": "files",

@@ -56,6 +56,27 @@ pub(super) struct Whole {
     reserved: Option<OwnedSemaphorePermit>,
 }
 
+impl Whole {
+    /// What of the body is needed for longer, in memory of its own: the share is kept until that is gone.
+    pub(super) fn keep(self, part: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Part {
+            bytes: part,
+            _reserved: self.reserved,
+        })
+    }
+}
+
+struct Part {
+    bytes: Vec<u8>,
+    _reserved: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// How much of a body is read, and how long for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
@@ -144,8 +165,9 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Problem
     let mut reader = serde_json::Deserializer::from_slice(json);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let field = error.path().to_string();
-        // "." is the body as a whole.
-        invalid(error.inner(), (field != ".").then_some(field))
+        // "." is the body as a whole, and "?" a name that was cut off.
+        let is_known = field != "." && !field.contains('?');
+        invalid(error.inner(), is_known.then_some(field))
     })?;
     reader.end().map_err(|error| invalid(&error, None))?;
     Ok(value)
@@ -352,5 +374,19 @@ mod tests {
         assert!(uploads.reserve(SMALL).now_or_never().is_some());
         held.pop();
         assert!(uploads.reserve(MAX_UPLOAD).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_of_a_body_keeps_its_share_of_the_memory() {
+        let uploads = Uploads::new();
+        let whole = Whole {
+            bytes: Bytes::from_static(b"{\"stdin\":{\"text\":\"a\"}}"),
+            reserved: uploads.reserve(MAX_BODY).await,
+        };
+        let kept = whole.keep(b"a".to_vec());
+        assert_eq!(uploads.0.available_permits(), UPLOADS - MAX_BODY / 1024);
+        assert_eq!(kept, &b"a"[..]);
+        drop(kept);
+        assert_eq!(uploads.0.available_permits(), UPLOADS);
     }
 }

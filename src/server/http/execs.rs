@@ -17,12 +17,14 @@ use bytesize::ByteSize;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
-use super::body;
+use super::body::{self, Whole};
 use super::commands::{MAX_TIMEOUT, SANDBOX};
 use super::problem::{BODY, Kind, Problem, Problems, of};
 use super::routes::{
@@ -131,29 +133,71 @@ async fn list(
 }
 
 /// What an exec reads.
-#[derive(Deserialize, ToSchema, Default)]
-#[serde(rename_all = "snake_case")]
+#[derive(Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = r#"expected "none", "open", {"text": "…"} or {"base64": "…"}"#
+)]
 enum StdinField {
+    Word(StdinWord),
+    Text(StdinText),
+    Base64(StdinBase64),
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum StdinWord {
     /// Nothing.
-    #[default]
     None,
     /// What is written to it by further requests.
     Open,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct StdinText {
     /// This text, and then the end.
-    Text(String),
+    text: String,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct StdinBase64 {
     /// These bytes in standard base64, and then the end.
-    Base64(String),
+    #[schema(format = Byte)]
+    base64: String,
 }
 
 /// A user of the workspace.
-#[derive(Deserialize, ToSchema)]
-#[serde(untagged, expecting = "the name or the number of a user")]
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected the name of a user as a text, or a number"
+)]
 pub(super) enum UserField {
     /// By name; or by number, as text.
     Name(String),
     /// By number.
-    Number(u32),
+    Number(i64),
 }
+
+impl PartialSchema for UserField {
+    fn schema() -> RefOr<Schema> {
+        let name = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("By name; or by number, as text."))
+            .min_length(Some(1));
+        let number = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .description(Some("By number."))
+            .minimum(Some(0))
+            .maximum(Some(65535));
+        let either = OneOfBuilder::new().item(name).item(number);
+        either.description(Some("A user of the workspace.")).into()
+    }
+}
+
+impl ToSchema for UserField {}
 
 impl UserField {
     pub(super) fn checked(self) -> Result<String, Problem> {
@@ -206,10 +250,9 @@ struct StartRequest {
     env: Option<BTreeMap<String, String>>,
     /// Looked up inside; the config's if absent.
     user: Option<UserField>,
-    /// What it reads.
-    #[serde(default)]
-    stdin: StdinField,
-    /// Gives it a terminal of this size; its stdin is open then.
+    /// What it reads; nothing if absent.
+    stdin: Option<StdinField>,
+    /// Gives it a terminal of this size; its stdin is open then, and `none` is refused.
     tty: Option<SizeField>,
     /// Whether stdout and stderr are told apart; merged, they are in the order in which they were written.
     #[serde(default)]
@@ -226,7 +269,10 @@ struct StartRequest {
 
 /// A size.
 #[derive(Deserialize, ToSchema)]
-#[serde(untagged, expecting = "a size")]
+#[serde(
+    untagged,
+    expecting = "expected bytes as a number from 0 to 1073741824, or a text such as \"10 MiB\""
+)]
 enum SizeText {
     /// In bytes.
     Bytes(u64),
@@ -252,7 +298,8 @@ impl SizeText {
 }
 
 impl StartRequest {
-    fn checked(self, key: Option<Key>) -> Result<Command, Problem> {
+    /// `body` is what it came in.
+    fn checked(self, key: Option<Key>, body: Whole) -> Result<Command, Problem> {
         let invalid = |detail: String| Problem::new(Kind::InvalidRequest, detail);
         let asked = match (self.argv, self.cmd) {
             (Some(argv), None) if !argv.is_empty() => {
@@ -267,13 +314,23 @@ impl StartRequest {
                 ));
             }
         };
-        let input = match self.stdin {
-            StdinField::None => Input::Nothing,
-            StdinField::Open => Input::Open,
-            StdinField::Text(text) => Input::Bytes(text.into_bytes()),
-            StdinField::Base64(text) => Input::Bytes(STANDARD.decode(text).map_err(|error| {
-                invalid(format!("the field stdin.base64 is not base64: {error}"))
-            })?),
+        let input = match (self.stdin, &self.tty) {
+            (Some(StdinField::Word(StdinWord::None)), Some(_)) => {
+                return Err(invalid(
+                    "the field stdin: a terminal's is open; leave it out, or give text or base64 that ends".into(),
+                ));
+            }
+            (None | Some(StdinField::Word(StdinWord::None)), _) => Input::Nothing,
+            (Some(StdinField::Word(StdinWord::Open)), _) => Input::Open,
+            (Some(StdinField::Text(StdinText { text })), _) => {
+                Input::Bytes(body.keep(text.into_bytes()))
+            }
+            (Some(StdinField::Base64(StdinBase64 { base64 })), _) => {
+                let bytes = STANDARD.decode(base64).map_err(|error| {
+                    invalid(format!("the field stdin.base64 is not base64: {error}"))
+                })?;
+                Input::Bytes(body.keep(bytes))
+            }
         };
         let output_limit = self.output_limit.map(SizeText::bytes).transpose()?;
         let output_limit = output_limit.unwrap_or(OUTPUT_LIMIT);
@@ -379,9 +436,8 @@ async fn start(
     let body = app.collect(request, body::MAX_BODY).await?;
     let request: StartRequest = body::parse(&body.bytes)?;
     let key = key(&headers, &body.bytes)?;
-    drop(body);
     let wait = request.wait;
-    let command = request.checked(key)?;
+    let command = request.checked(key, body)?;
     let (exec, novelty) = app.provider.start(&id, command).await?;
     let started = if wait {
         until_end(&exec).await?
@@ -557,14 +613,35 @@ async fn write_stdin(
 }
 
 /// A signal, by name or number.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "the name or the number of a signal")]
+#[derive(Debug, Clone, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected the name or the number of a signal, such as \"TERM\" or 15"
+)]
 enum SignalField {
     /// With or without `SIG`, in any case.
     Name(String),
     /// 1 to 31.
     Number(i32),
 }
+
+impl PartialSchema for SignalField {
+    fn schema() -> RefOr<Schema> {
+        let name = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("With or without `SIG`, in any case."));
+        let number = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(1))
+            .maximum(Some(31));
+        let either = OneOfBuilder::new().item(name).item(number);
+        either
+            .description(Some("A signal, by name or number."))
+            .into()
+    }
+}
+
+impl ToSchema for SignalField {}
 
 /// Which processes get a signal.
 #[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]

@@ -633,11 +633,25 @@ struct ChangeQuery {
     user: Option<String>,
 }
 
-/// A change of what is at a path: one of these.
-#[derive(Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+/// A change of what is at a path.
+#[derive(Deserialize)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "an object with one of mkdir, move, copy and chmod"
+)]
+struct ChangeRequest {
+    mkdir: Option<Mkdir>,
+    r#move: Option<To>,
+    copy: Option<To>,
+    chmod: Option<Chmod>,
+}
+
+/// In a document: a change of what is at a path, one of these.
+#[derive(ToSchema)]
+#[serde(rename_all = "snake_case")]
 #[schema(as = FileChange)]
-enum ChangeRequest {
+#[expect(dead_code, reason = "only its schema is used")]
+enum ChangeField {
     /// Makes a directory there.
     Mkdir(Mkdir),
     /// Gives it another path, where nothing must be.
@@ -686,16 +700,20 @@ struct Chmod {
 
 impl ChangeRequest {
     fn checked(self) -> Result<Change, Problem> {
-        Ok(match self {
-            Self::Mkdir(Mkdir { mode, parents }) => {
-                Change::MakeDirectory(creation(mode.as_deref(), parents)?)
+        match (self.mkdir, self.r#move, self.copy, self.chmod) {
+            (Some(Mkdir { mode, parents }), None, None, None) => {
+                Ok(Change::MakeDirectory(creation(mode.as_deref(), parents)?))
             }
-            Self::Move(to) => Change::Move(to.checked()?),
-            Self::Copy(to) => Change::Copy(to.checked()?),
-            Self::Chmod(Chmod { mode, recursive }) => {
-                Change::SetMode(parse_mode(&mode)?, depth(recursive))
+            (None, Some(to), None, None) => Ok(Change::Move(to.checked()?)),
+            (None, None, Some(to), None) => Ok(Change::Copy(to.checked()?)),
+            (None, None, None, Some(Chmod { mode, recursive })) => {
+                Ok(Change::SetMode(parse_mode(&mode)?, depth(recursive)))
             }
-        })
+            _ => {
+                let detail = "there must be one of the fields mkdir, move, copy and chmod";
+                Err(Problem::new(Kind::InvalidRequest, detail))
+            }
+        }
     }
 }
 
@@ -727,7 +745,7 @@ impl To {
     operation_id = "change_path",
     tag = tag::FILES,
     params(Place, ChangeQuery),
-    request_body = ChangeRequest,
+    request_body = ChangeField,
     responses(
         (status = 200, description = "What is there now; after a move or a copy, at the other path.", body = Entry),
         Problems<{ BODY | FILES | of(&[Kind::NotAFile, Kind::DirectoryNotEmpty, Kind::Exists]) }>,

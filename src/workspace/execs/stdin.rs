@@ -3,8 +3,9 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bytes::Bytes;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::unix::pipe::Sender;
@@ -13,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::pool::exec::pipe;
 
-/// What a terminal takes for the end of its input, unless its program changed that, termios(3).
+/// What a terminal takes for the end of its input where a line begins, unless its program changed that,
+/// termios(3). Within a line it only sends what there is of it.
 const END_OF_FILE: u8 = 4;
 
 /// What an exec reads.
@@ -21,8 +23,8 @@ const END_OF_FILE: u8 = 4;
 pub enum Input {
     /// Nothing.
     Nothing,
-    /// This, and then the end.
-    Bytes(Vec<u8>),
+    /// This, and then the end. It may come with what is to be held until it was written.
+    Bytes(Bytes),
     /// What clients write to it.
     Open,
 }
@@ -55,14 +57,36 @@ impl fmt::Display for StdinClosed {
 pub(super) struct Stdin {
     end: Mutex<End>,
     closed: AtomicBool,
+    /// Bytes that were written.
+    given: AtomicU64,
     ended: CancellationToken,
 }
 
 #[derive(Debug)]
 enum End {
     Pipe(Sender),
-    Terminal(AsyncFd<OwnedFd>),
+    Terminal(AsyncFd<OwnedFd>, Line),
     Closed(StdinClosed),
+}
+
+/// Where a terminal's input is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    /// At the beginning of one.
+    Begins,
+    /// Within one.
+    Goes,
+}
+
+impl Line {
+    /// Where it is after these bytes.
+    fn after(self, bytes: &[u8]) -> Self {
+        match bytes.last() {
+            None => self,
+            Some(b'\n' | b'\r' | &END_OF_FILE) => Self::Begins,
+            Some(_) => Self::Goes,
+        }
+    }
 }
 
 impl Default for Stdin {
@@ -70,6 +94,7 @@ impl Default for Stdin {
         Self {
             end: Mutex::new(End::Closed(StdinClosed::NeverOpen)),
             closed: AtomicBool::new(false),
+            given: AtomicU64::new(0),
             ended: CancellationToken::new(),
         }
     }
@@ -90,7 +115,7 @@ impl Stdin {
     /// Takes the exec's terminal to write to.
     pub(super) async fn set_terminal(&self, terminal: &OwnedFd) -> io::Result<()> {
         let terminal = crate::pool::watch(terminal.try_clone()?, Interest::WRITABLE)?;
-        *self.end.lock().await = End::Terminal(terminal);
+        *self.end.lock().await = End::Terminal(terminal, Line::Begins);
         Ok(())
     }
 
@@ -108,11 +133,13 @@ impl Stdin {
     /// not all.
     pub(super) async fn write(&self, bytes: &[u8], taken: &mut u64) -> Result<(), StdinClosed> {
         let mut end = self.end.lock().await;
+        let before = *taken;
         let written = tokio::select! {
             biased;
             () = self.ended.cancelled() => Err(StdinClosed::Ended),
             written = end.write(bytes, taken) => written,
         };
+        self.given.fetch_add(*taken - before, Ordering::Relaxed);
         if let Err(closed) = written {
             *end = End::Closed(closed);
             self.closed.store(true, Ordering::Relaxed);
@@ -124,15 +151,19 @@ impl Stdin {
     pub(super) async fn unread(&self) -> u64 {
         match &*self.end.lock().await {
             End::Pipe(pipe) => rustix::io::ioctl_fionread(pipe).unwrap_or(0),
-            End::Terminal(_) | End::Closed(_) => 0,
+            End::Terminal(..) | End::Closed(_) => 0,
         }
     }
 
     /// Ends it; a terminal is told, and stays open.
     pub(super) async fn close(&self) -> Result<(), StdinClosed> {
-        let terminal = matches!(*self.end.lock().await, End::Terminal(_));
-        if terminal {
-            return self.write(&[END_OF_FILE], &mut 0).await;
+        let keys = match &*self.end.lock().await {
+            End::Terminal(_, Line::Begins) => &[END_OF_FILE][..],
+            End::Terminal(_, Line::Goes) => &[END_OF_FILE, END_OF_FILE],
+            End::Pipe(_) | End::Closed(_) => &[],
+        };
+        if !keys.is_empty() {
+            return self.write(keys, &mut 0).await;
         }
         let mut end = self.end.lock().await;
         match &*end {
@@ -154,6 +185,11 @@ impl Stdin {
         }
     }
 
+    /// Bytes that were written so far.
+    pub(super) fn given(&self) -> u64 {
+        self.given.load(Ordering::Relaxed)
+    }
+
     /// Waits for `end`.
     pub(super) async fn ended(&self) {
         self.ended.cancelled().await;
@@ -173,12 +209,15 @@ impl End {
             let written = match self {
                 Self::Closed(closed) => return Err(*closed),
                 Self::Pipe(pipe) => pipe.write(bytes).await,
-                Self::Terminal(terminal) => {
+                Self::Terminal(terminal, _) => {
                     let write = |terminal: &OwnedFd| Ok(rustix::io::write(terminal, bytes)?);
                     terminal.async_io(Interest::WRITABLE, write).await
                 }
             };
             let written = written.map_err(|_| StdinClosed::ByReader)?;
+            if let Self::Terminal(_, line) = self {
+                *line = line.after(&bytes[..written]);
+            }
             *taken += written as u64;
             bytes = &bytes[written..];
         }

@@ -344,7 +344,7 @@ async fn what_a_request_for_files_may_not_say_is_told() {
         ("PUT", "/a?mode=rwx", "x", "mode"),
         ("PUT", "/a?mode=10000", "x", "mode"),
         ("DELETE", "/a?archive=tar", "", "archive"),
-        ("POST", "/a", "{}", "JSON"),
+        ("POST", "/a", "{}", "mkdir, move, copy and chmod"),
         ("POST", "/a", r#"{"link":{}}"#, "link"),
         ("POST", "/a", r#"{"move":{}}"#, "to"),
         ("POST", "/a", r#"{"move":{"to":"b"}}"#, "absolute"),
