@@ -66,6 +66,7 @@ struct CommandRequest {
     /// On top of the config's and the workspace's environment.
     env: Option<BTreeMap<String, String>>,
     /// Seconds; 0 is none, as for timeout(1), which runs the command in bosun-ai/derrick.
+    #[schema(maximum = 18446744073709551615_u64)]
     timeout: Option<u64>,
 }
 

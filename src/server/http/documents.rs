@@ -14,7 +14,9 @@ use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::Operation;
-use utoipa::openapi::schema::{ObjectBuilder, SchemaFormat, Type};
+use utoipa::openapi::schema::{
+    AllOfBuilder, ObjectBuilder, OneOfBuilder, Schema, SchemaFormat, Type,
+};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ComponentsBuilder, Header, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, PathItem,
@@ -207,7 +209,33 @@ fn document() -> OpenApi {
         // axum's mark of a parameter that takes the rest of the path.
         document.paths.paths.insert(path.replace("{*", "{"), item);
     }
+    add_choices(&mut document);
     document
+}
+
+/// Bodies with fields of which there is exactly one, and those fields.
+const ONE_OF: [(&str, [&str; 2]); 2] = [
+    ("StartRequest", ["argv", "cmd"]),
+    ("FileChangeTo", ["to", "to_base64"]),
+];
+
+/// Says of these bodies what a derived schema has no word for.
+fn add_choices(document: &mut OpenApi) {
+    let Some(components) = &mut document.components else {
+        return;
+    };
+    for (name, fields) in ONE_OF {
+        let Some(schema) = components.schemas.remove(name) else {
+            continue;
+        };
+        let one = fields.into_iter().fold(OneOfBuilder::new(), |one, field| {
+            one.item(ObjectBuilder::new().required(field))
+        });
+        let both = AllOfBuilder::new().item(schema).item(one).build();
+        components
+            .schemas
+            .insert(name.to_owned(), Schema::AllOf(both).into());
+    }
 }
 
 fn request_id() -> Header {
@@ -270,6 +298,22 @@ mod tests {
             .skip(1)
             .map(|one| one.split('"').nth(1).unwrap().to_owned())
             .collect()
+    }
+
+    #[test]
+    fn of_two_fields_that_exclude_each_other_the_document_asks_for_one() {
+        let document: Value = serde_json::from_str(&DOCUMENT).unwrap();
+        for (name, [first, second]) in ONE_OF {
+            let schema = &document["components"]["schemas"][name]["allOf"];
+            assert!(schema[0]["properties"][second].is_object(), "{schema}");
+            let required: Vec<_> = schema[1]["oneOf"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|one| one["required"][0].clone())
+                .collect();
+            assert_eq!(required, [first, second]);
+        }
     }
 
     #[tokio::test]

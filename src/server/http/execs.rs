@@ -241,6 +241,7 @@ impl SizeField {
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct StartRequest {
     /// A program, looked up in `PATH`, and its arguments; no shell. This or `cmd`.
+    #[schema(min_items = 1)]
     argv: Option<Vec<String>>,
     /// A command line for `bash -c`, or `sh -c` where the base has no bash. This or `argv`.
     cmd: Option<String>,
@@ -574,9 +575,9 @@ struct Accepted {
     post,
     path = "/workspaces/{id}/execs/{exec}/stdin",
     operation_id = "write_exec_stdin",
-    tags = [tag::EXECS, "stream"],
+    tag = tag::EXECS,
     params(ExecPath, StdinQuery),
-    request_body(content = Octets, content_type = "application/octet-stream"),
+    request_body(content = Option<Octets>, content_type = "application/octet-stream"),
     responses(
         (status = 200, description = "All of it was taken.", body = Accepted),
         Problems<{ of(&[Kind::InvalidRequest, Kind::NoSuchWorkspace, Kind::NoSuchExec, Kind::StdinClosed]) }>,

@@ -89,7 +89,7 @@ struct OutputQuery {
     get,
     path = "/workspaces/{id}/execs/{exec}/output",
     operation_id = "exec_output",
-    tags = [tag::EXECS, "stream"],
+    tag = tag::EXECS,
     params(ExecPath, OutputQuery),
     responses(
         (status = 200, description = "What it printed.", content(
