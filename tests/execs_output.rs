@@ -241,13 +241,20 @@ fn what_is_there_now_is_answered_without_waiting() {
     exec.until_printed("there");
     assert_eq!(exec.output("").text(), "there\n");
     let path = exec.path("/output");
-    let told = derrick
-        .api
-        .send("GET", &path, &[("accept", "text/event-stream")], b"");
-    let text = told.expect(200).text();
+    let events = || {
+        let accept = [("accept", "text/event-stream")];
+        let told = derrick.api.send("GET", &path, &accept, b"");
+        told.expect(200).text()
+    };
+    let text = events();
+    assert!(text.contains("\"text\":\"there\\n\""), "{text}");
+    assert!(!text.contains("event: end"), "{text}");
+    // An end is told of when there is one.
+    exec.kill();
+    let text = events();
     let (output, end) = text.split_once("event: end\n").expect("there is an end");
     assert!(output.contains("\"text\":\"there\\n\""), "{text}");
-    assert!(end.contains("\"state\":\"running\""), "{text}");
+    assert!(end.contains("\"state\":\"ended\""), "{text}");
 }
 
 // --- events ---

@@ -28,7 +28,7 @@ use super::execs::{ExecPath, cannot_read};
 use super::problem::{Kind, Problem, Problems, of};
 use super::routes::{Octets, Parameters, tag};
 use crate::provider::log::{Piece, Reader, View};
-use crate::provider::{Exec, Stream};
+use crate::provider::{Exec, ExecState, Stream};
 
 const OUTPUT_OFFSET: HeaderName = HeaderName::from_static("derrick-output-offset");
 const OMITTED: HeaderName = HeaderName::from_static("derrick-omitted");
@@ -79,7 +79,7 @@ struct OutputQuery {
 ///
 /// As bytes, or, with `Accept: text/event-stream`, as events: `stdout` and `stderr` with
 /// `{"offset", "text"}`, or `{"offset", "base64"}` for what is no UTF-8; `gap` with `{"from", "to"}`
-/// for what is not kept; `end` with the exec. The id of an event is the offset after it, so
+/// for what is not kept; `end` with the exec once that has ended. The id of an event is the offset after it, so
 /// `Last-Event-ID` resumes.
 ///
 /// Where a part is not kept, the bytes go on after it, and the header `derrick-omitted` says which
@@ -382,8 +382,12 @@ impl Sending {
             Ok(Piece::Pending) => false,
             Ok(Piece::End) => {
                 self.release();
-                let end = Event::default().event("end").json_data(exec.record());
-                self.ready.extend(end.ok());
+                let record = exec.record();
+                // Who did not ask to follow may have all there is of an exec that runs on.
+                if record.state == ExecState::Ended {
+                    let end = Event::default().event("end").json_data(record);
+                    self.ready.extend(end.ok());
+                }
                 true
             }
             Err(error) => {
