@@ -19,6 +19,10 @@ pub struct Tally {
     pub execs: Timings,
     /// Execs that ended, by the word for how.
     pub outcomes: Counts,
+    /// Bytes that they printed.
+    pub printed: AtomicU64,
+    /// Bytes that they were given as stdin.
+    pub given: AtomicU64,
 }
 
 /// Counts of things of a few known kinds.

@@ -177,3 +177,19 @@ fn what_a_caller_makes_up_makes_no_series() {
     let made_up = |series: &&String| series.to_ascii_lowercase().contains("made-up");
     assert_eq!(after.iter().find(made_up), None);
 }
+
+#[test]
+fn bytes_of_execs_are_counted_when_they_end() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let body = json!({ "cmd": "cat; echo no >&2", "stdin": { "text": "12345" }, "wait": true });
+    workspace.post("execs", &body).expect(201);
+    workspace.sh("echo yes").expect(0);
+    let after = Metrics::of(&derrick.api);
+    let bytes = |direction: &str| {
+        after.get(&format!(
+            "derrick_exec_bytes_total{{direction=\"{direction}\"}}"
+        ))
+    };
+    assert_eq!((bytes("in"), bytes("out")), (5.0, 12.0));
+}

@@ -321,6 +321,8 @@ pub struct Figures {
     pub outcomes: Vec<(&'static str, u64)>,
     /// How long they took.
     pub exec_durations: Durations,
+    /// Bytes that they printed, and that they were given as stdin.
+    pub exec_bytes: (u64, u64),
     /// How long workspaces took to be made.
     pub create_durations: Durations,
     /// How long resets took.

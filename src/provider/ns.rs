@@ -5,6 +5,7 @@ mod files;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -335,6 +336,10 @@ impl Provider for NsProvider {
             execs: workspaces.iter().map(|one| one.execs().running()).sum(),
             outcomes: outcomes.to_vec(),
             exec_durations: tally.execs.read(),
+            exec_bytes: (
+                tally.printed.load(Ordering::Relaxed),
+                tally.given.load(Ordering::Relaxed),
+            ),
             create_durations: tally.creates.read(),
             reset_durations: tally.resets.read(),
             sandboxes: self.state.spawner().created(),

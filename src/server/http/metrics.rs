@@ -261,6 +261,13 @@ impl Collector for Shown {
             "How long execs took",
             &figures.exec_durations,
         )?;
+        let (printed, given) = figures.exec_bytes;
+        page.counters(
+            "exec_bytes",
+            "Bytes of execs that ended: printed, and written to their stdin",
+            "direction",
+            &[("out", printed), ("in", given)],
+        )?;
         page.durations(
             "create_duration",
             "How long workspaces took to be made, setup included",

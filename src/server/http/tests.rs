@@ -246,6 +246,7 @@ impl Provider for Fake {
             execs: 0,
             outcomes: vec![("exited", 2)],
             exec_durations: none.clone(),
+            exec_bytes: (5, 0),
             create_durations: none.clone(),
             reset_durations: none,
             sandboxes: 3,

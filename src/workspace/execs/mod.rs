@@ -863,6 +863,12 @@ impl Driver {
             let mut record = self.exec.lock_record();
             record.end(outcome, wall, exit.as_ref());
             record.count(log.counts(Stream::Stdout), log.counts(Stream::Stderr));
+            let printed = record.stdout.bytes + record.stderr.bytes;
+            let tally = &self.execs.tally;
+            tally.printed.fetch_add(printed, Ordering::Relaxed);
+            tally
+                .given
+                .fetch_add(self.exec.stdin.given(), Ordering::Relaxed);
         }
         log.close();
         self.execs.note(&self.exec).await;
