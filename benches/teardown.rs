@@ -1,4 +1,5 @@
-//! `DELETE /workspaces/{id}` on a kept connection: from the request until nothing of it runs.
+//! `DELETE /workspaces/{id}` on a kept connection: from the request until nothing of it runs; and the
+//! same of one exec.
 //!
 //! Its files are removed in the background, which is not measured but where it competes.
 //!
@@ -7,6 +8,7 @@
 //! | `teardown/idle` | the time to end a sandbox changed: its processes, then its namespaces and mounts |
 //! | `teardown/dirty_files` | the same after 2,000 files were written: how far removal is off the path |
 //! | `teardown/busy` | the same with 100 processes running |
+//! | `teardown/tree_of_1000` | `DELETE` of an exec with a thousand processes below it: the looks at `/proc` that it takes |
 
 mod support;
 
@@ -45,8 +47,29 @@ fn teardown(criterion: &mut Criterion) {
             });
         });
     }
+    group.sample_size(10);
+    let workspace = client.create();
+    let body = json!({ "cmd": TREE });
+    group.bench_function("tree_of_1000", |bencher| {
+        bencher.iter_custom(|iterations| {
+            sum(iterations, || {
+                client.exec(&workspace, "rm -f /tmp/there; mkfifo /tmp/there");
+                let exec = client.start(&workspace, &body);
+                client.exec(&workspace, "read line < /tmp/there");
+                time(|| client.kill(&exec)).0
+            })
+        });
+    });
     group.finish();
 }
+
+/// A thousand processes, ten of them with 99 each; it says when they are there.
+const TREE: &str = "rm -f /tmp/up; mkfifo /tmp/up; exec 3<> /tmp/up
+for n in {1..10}; do
+    (for m in {1..99}; do sleep 1000 & done; echo >&3; wait) &
+done
+for n in {1..10}; do read line <&3; done
+echo > /tmp/there; wait";
 
 criterion_group!(benches, teardown);
 criterion_main!(benches);

@@ -63,6 +63,36 @@ impl Client {
         self.body.len()
     }
 
+    /// Runs a program to its end by `POST execs`.
+    pub(crate) fn run(&mut self, workspace: &Workspace, argv: &[&str]) {
+        let body = json!({ "argv": argv, "wait": true }).to_string();
+        self.send(
+            "POST",
+            &format!("{}/execs", workspace.path),
+            body.as_bytes(),
+        );
+    }
+
+    /// Starts a command as `body` says; the path of its exec.
+    pub(crate) fn start(&mut self, workspace: &Workspace, body: &Value) -> String {
+        let path = format!("{}/execs", workspace.path);
+        self.send("POST", &path, body.to_string().as_bytes());
+        let exec: Value = serde_json::from_slice(&self.body).expect("the answer is JSON");
+        let id = exec["id"].as_str().expect("a new exec has an id");
+        format!("{path}/{id}")
+    }
+
+    /// Takes what an exec prints as it prints it, to its end; how many bytes came.
+    pub(crate) fn follow(&mut self, exec: &str) -> usize {
+        self.send("GET", &format!("{exec}/output?follow=true"), b"");
+        self.body.len()
+    }
+
+    /// Kills an exec with all its processes.
+    pub(crate) fn kill(&mut self, exec: &str) {
+        self.send("DELETE", exec, b"");
+    }
+
     /// Back to the state after setup.
     pub(crate) fn reset(&mut self, workspace: &Workspace) {
         self.send("POST", &format!("{}/reset", workspace.path), b"");
