@@ -236,6 +236,33 @@ fn a_failure_of_derrick_is_not_taken_for_one_of_the_command() {
 }
 
 #[test]
+fn a_kind_of_namespace_that_cannot_be_had_is_named_with_the_errno() {
+    for kind in ["net", "ipc", "uts", "cgroup", "pid", "mnt", "user"] {
+        let scratch = Scratch::new();
+        // In a user namespace whose own limit is none, as on a host that forbids them.
+        let output = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net", "sh", "-c"])
+            .arg("echo 0 > /proc/sys/user/max_$1_namespaces && shift && exec \"$@\"")
+            .args(["sh", kind])
+            .arg(binary())
+            .args(["run", "--state-dir"])
+            .arg(scratch.join("state"))
+            .args(["--", "true"])
+            .output()
+            .expect("cannot start unshare");
+        assert_eq!(output.status.code(), Some(125), "{kind}: {output:?}");
+        let said = text(&output.stderr);
+        let named = match kind {
+            "mnt" => "mount namespace",
+            "user" => "user namespace",
+            _ => &format!("creating the {kind} namespace"),
+        };
+        assert!(said.contains(named), "no {named:?} in {said}");
+        assert!(said.contains("No space left on device"), "{kind}: {said}");
+    }
+}
+
+#[test]
 fn nothing_is_left_of_a_throw_away_workspace() {
     let scratch = Scratch::new();
     let output = run(

@@ -73,18 +73,46 @@ fn leave_the_host(one: OneThread, spec: &SandboxSpec, parent: &Channel) -> Resul
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
         joined => joined.at(Step::Keyring, "joining a new session keyring")?,
     }
-    let mut flags = UnshareFlags::NEWNS
-        | UnshareFlags::NEWPID
-        | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWCGROUP;
-    if spec.network == Network::None {
-        flags |= UnshareFlags::NEWNET;
-    }
-    unshare(one, flags).at(
-        Step::Namespaces,
-        "creating the namespaces; see 'derrick check'",
-    )
+    enter_namespaces(one, spec.network)
+}
+
+/// The kinds of namespaces that a sandbox has to itself besides its user namespace, and the kernel's
+/// name for each.
+const NAMESPACES: &[(UnshareFlags, &str)] = &[
+    (UnshareFlags::NEWNS, "mnt"),
+    (UnshareFlags::NEWPID, "pid"),
+    (UnshareFlags::NEWIPC, "ipc"),
+    (UnshareFlags::NEWUTS, "uts"),
+    (UnshareFlags::NEWCGROUP, "cgroup"),
+    (UnshareFlags::NEWNET, "net"),
+];
+
+fn namespaces(network: Network) -> impl Iterator<Item = (UnshareFlags, &'static str)> {
+    let shared = match network {
+        Network::None => UnshareFlags::empty(),
+        Network::Host => UnshareFlags::NEWNET,
+    };
+    let own = move |(flag, _): &(UnshareFlags, &str)| !shared.contains(*flag);
+    NAMESPACES.iter().copied().filter(own)
+}
+
+fn enter_namespaces(one: OneThread, network: Network) -> Result<(), Failure> {
+    let all = namespaces(network).fold(UnshareFlags::empty(), |all, (flag, _)| all | flag);
+    let Err(error) = unshare(one, all) else {
+        return Ok(());
+    };
+    // Which kind it was, only one at a time tells. Nothing is lost: this process ends.
+    let culprit = namespaces(network).find(|(flag, _)| unshare(one, *flag).is_err());
+    let attempt = match (culprit, error.raw_os_error()) {
+        // Of a limit on namespaces, namespaces(7).
+        (Some((_, name)), Some(libc::ENOSPC)) => format!(
+            "creating the {name} namespace, of which user.max_{name}_namespaces allows no more; see \
+             'derrick check'"
+        ),
+        (Some((_, name)), _) => format!("creating the {name} namespace; see 'derrick check'"),
+        (None, _) => "creating the namespaces; see 'derrick check'".to_owned(),
+    };
+    Err(error).at(Step::Namespaces, attempt)
 }
 
 /// Waits for the spawner's next word, and takes what comes with it.

@@ -19,7 +19,7 @@ use super::is_full;
 use super::sandbox::Sandbox;
 use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
-use crate::sandbox::{Failure, SandboxSpec};
+use crate::sandbox::{Failure, SandboxSpec, Step};
 use crate::spawner::NAME;
 use crate::spawner::protocol::{Hello, Reply, Request, RequestId};
 use crate::sys::channel::{Channel, Peer, Received};
@@ -219,8 +219,10 @@ impl SpawnerError {
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         match self {
+            // A limit on namespaces has the same errno, and is no matter of the disk.
             Self::Failed(failure) | Self::NotCreated(failure) => {
-                is_full(&io::Error::from_raw_os_error(failure.errno))
+                !matches!(failure.step, Step::UserNamespace | Step::Namespaces)
+                    && is_full(&io::Error::from_raw_os_error(failure.errno))
             }
             Self::Unreachable(_) | Self::Died => false,
         }

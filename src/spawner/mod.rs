@@ -8,7 +8,7 @@ pub mod protocol;
 mod removal;
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -253,15 +253,11 @@ impl Spawner {
         identity::write_maps(child, 0, spec.ids)?;
         let namespace = identity::namespace_of(child)?;
         // The child makes its namespaces while the overlays are mounted here.
-        birth
-            .send(&Go::Mapped, &[])
-            .at(Step::Process, "telling that the maps are written")?;
+        tell(birth, &Go::Mapped, &[])?;
         let overlays =
             overlay::mount_all(self.one, &mut self.scratch, spec, self.identity, &namespace)?;
         let descriptors: Vec<_> = overlays.iter().map(AsFd::as_fd).collect();
-        birth
-            .send(&Go::Mounted, &descriptors)
-            .at(Step::Process, "handing over the overlays")?;
+        tell(birth, &Go::Mounted, &descriptors)?;
         let mut word = hear(birth)?;
         match (word.message, word.descriptors.pop()) {
             (Birth::Ready(enforcement), Some(init)) => Ok((enforcement, init)),
@@ -301,6 +297,19 @@ impl Spawner {
             }
         }
     }
+}
+
+/// Sends the child its next word. One that is not there to take it has said why, and that is the cause.
+fn tell(birth: &Channel, word: &Go, descriptors: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    let Err(error) = birth.send(word, descriptors) else {
+        return Ok(());
+    };
+    // After any other error the child may be waiting for that word.
+    let is_gone = matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET));
+    if is_gone && let Birth::Failed(cause) = hear(birth)?.message {
+        return Err(cause);
+    }
+    Err(error).at(Step::Process, "telling a sandbox's first process to go on")
 }
 
 fn hear(birth: &Channel) -> Result<Received<Birth>, Failure> {

@@ -142,17 +142,24 @@ impl Channel {
         let mut buffer = vec![0; INLINE + 1];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::io::retry_on_intr(|| {
-            rustix::net::recvmsg(
-                &self.socket,
-                &mut [IoSliceMut::new(&mut buffer)],
-                &mut control,
-                RecvFlags::CMSG_CLOEXEC,
-            )
-        });
+        let mut next = || {
+            rustix::io::retry_on_intr(|| {
+                rustix::net::recvmsg(
+                    &self.socket,
+                    &mut [IoSliceMut::new(&mut buffer)],
+                    &mut control,
+                    RecvFlags::CMSG_CLOEXEC,
+                )
+            })
+        };
+        // The other side died with messages of ours unread. The kernel says so once, and first; what
+        // that side had said before is still there.
+        let received = match next() {
+            Err(rustix::io::Errno::CONNRESET) => next(),
+            first => first,
+        };
         let received = match received {
             Ok(received) => received,
-            // The other side died with messages of ours unread.
             Err(rustix::io::Errno::CONNRESET) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
@@ -238,6 +245,17 @@ mod tests {
         assert_eq!(error.raw_os_error(), Some(libc::E2BIG));
         drop(ours);
         assert!(theirs.receive::<String>().expect("end").is_none());
+    }
+
+    #[test]
+    fn last_words_are_heard_though_their_sender_left_messages_unread() {
+        let (ours, theirs) = Channel::pair(Peer::Trusted).expect("socketpair");
+        ours.send(&"never read", &[]).expect("send");
+        theirs.send(&"last words", &[]).expect("send");
+        drop(theirs);
+        let heard = ours.receive::<String>().expect("receive");
+        assert_eq!(heard.expect("not the end").message, "last words");
+        assert!(ours.receive::<String>().expect("end").is_none());
     }
 
     #[test]
