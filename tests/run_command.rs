@@ -93,6 +93,37 @@ fn every_byte_passes_through_stdin_and_stdout_and_stderr_is_apart() {
 }
 
 #[test]
+fn a_command_opens_its_streams_by_name_whoever_it_is() {
+    let users: &[&str] = match mode() {
+        Mode::Single => &["root"],
+        Mode::Root | Mode::Subordinate => &["root", "daemon"],
+    };
+    for user in users {
+        let scratch = Scratch::new();
+        let config = scratch.file(
+            "config.json",
+            json!({ "name": "test", "user": user }).to_string(),
+        );
+        let mut child = derrick_run(&scratch)
+            .arg("-w")
+            .arg(config)
+            .args(["--", "sh", "-c"])
+            .arg("cat /dev/stdin > /dev/stdout; echo err > /dev/stderr")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cannot start derrick");
+        let mut input = child.stdin.take().expect("stdin is a pipe");
+        input.write_all(b"in\n").expect("it is read");
+        drop(input);
+        let output = child.wait_with_output().expect("derrick ends");
+        assert_eq!(text(&output.stderr), "err\n", "{user}");
+        assert_eq!(text(&output.stdout), "in\n", "{user}");
+    }
+}
+
+#[test]
 fn without_input_a_command_reads_its_end() {
     let scratch = Scratch::new();
     let output = derrick_run(&scratch)

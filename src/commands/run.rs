@@ -17,6 +17,7 @@ use super::terminal::{self, RawTerminal, window_size};
 use crate::cli::{LogFormat, RunArgs};
 use crate::config::WorkspaceConfig;
 use crate::init::protocol::{Exit, Program, Status};
+use crate::pool::exec::pipe;
 use crate::pool::{Gone, Running, Sandbox, SandboxError};
 use crate::state::{State, Use};
 use crate::sys::terminal::resize;
@@ -90,9 +91,9 @@ async fn run_in_throwaway(
 }
 
 async fn over_pipes(sandbox: &Sandbox, exec: crate::init::protocol::Exec) -> anyhow::Result<Exit> {
-    let (input, to_input) = io::pipe()?;
-    let (from_output, output) = io::pipe()?;
-    let (from_error, error) = io::pipe()?;
+    let (input, to_input) = pipe()?;
+    let (from_output, output) = pipe()?;
+    let (from_error, error) = pipe()?;
     let descriptors = [input.as_fd(), output.as_fd(), error.as_fd()];
     let running = sandbox.exec(exec, &descriptors).await?;
     drop((input, output, error));
