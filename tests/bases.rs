@@ -140,6 +140,65 @@ fn directories_that_the_config_includes_are_there_and_no_others() {
     assert_eq!(content, "#!/bin/sh\necho tool\n");
 }
 
+#[test]
+fn private_files_of_the_host_are_hidden_whoever_owns_them() {
+    if mode() != Mode::Root {
+        return;
+    }
+    let scratch = Scratch::new();
+    let open = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is the test's own");
+    };
+    open(scratch.path(), 0o755);
+    // An owner that no sandbox has, and one that each has.
+    for (owner, name) in [(100_000, "foreign"), (0, "own")] {
+        for (file, mode) in [
+            (scratch.file(&format!("tool/{name}"), "canary"), 0o600),
+            (
+                scratch.file(&format!("tool/private/{name}"), "canary"),
+                0o644,
+            ),
+            (
+                scratch.file(&format!("tool/open/deep/{name}"), "canary"),
+                0o640,
+            ),
+            (
+                scratch.file(&format!("tool/open/{name}-public"), "public"),
+                0o644,
+            ),
+        ] {
+            open(&file, mode);
+            std::os::unix::fs::chown(&file, Some(owner), Some(owner)).expect("root gives away");
+        }
+    }
+    let tool = scratch.join("tool");
+    open(&tool.join("private"), 0o700);
+    open(&tool.join("open"), 0o751);
+    open(&tool.join("open"), 0o755);
+    open(&tool.join("open/deep"), 0o775);
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "base": { "type": "host", "include": [tool] },
+    }));
+    let workspace = derrick.create();
+    let inside = |command: &str| workspace.ok(&format!("cd {}; {command}", tool.display()));
+    assert_eq!(
+        inside("find . | sort"),
+        ".\n./open\n./open/deep\n./open/foreign-public\n./open/own-public\n"
+    );
+    assert_eq!(inside("cat open/*-public"), "publicpublic");
+    // What the directories are like on the way to what is hidden.
+    assert_eq!(
+        inside("stat -c %a:%u . open open/deep"),
+        "755:0\n755:0\n775:0\n"
+    );
+    inside("echo x > open/deep/foreign; echo y >> open/own-public; mkdir private");
+    assert_eq!(
+        fs::read_to_string(tool.join("open/deep/foreign")).expect("it is there"),
+        "canary"
+    );
+}
+
 // --- a directory ---
 
 #[test]
@@ -175,6 +234,30 @@ fn a_base_whose_dev_proc_or_sys_is_a_link_is_refused_and_the_link_not_followed()
         assert!(refusal.contains(&format!("/{name}")), "{refusal}");
         let touched = fs::read_dir(&elsewhere).expect("it is there").count();
         assert_eq!(touched, 0, "{name}");
+    }
+}
+
+#[test]
+fn a_base_whose_owner_no_sandbox_has_is_refused_with_what_to_do() {
+    let scratch = Scratch::new();
+    let base = if mode() == Mode::Root {
+        let root = busybox_directory(&scratch);
+        let directory = root.join("tmp");
+        let _ = fs::create_dir(&directory);
+        std::os::unix::fs::chown(&directory, Some(100_000), None).expect("root gives away");
+        root
+    } else {
+        // Nobody but root can give a directory away, and this one is root's.
+        PathBuf::from("/usr/local")
+    };
+    let refusal = try_create(directory(&base)).expect_err("the base was taken");
+    let owner = if mode() == Mode::Root {
+        "uid 100000"
+    } else {
+        "uid 0"
+    };
+    for expected in [&*base.to_string_lossy(), owner, "tarball"] {
+        assert!(refusal.contains(expected), "no {expected:?} in {refusal}");
     }
 }
 

@@ -6,20 +6,22 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::build::{About, Build, OUTPUT_END, run_in};
-use super::host::{host_base, withheld};
+use uuid::Uuid;
+
+use super::build::{About, Build};
+use super::host::{BaseError, host_base, withheld};
 use super::setup::landlock;
 use super::skeleton::skeleton_tar;
 use super::stack::Owner;
-use super::store::LAYER_FORMAT;
+use super::store::{LAYER_FORMAT, LayerMeta};
 use super::tarball::Tarball;
-use super::{Digest, Layer, LayerStore, SetupError, Stack};
+use super::{Digest, Layer, LayerStore, SetupError, Stack, whiteouts};
 use crate::config::{Base, WorkspaceConfig};
-use crate::init::protocol::Program;
 use crate::init::unpack::Compression;
-use crate::pool::Sandbox;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::{Access, Lower, Network, Overlay};
 use crate::state::State;
@@ -97,32 +99,24 @@ impl Bases<'_> {
     }
 
     /// Hides what other users of the host cannot read: root inside acts for the files' owners, so
-    /// modes alone keep nothing from it. A layer of whiteouts, made by removing it inside.
+    /// modes alone keep nothing from it.
     async fn withhold(&self, stack: Stack) -> Result<Stack, SetupError> {
         let directories: Vec<PathBuf> = stack
             .overlays
             .iter()
-            .skip(1)
             .map(|overlay| overlay.at.clone())
             .collect();
-        let hidden = tokio::task::spawn_blocking(move || withheld(&directories))
+        let shown = directories[1..].to_vec();
+        let hidden = tokio::task::spawn_blocking(move || withheld(&shown))
             .await
             .map_err(|error| SetupError::host("reading the host's directories")(error.into()))??;
         if hidden.is_empty() {
             return Ok(stack);
         }
-        let hidden: Vec<String> = hidden
-            .into_iter()
-            .map(|path| path.into_os_string().into_string())
-            .collect::<Result<_, _>>()
-            .map_err(|path| {
-                let unnamed = format!("{} is not UTF-8: rename it", path.display());
-                SetupError::host("hiding files of the host")(io::Error::other(unnamed))
-            })?;
         let digest = Digest::of(
-            ["withheld", stack.digest.as_str()]
+            [&b"withheld"[..], stack.digest.as_str().as_bytes()]
                 .into_iter()
-                .chain(hidden.iter().map(String::as_str)),
+                .chain(hidden.iter().map(|path| path.as_os_str().as_bytes())),
         );
         let lock = self.store.lock(&digest).await;
         let _lock = lock.map_err(SetupError::host("locking a layer"))?;
@@ -130,24 +124,48 @@ impl Bases<'_> {
             Some(layer) => layer,
             None => {
                 tracing::info!(layer = %digest, paths = hidden.len(), "hiding what only the host's root may read");
-                let build =
-                    Build::start(self.state, &stack, Network::None, landlock(self.config)).await?;
-                if let Err(error) = remove_inside(build.sandbox(), &hidden).await {
-                    build.abandon().await;
-                    return Err(error);
-                }
-                let about = About {
-                    description: "what the host keeps to its root".into(),
-                    ..About::default()
-                };
-                build.freeze(self.store, &digest, about).await?
+                self.hide(&digest, directories, hidden).await?
             }
         };
         Ok(base_on(&stack, &layer))
     }
 
+    /// The layer of whiteouts for `hidden`.
+    async fn hide(
+        &self,
+        digest: &Digest,
+        directories: Vec<PathBuf>,
+        hidden: Vec<PathBuf>,
+    ) -> Result<Layer, SetupError> {
+        let attempt = SetupError::host("hiding files of the host");
+        let meta = LayerMeta {
+            format: LAYER_FORMAT,
+            first_id: None,
+            shape: format!("{:?}", self.state.spawner().identity()).to_lowercase(),
+            parent: None,
+            lineage: None,
+            commits: Vec::new(),
+            created: crate::clock::seconds(),
+            description: "what the host keeps to its root".into(),
+            output: None,
+            bytes: None,
+        };
+        let tree = self.state.staging().join(Uuid::now_v7().to_string());
+        let (store, digest, staged) = (self.store.clone(), digest.clone(), tree.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            std::fs::create_dir(&staged)?;
+            whiteouts::write(&staged, &directories, &hidden)?;
+            store.commit(&digest, &staged, meta)
+        });
+        let made = made.await.map_err(io::Error::from).flatten();
+        if made.is_err() {
+            // What it cannot discard, the next start does.
+            let _ = self.state.discard(&tree);
+        }
+        made.map_err(attempt)
+    }
+
     async fn directory(&self, skeleton: &Stack, path: &Path) -> Result<Stack, SetupError> {
-        use std::os::unix::fs::MetadataExt;
         let attempt = SetupError::host("examining the base directory");
         let path = path.canonicalize().map_err(&attempt)?;
         let status = path.metadata().map_err(&attempt)?;
@@ -159,6 +177,7 @@ impl Bases<'_> {
         } else {
             Owner::Sandbox
         };
+        check_owner(&path, self.state.spawner().identity(), owner)?;
         // The skeleton must be written with the same ids as everything above it.
         let skeleton = match owner {
             Owner::Sandbox => skeleton.clone(),
@@ -272,6 +291,31 @@ fn digest_of_stack(stack: &Stack) -> Result<Digest, SetupError> {
     Ok(Digest::of([overlays]))
 }
 
+/// Refuses a base directory whose owner no sandbox knows: the kernel copies nothing up in it, so that
+/// it could not be written to. Looks at the directory and at those in it that are always written to.
+fn check_owner(base: &Path, identity: Identity, owner: Owner) -> Result<(), BaseError> {
+    let owned_by_caller = owner == Owner::Caller;
+    for name in ["", "etc", "home", "root", "tmp", "usr", "var"] {
+        let directory = if name.is_empty() {
+            base.to_owned()
+        } else {
+            base.join(name)
+        };
+        // What is not there is made; a link leads elsewhere inside.
+        let Ok(status) = directory.symlink_metadata() else {
+            continue;
+        };
+        if status.is_dir() && !identity.has_owner(status.uid(), status.gid(), owned_by_caller) {
+            return Err(BaseError::Owner {
+                directory,
+                uid: status.uid(),
+                gid: status.gid(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// An archive to unpack.
 struct Archive {
     file: File,
@@ -279,31 +323,6 @@ struct Archive {
     compression: Compression,
     /// Where the bytes are in a file that somebody could write to meanwhile.
     tarball: Option<Tarball>,
-}
-
-/// Removes paths of a sandbox with its own `rm`.
-async fn remove_inside(sandbox: &Sandbox, paths: &[String]) -> Result<(), SetupError> {
-    // Far below what execve(2) takes.
-    for some in paths.chunks(200) {
-        let command = ["rm", "-rf", "--"]
-            .map(str::to_owned)
-            .into_iter()
-            .chain(some.iter().cloned());
-        let ended = run_in(
-            sandbox,
-            Program::Arguments(command.collect()),
-            Path::new("/"),
-            &[],
-        )
-        .await?;
-        if ended.exit_code() != 0 {
-            let output = ended.output.end(OUTPUT_END);
-            return Err(SetupError::host("hiding files of the host")(
-                io::Error::other(output),
-            ));
-        }
-    }
-    Ok(())
 }
 
 fn in_memory(tar: &[u8]) -> Result<Archive, SetupError> {

@@ -142,6 +142,20 @@ pub enum BaseError {
         /// The state directory.
         state: PathBuf,
     },
+    /// The base directory, or one in it, is of an owner that no sandbox has.
+    #[error(
+        "cannot use the base directory: {} belongs to uid {uid}, gid {gid}, which sandboxes here do not have, so \
+         nothing in it could be written; unpack it as the user who runs derrick, or use a tarball",
+        directory.display()
+    )]
+    Owner {
+        /// The directory.
+        directory: PathBuf,
+        /// Its user.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
     /// The host's files cannot be read.
     #[error("cannot read the host's {}", path.display())]
     Read {

@@ -3,7 +3,8 @@
 //! A `Stack` is what a sandbox starts from: its overlays, with the base's directories and the layers
 //! on top of them. Reading order: `setup` makes it, `bases` what it stands on, `repositories` what
 //! goes into it, `build` each layer; then where the parts come from: `host`, `skeleton`, `tarball`,
-//! and `store`, where layers are kept.
+//! `whiteouts`
+//! for what is hidden of the host, and `store`, where layers are kept.
 
 mod archive;
 mod bases;
@@ -16,6 +17,7 @@ pub mod skeleton;
 mod stack;
 pub mod store;
 pub mod tarball;
+mod whiteouts;
 
 pub use build::environment;
 pub use error::SetupError;

@@ -56,6 +56,27 @@ impl Identity {
         }
     }
 
+    /// Whether a file of these host ids has an owner in a sandbox, in which root is the user who runs
+    /// derrick, if `owned_by_caller`, or else the first of the sandbox's ids.
+    #[must_use]
+    pub fn has_owner(self, uid: u32, gid: u32, owned_by_caller: bool) -> bool {
+        let own = Own {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        };
+        match self {
+            // A directory of the host's is shown with its ids as they are.
+            Self::Ranges => uid < IDS_PER_SANDBOX && gid < IDS_PER_SANDBOX,
+            Self::Single => (uid, gid) == (own.uid, own.gid),
+            Self::Subordinate => subordinate_ids(own.uid).is_some_and(|lent| {
+                let has = |id: u32, own: u32, first: u32| {
+                    owned_by_caller && id == own || (first..first + IDS_PER_SANDBOX).contains(&id)
+                };
+                has(uid, own.uid, lent.uid) && has(gid, own.gid, lent.gid)
+            }),
+        }
+    }
+
     /// What it gives, for people.
     #[must_use]
     pub fn describe(self) -> &'static str {
