@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::TcpListener;
 
 use serde_json::{Value, json};
-use support::{Derrick, GitServer, Launch, Workspace};
+use support::{Derrick, GitServer, Launch, Mode, Workspace, mode};
 
 /// Prints something new at each run of a setup script, so that runs can be told apart.
 const NEW_RUN: &str = "cat /proc/sys/kernel/random/uuid";
@@ -193,6 +193,145 @@ fn a_repository_belongs_to_the_workspace_and_knows_its_origin_without_credential
     let found = workspace.sh("grep -rl token-of-the-test /code /etc /home /root /tmp /var");
     assert_eq!(found.output, "");
     assert!(workspace.ok("git fsck --full; echo $?").ends_with("0\n"));
+}
+
+#[test]
+fn repositories_belong_to_the_user_whom_commands_run_as() {
+    if mode() == Mode::Single {
+        return;
+    }
+    // By name, by number, and one that the script makes.
+    let nobody = "true";
+    let ada = "grep -q ^ada: /etc/passwd || echo 'ada:x:1000:1001::/:/bin/sh' >> /etc/passwd";
+    for (user, ids, script) in [
+        ("daemon", "1:1", nobody),
+        ("4711", "4711:4711", nobody),
+        ("ada", "1000:1001", ada),
+    ] {
+        let server = GitServer::open();
+        let upstream = server.repository("project", &[("file", "first\n"), ("dir/file", "x\n")]);
+        let derrick = Derrick::start(json!({
+            "name": "test",
+            "user": user,
+            "workdir": "/code/project",
+            "repositories": [{ "url": upstream.url, "path": "/code/project" }],
+            "setup_script": script,
+        }));
+        let workspace = derrick.create();
+        let owners = |workspace: &Workspace| {
+            workspace
+                .ok("find . -printf '%U:%G\\n' | sort -u")
+                .trim()
+                .to_owned()
+        };
+        assert_eq!(owners(&workspace), ids, "{user}");
+        assert_eq!(workspace.ok("git status --porcelain"), "", "{user}");
+        workspace.ok("echo mine > file; git -c user.name=a -c user.email=a@b commit -qam mine");
+
+        let new = upstream.commit(&[("file", "second\n")]);
+        workspace.fetch();
+        assert_eq!(workspace.ok("git rev-parse origin/main").trim(), new);
+        assert_eq!(owners(&workspace), ids, "{user}");
+
+        // Brought up to date from the setup before, not cloned.
+        let second = derrick.create();
+        assert_eq!(head(&second, "."), new);
+        assert_eq!(owners(&second), ids, "{user}");
+        assert_eq!(second.ok("git status --porcelain; cat file"), "second\n");
+        assert_eq!(server.packs(), 2, "{user}");
+    }
+}
+
+#[test]
+fn a_repository_that_the_script_gave_away_is_fetched_as_its_owner() {
+    if mode() == Mode::Single {
+        return;
+    }
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "repositories": [{ "url": upstream.url, "path": "/project" }],
+        "setup_script": "chown -R 4711:4711 /project",
+    }));
+    let workspace = derrick.create();
+    let new = upstream.commit(&[("file", "second\n")]);
+    workspace.fetch();
+    let as_owner = "git -c safe.directory=/project -C /project";
+    assert_eq!(
+        workspace
+            .ok(&format!("{as_owner} rev-parse origin/main"))
+            .trim(),
+        new
+    );
+    let second = derrick.create();
+    for workspace in [&workspace, &second] {
+        assert_eq!(
+            workspace.ok("find /project -printf '%U:%G\\n' | sort -u"),
+            "4711:4711\n"
+        );
+    }
+    assert_eq!(second.ok("cat /project/file"), "second\n");
+    assert_eq!(server.packs(), 2);
+}
+
+#[test]
+fn a_place_that_cannot_take_a_repository_is_named_with_the_cause() {
+    let server = GitServer::open();
+    // More than a pipe holds, so that the writer finds out too.
+    let large = "x".repeat(1 << 20);
+    let upstream = server.repository("project", &[("file", &large)]);
+    let (path, cause) = match mode() {
+        Mode::Root => ("/usr/bin/env", "Not a directory"),
+        Mode::Subordinate | Mode::Single => ("/opt/r", "Read-only file system"),
+    };
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "repositories": [{ "url": upstream.url, "path": path }],
+    }));
+    let problem = derrick.api.post("/workspaces", &json!({})).problem(422);
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains(path) && detail.contains(cause), "{problem}");
+}
+
+#[test]
+fn a_workdir_that_cannot_be_made_fails_the_setup_by_name() {
+    let derrick = Derrick::start(json!({ "name": "test", "workdir": "/etc/passwd/inside" }));
+    let problem = derrick.api.post("/workspaces", &json!({})).problem(422);
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("/etc/passwd/inside"), "{problem}");
+    assert!(detail.contains("Not a directory"), "{problem}");
+}
+
+#[test]
+fn a_directory_is_named_in_full_in_errors_and_records() {
+    let derrick = Derrick::start(json!({ "name": "test", "workdir": "/code/r/" }));
+    let workspace = derrick.create();
+    let path = format!("/workspaces/{}/execs", workspace.id);
+    for (asked, full) in [
+        (None, "/code/r"),
+        (Some("./"), "/code/r"),
+        (Some("/tmp/"), "/tmp"),
+    ] {
+        let exec = json!({ "argv": ["true"], "cwd": asked });
+        let exec = derrick.api.post(&path, &exec).json();
+        assert_eq!(exec["cwd"], json!(full), "{exec}");
+    }
+    let exec = json!({ "argv": ["true"], "cwd": "missing" });
+    let problem = derrick.api.post(&path, &exec).problem(422);
+    assert!(
+        problem["detail"].to_string().contains("'/code/r/missing'"),
+        "{problem}"
+    );
+    workspace.ok("rmdir /code/r");
+    let problem = derrick
+        .api
+        .post(&path, &json!({ "argv": ["true"] }))
+        .problem(422);
+    assert!(
+        problem["detail"].to_string().contains("'/code/r'"),
+        "{problem}"
+    );
 }
 
 #[test]

@@ -164,8 +164,19 @@ fn discard(state: &State, directory: &Path) {
     }
 }
 
-/// Runs `program` in `directory` of `sandbox` to its end, however long it takes.
+/// Runs `program` in `directory` of `sandbox`, as root, to its end, however long it takes.
 pub(super) async fn run_in(
+    sandbox: &Sandbox,
+    program: Program,
+    directory: &Path,
+    env: &[&BTreeMap<String, String>],
+) -> Result<Ended, SetupError> {
+    run_as(None, sandbox, program, directory, env).await
+}
+
+/// The same as `user`, root if absent.
+pub(super) async fn run_as(
+    user: Option<&str>,
     sandbox: &Sandbox,
     program: Program,
     directory: &Path,
@@ -176,7 +187,7 @@ pub(super) async fn run_in(
         directory: directory.to_string_lossy().into_owned(),
         environment: environment(env),
         terminal: None,
-        user: None,
+        user: user.map(str::to_owned),
     };
     Ok(exec::run(sandbox, exec, None).await?)
 }

@@ -31,6 +31,22 @@ pub enum SetupError {
         /// What git said.
         output: String,
     },
+    /// A checkout cannot be put in its place.
+    #[error("cannot put the repository at {path}: {reason}", path = .path.display())]
+    Checkout {
+        /// Where it was to be in the workspace.
+        path: PathBuf,
+        /// What was wrong there.
+        reason: String,
+    },
+    /// The working directory cannot be made.
+    #[error("cannot make the workdir {path}: {output}", path = .path.display())]
+    Workdir {
+        /// As the config has it.
+        path: PathBuf,
+        /// What `mkdir` said.
+        output: String,
+    },
     /// The archive of the base is not what it should be.
     #[error("cannot unpack the base: {0}")]
     Archive(String),

@@ -1,16 +1,20 @@
 //! How repositories come into a sandbox: as a checkout to unpack, or as a bundle for its own git.
+//!
+//! A repository belongs to whom commands run as, and git inside always runs as its owner: git refuses
+//! repositories of others, and what root would write there, their owner could not change.
 
 use std::path::Path;
 
 use super::SetupError;
-use super::build::{Build, OUTPUT_END, pipe_for_archive, run_in};
+use super::build::{Build, OUTPUT_END, pipe_for_archive, run_as, run_in};
 use crate::config::Repository;
 use crate::git::{self, Bundle, Have, Mirrors, Resolved};
-use crate::init::files::protocol::{Creation, FileRequest, Parents};
-use crate::init::protocol::Program;
+use crate::init::files::protocol::{Creation, FileRequest, Links, Owner, Parents};
+use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::unpack::Compression;
-use crate::pool::Sandbox;
 use crate::pool::exec::Ended;
+use crate::pool::files::FileError;
+use crate::pool::{Sandbox, SandboxError};
 
 /// A repository and what its reference is at.
 #[derive(Debug, Clone)]
@@ -32,9 +36,11 @@ impl Checkout {
             Err(SetupError::GitInside { .. }) => return Ok(false),
             Err(error) => return Err(error),
         }
+        let path = &self.repository.path;
+        let owner = owner_of(build.sandbox(), path).await?;
         for command in git::checkout_commands(&self.at) {
             let program = Program::Arguments(command);
-            let ended = run_in(build.sandbox(), program, &self.repository.path, &[]).await?;
+            let ended = run_as(Some(&owner), build.sandbox(), program, path, &[]).await?;
             if ended.exit_code() != 0 {
                 return Ok(false);
             }
@@ -57,23 +63,33 @@ impl Checkout {
         Ok(())
     }
 
-    /// Unpacks a fresh checkout. `staging` is a directory for what is on its way.
+    /// Unpacks a fresh checkout, which then belongs to `owner`. `staging` is a directory for what is on
+    /// its way.
     pub(super) async fn unpack(
         &self,
         mirrors: &Mirrors,
         build: &Build,
+        owner: Owner,
         staging: &Path,
     ) -> Result<(), SetupError> {
         let path = &self.repository.path;
         let (reader, writer) =
             pipe_for_archive().map_err(SetupError::host("making a pipe for a checkout"))?;
         let (written, unpacked) = tokio::join!(
-            mirrors.checkout(&self.repository, &self.at, staging, writer),
+            mirrors.checkout(&self.repository, &self.at, owner, staging, writer),
             build.unpack(reader, Compression::Plain, path),
         );
-        // Each side fails when the other does: a full disk is the unpacker's to tell, else the
-        // archive was cut short because git failed.
+        // Each side fails when the other does: that nobody read on is the unpacker's to explain, and
+        // that the archive was cut short is git's.
+        let unpacked = unpacked.map_err(|error| match error {
+            SetupError::Archive(reason) => SetupError::Checkout {
+                path: path.clone(),
+                reason,
+            },
+            other => other,
+        });
         match (written, unpacked) {
+            (Err(error), Err(cause)) if error.is_broken_pipe() => return Err(cause),
             (_, Err(error)) if error.is_no_space() => return Err(error),
             (Err(error), _) => return Err(error.into()),
             (Ok(()), Err(error)) => return Err(error),
@@ -81,8 +97,56 @@ impl Checkout {
         }
         // Only saves time later: a base without git is none the worse.
         let refresh = Program::Arguments(git::refresh_command());
-        run_in(build.sandbox(), refresh, path, &[]).await?;
+        let owner = owner.uid.to_string();
+        run_as(Some(&owner), build.sandbox(), refresh, path, &[]).await?;
         Ok(())
+    }
+
+    /// Gives the checkout to `owner`, with the sandbox's own `chown`.
+    pub(super) async fn give_to(&self, build: &Build, owner: Owner) -> Result<(), SetupError> {
+        let path = &self.repository.path;
+        let command = [
+            "chown",
+            "-hR",
+            "--",
+            &format!("{}:{}", owner.uid, owner.gid),
+            &path.to_string_lossy(),
+        ];
+        let chown = Program::Arguments(command.map(str::to_owned).to_vec());
+        let ended = run_in(build.sandbox(), chown, Path::new("/"), &[]).await?;
+        if ended.exit_code() == 0 {
+            return Ok(());
+        }
+        Err(SetupError::Checkout {
+            path: path.clone(),
+            reason: ended.output.end(OUTPUT_END).trim().to_owned(),
+        })
+    }
+}
+
+/// Whom the files of `user` belong to in a sandbox, if there is such a user by now.
+pub(super) async fn owner_for(build: &Build, user: &str) -> Result<Option<Owner>, SetupError> {
+    match build.sandbox().owner_for(user).await {
+        Ok(owner) => Ok(Some(owner)),
+        Err(FileError::Sandbox(SandboxError::Refused(Refusal {
+            attempt: Attempt::User(_),
+            ..
+        }))) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The number of the user to whom the repository at `path` belongs, whoever made it so.
+async fn owner_of(sandbox: &Sandbox, path: &Path) -> Result<String, SetupError> {
+    let request = FileRequest::Stat(path.as_os_str().as_encoded_bytes().into(), Links::Follow);
+    match sandbox.change_files(None, request).await {
+        Ok(Some(entry)) => Ok(entry.uid.to_string()),
+        Ok(None) => Err(FileError::Garbled.into()),
+        Err(error @ FileError::Failed(_)) => Err(SetupError::GitInside {
+            path: path.to_owned(),
+            output: error.to_string(),
+        }),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -101,14 +165,18 @@ pub(crate) async fn take_in(
         path: at.clone(),
         output: ended.output.end(OUTPUT_END),
     };
-    let known = run_in(sandbox, Program::Arguments(git::have_command()), at, &[]).await?;
+    let owner = owner_of(sandbox, at).await?;
+    let owner = Some(owner.as_str());
+    let have = Program::Arguments(git::have_command());
+    let known = run_as(owner, sandbox, have, at, &[]).await?;
     if known.exit_code() != 0 {
         return Err(refused(known));
     }
     let have = Have::parse(&known.output.into_bytes());
     let path = format!("/tmp/.derrick-{}.bundle", uuid::Uuid::now_v7());
     let creation = Creation {
-        mode: None,
+        // Root's, since the owner of the repository may have no right to write there.
+        mode: Some(0o644),
         parents: Parents::Make,
     };
     let request = FileRequest::Replace(path.as_bytes().into(), creation);
@@ -125,7 +193,7 @@ pub(crate) async fn take_in(
         Err(error) => return Err(error.into()),
     }
     let fetch = Program::Arguments(git::fetch_command(&path));
-    let fetched = run_in(sandbox, fetch, at, &[]).await;
+    let fetched = run_as(owner, sandbox, fetch, at, &[]).await;
     let remove = Program::Arguments(vec!["rm".into(), "-f".into(), path]);
     run_in(sandbox, remove, Path::new("/"), &[]).await?;
     let fetched = fetched?;

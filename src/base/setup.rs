@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use super::bases::Bases;
 use super::build::{About, Build, OUTPUT_END, run_in};
-use super::repositories::Checkout;
+use super::repositories::{Checkout, owner_for};
 use super::stack::Owner;
 use super::store::LAYER_FORMAT;
 use super::{Digest, Layer, LayerStore, SetupError, Stack};
 use crate::config::{self, WorkspaceConfig};
 use crate::git::{CommitId, Mirrors};
+use crate::init::files;
 use crate::init::protocol::Program;
 use crate::sandbox::{Access, Enforcement, Limits, Network, Requirement};
 use crate::state::State;
@@ -190,6 +191,8 @@ impl Setups {
             "env": config.env,
             "workdir": config.workdir,
             "network": config.setup_network(),
+            // Whom the repositories belong to.
+            "user": (!config.repositories.is_empty()).then_some(&config.user),
         });
         Digest::of([determinants.to_string()])
     }
@@ -278,6 +281,12 @@ impl Setups {
         checkouts: &[Checkout],
     ) -> Result<Option<String>, SetupError> {
         let mirrors = &self.shared.mirrors;
+        let user = &self.shared.config.user;
+        // The script may be what makes the user.
+        let owner = match checkouts {
+            [] => Some(files::protocol::Owner::default()),
+            _ => owner_for(build, user).await?,
+        };
         for checkout in checkouts {
             let before = start.commits.get(&checkout.repository.path);
             let current = match before {
@@ -292,11 +301,29 @@ impl Setups {
             if before.is_some() {
                 checkout.clear(build).await?;
             }
+            let owner = owner.unwrap_or_default();
             checkout
-                .unpack(mirrors, build, &self.shared.state.staging())
+                .unpack(mirrors, build, owner, &self.shared.state.staging())
                 .await?;
         }
-        self.run_script(build).await
+        let output = self.run_script(build).await?;
+        if owner.is_none() {
+            match owner_for(build, user).await? {
+                Some(owner) => {
+                    for checkout in checkouts {
+                        checkout.give_to(build, owner).await?;
+                    }
+                }
+                // What runs as that user says so as well.
+                None => {
+                    tracing::warn!(
+                        user,
+                        "no such user after setup: the repositories are root's"
+                    );
+                }
+            }
+        }
+        Ok(output)
     }
 
     /// Runs the setup script, if there is one; the end of what it printed.
@@ -304,8 +331,13 @@ impl Setups {
         let config = &self.shared.config;
         let workdir = config.workdir.to_string_lossy().into_owned();
         let make = Program::Arguments(["mkdir", "-p", "--", &workdir].map(str::to_owned).to_vec());
-        // Where it cannot be made, going there says why.
-        run_in(build.sandbox(), make, Path::new("/"), &[]).await?;
+        let made = run_in(build.sandbox(), make, Path::new("/"), &[]).await?;
+        if made.exit_code() != 0 {
+            return Err(SetupError::Workdir {
+                path: config.workdir.clone(),
+                output: made.output.end(OUTPUT_END).trim().to_owned(),
+            });
+        }
         let Some(script) = &config.setup_script else {
             return Ok(None);
         };

@@ -4,7 +4,7 @@
 //! bytes leave it. Nothing in it tells where it was made: no alternates, no reflog, no path of the
 //! host, and as its remote the configured URL.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -16,6 +16,7 @@ use super::error::GitError;
 use super::mirror::{Mirror, Refs, blocking};
 use super::process::Call;
 use super::reference::{Reference, Resolved, is_ref_name};
+use crate::init::files::protocol::Owner;
 
 /// A checkout on the host's disk; dropping it removes it.
 #[derive(Debug)]
@@ -74,10 +75,13 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Writes the checkout as a tar stream and removes it.
-    pub(super) async fn stream(self, sink: File) -> Result<(), GitError> {
+    /// Writes the checkout, as that of `owner`, as a tar stream and removes it.
+    pub(super) async fn stream(self, owner: Owner, sink: File) -> Result<(), GitError> {
         // The staging moves into the work, so it outlives it even if nobody waits any more.
-        blocking("write a checkout", move || write_tar(&self.dir, sink)).await
+        blocking("write a checkout", move || {
+            write_tar(&self.dir, owner, sink)
+        })
+        .await
     }
 
     async fn create(scratch: &Path) -> Result<Self, GitError> {
@@ -282,9 +286,17 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes everything below `root`: names relative to it, owned by 0:0, modes as with umask 022.
-fn write_tar(root: &Path, sink: File) -> io::Result<()> {
+/// Writes everything below `root`: names relative to it, owned by `owner`, modes as with umask 022.
+fn write_tar(root: &Path, owner: Owner, sink: File) -> io::Result<()> {
     let mut tar = Builder::new(BufWriter::with_capacity(256 * 1024, sink));
+    // A directory that is there already keeps its owner and mode, unless it must become somebody's.
+    if owner != Owner::default() {
+        let mut header = header_of(owner, &root.symlink_metadata()?);
+        header.set_entry_type(EntryType::Directory);
+        header.set_mode(0o755);
+        header.set_size(0);
+        tar.append_data(&mut header, ".", io::empty())?;
+    }
     let mut directories = vec![root.to_owned()];
     while let Some(directory) = directories.pop() {
         for entry in std::fs::read_dir(&directory)? {
@@ -292,10 +304,7 @@ fn write_tar(root: &Path, sink: File) -> io::Result<()> {
             let name = path.strip_prefix(root).map_err(io::Error::other)?;
             let metadata = path.symlink_metadata()?;
             let kind = metadata.file_type();
-            let mut header = Header::new_gnu();
-            header.set_uid(0);
-            header.set_gid(0);
-            header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or_default());
+            let mut header = header_of(owner, &metadata);
             if kind.is_dir() {
                 header.set_entry_type(EntryType::Directory);
                 header.set_mode(0o755);
@@ -325,6 +334,14 @@ fn write_tar(root: &Path, sink: File) -> io::Result<()> {
         }
     }
     tar.into_inner()?.flush()
+}
+
+fn header_of(owner: Owner, metadata: &Metadata) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_uid(owner.uid.into());
+    header.set_gid(owner.gid.into());
+    header.set_mtime(u64::try_from(metadata.mtime()).unwrap_or_default());
+    header
 }
 
 /// The crate's own way to add a link tidies its target (`a//b`, `./a`), and the checkout would be dirty.

@@ -171,6 +171,12 @@ impl GitError {
         }
     }
 
+    /// Whether nobody read what was being written.
+    #[must_use]
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+
     /// Of a git process that works on the provider's own files only.
     pub(super) fn local(attempt: &str, failure: Failure) -> Self {
         let attempt = attempt.to_owned();

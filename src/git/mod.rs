@@ -35,6 +35,7 @@ pub use inside::{Have, checkout_commands, fetch_command, have_command, refresh_c
 pub use reference::{CommitId, InvalidCommitId, Reference, Resolved};
 
 use crate::config::Repository;
+use crate::init::files::protocol::Owner;
 use checkout::Staging;
 use mirror::{Mirror, blocking};
 use process::Client;
@@ -95,7 +96,7 @@ impl Mirrors {
     }
 
     /// Writes a fresh checkout at `at`, `.git` included, to `sink` as a tar stream (GNU, with PAX
-    /// records for long link targets): names relative to the repository's root, owner 0:0.
+    /// records for long link targets): names relative to the repository's root, all owned by `owner`.
     ///
     /// `at` has been resolved before. It is made in a directory below `scratch` that is gone
     /// afterwards; only after a `kill -9` a `checkout-*` is left there. `scratch` should be on
@@ -108,6 +109,7 @@ impl Mirrors {
         &self,
         repository: &Repository,
         at: &Resolved,
+        owner: Owner,
         scratch: &Path,
         sink: File,
     ) -> Result<(), GitError> {
@@ -123,7 +125,7 @@ impl Mirrors {
             }
             made => made?,
         };
-        staging.stream(sink).await
+        staging.stream(owner, sink).await
     }
 
     /// Writes a bundle of the mirror's branches and tags to `sink`, without what `have` leads to:

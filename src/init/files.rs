@@ -31,7 +31,7 @@ use crate::sys::channel::{Channel, Peer};
 pub use place::is_made_up;
 use place::{At, Place};
 use protocol::{
-    Depth, FileEntry, FileFailure, FileOrder, FileReply, FileRequest, Flaw, Links, RawPath,
+    Depth, FileEntry, FileFailure, FileOrder, FileReply, FileRequest, Flaw, Links, Owner, RawPath,
 };
 
 /// Opens the regular file at `path` for reading.
@@ -126,6 +126,10 @@ fn answer(request: &FileRequest, provider: &Provider) -> Result<FileReply, FileF
             archive::write(path.as_bytes(), *compression, provider)?;
             Ok(FileReply::Done)
         }
+        FileRequest::Owner => Ok(FileReply::Owner(Owner {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        })),
     }
 }
 

@@ -22,7 +22,7 @@ use super::conversation::{Conversation, Silence};
 use super::{Sandbox, SandboxError, is_full};
 use crate::init::files::is_made_up;
 use crate::init::files::protocol::{
-    Before, FileEntry, FileFailure, FileOrder, FileReply, FileRequest, Flaw, RawPath, Rest,
+    Before, FileEntry, FileFailure, FileOrder, FileReply, FileRequest, Flaw, Owner, RawPath, Rest,
 };
 use crate::init::protocol::{Exec, Exit, Program, Status, Unpacked};
 use crate::init::unpack::{Compression, Summary};
@@ -209,6 +209,24 @@ impl Sandbox {
             };
             conversation.finish();
             Ok(changed)
+        })
+        .await
+    }
+
+    /// Whom the files belong to that `user` makes.
+    ///
+    /// # Errors
+    /// See [`FileError`]; a refusal if there is no such user.
+    pub async fn owner_for(&self, user: &str) -> Result<Owner, FileError> {
+        within(QUICK, async {
+            let exec = exec(Some(user.to_owned()), FileRequest::Owner);
+            let mut conversation = self.converse(exec, None).await?;
+            let owner = match conversation.hear().await?.message {
+                FileReply::Owner(owner) => owner,
+                other => return Err(unexpected(other)),
+            };
+            conversation.finish();
+            Ok(owner)
         })
         .await
     }

@@ -65,9 +65,9 @@ impl NsProvider {
         self.workspaces.get(id).map_err(|error| error_of(error, ""))
     }
 
-    /// What errors name: the working directory, and the user.
-    fn named_by(&self, command: &Command) -> (String, String) {
-        let directory = command.working_dir.clone().unwrap_or_default();
+    /// What errors name: the whole working directory, and the user.
+    fn named_by(&self, workspace: &Workspace, command: &Command) -> (String, String) {
+        let directory = workspace.directory_inside(command.working_dir.as_deref());
         let user = command.user.as_ref().unwrap_or(&self.config.user);
         (directory, user.clone())
     }
@@ -146,7 +146,7 @@ impl Provider for NsProvider {
     ) -> Result<(Arc<Exec>, Novelty), Error> {
         check_command(&command)?;
         let workspace = self.get(id)?;
-        let (directory, user) = self.named_by(&command);
+        let (directory, user) = self.named_by(&workspace, &command);
         let launch = Launch {
             program: match command.asked {
                 Asked::Cmd(line) => Program::Shell(line),
@@ -188,7 +188,7 @@ impl Provider for NsProvider {
     ) -> Result<SessionRecord, Error> {
         check_command(&command)?;
         let workspace = self.get(id)?;
-        let (directory, user) = self.named_by(&command);
+        let (directory, user) = self.named_by(&workspace, &command);
         let launch = Launch {
             program: Program::Arguments(Vec::new()),
             directory: command.working_dir,
@@ -503,6 +503,9 @@ fn setup_error_of(error: SetupError, path: &str) -> Error {
     match error {
         SetupError::Script { exit_code, output } => Error::SetupFailed { exit_code, output },
         SetupError::Git(_) | SetupError::GitInside { .. } => Error::Repository(chain::text(&error)),
+        SetupError::Checkout { .. } | SetupError::Workdir { .. } => {
+            Error::Invalid(chain::text(&error))
+        }
         SetupError::Sandbox(error) => sandbox_error_of(&error, path),
         SetupError::File(error) => files::file_error_of(error),
         other => Error::Host(chain::text(&other)),

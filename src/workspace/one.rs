@@ -472,8 +472,11 @@ impl Workspace {
     }
 
     /// The absolute path of `working_dir`.
-    pub(super) fn directory_inside(&self, working_dir: Option<&str>) -> String {
+    #[must_use]
+    pub fn directory_inside(&self, working_dir: Option<&str>) -> String {
         let directory = self.config.workdir.join(working_dir.unwrap_or(""));
+        // By its components, so that nothing joined leaves no slash at the end.
+        let directory: PathBuf = directory.components().collect();
         directory.to_string_lossy().into_owned()
     }
 

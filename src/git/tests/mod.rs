@@ -47,7 +47,7 @@ impl Setting {
         let mut stream = tempfile::tempfile().expect("a file");
         let sink = stream.try_clone().expect("a descriptor");
         self.mirrors
-            .checkout(repository, at, &self.scratch(), sink)
+            .checkout(repository, at, Owner::default(), &self.scratch(), sink)
             .await
             .expect("checks out");
         stream.rewind().expect("seeks");
@@ -561,7 +561,7 @@ async fn many_at_once_share_one_mirror() {
                 let at = mirrors.resolve(&repository).await.expect("resolves");
                 let sink = tempfile::tempfile().expect("a file");
                 mirrors
-                    .checkout(&repository, &at, &scratch, sink)
+                    .checkout(&repository, &at, Owner::default(), &scratch, sink)
                     .await
                     .expect("checks out");
                 at.commit
@@ -881,7 +881,7 @@ async fn a_reader_that_goes_away_ends_the_checkout() {
     let sink = File::from(std::os::fd::OwnedFd::from(writer));
     let error = setting
         .mirrors
-        .checkout(&repository, &at, &setting.scratch(), sink)
+        .checkout(&repository, &at, Owner::default(), &setting.scratch(), sink)
         .await
         .expect_err("is refused");
     assert!(matches!(error, GitError::Io { .. }), "{error}");

@@ -38,6 +38,8 @@ pub enum FileRequest {
     ChangeMode(RawPath, u32, Depth),
     /// Write a tar to stdout: `Begun`, and `Done` once all of it is written.
     Archive(RawPath, Compression),
+    /// Tell whom what is made belongs to: `Owner`.
+    Owner,
 }
 
 /// Which entries of a directory.
@@ -109,6 +111,8 @@ pub enum FileReply {
     Begun,
     /// It goes on, and takes longer. Said now and then by what works through a tree.
     Working,
+    /// The ids of the process.
+    Owner(Owner),
     /// It is done.
     Done,
     /// It cannot be done.
@@ -152,6 +156,15 @@ pub struct FileEntry {
     pub modified: (i64, u32),
     /// Where it leads, for a link.
     pub target: Option<RawPath>,
+}
+
+/// Whom something belongs to, as inside.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
 }
 
 /// What something in a directory is.
