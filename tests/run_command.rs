@@ -294,6 +294,26 @@ fn a_kind_of_namespace_that_cannot_be_had_is_named_with_the_errno() {
 }
 
 #[test]
+fn a_log_filter_that_is_none_is_named() {
+    let scratch = Scratch::new();
+    for (filter, told) in [
+        ("derrick=loud", true),
+        ("derrick=error", false),
+        ("", false),
+    ] {
+        let output = derrick_run(&scratch)
+            .args(["--", "true"])
+            .env("DERRICK_LOG", filter)
+            .stdin(Stdio::null())
+            .output()
+            .expect("cannot start derrick");
+        assert!(output.status.success(), "{output:?}");
+        let said = text(&output.stderr);
+        assert_eq!(said.contains("DERRICK_LOG"), told, "{filter}: {said}");
+    }
+}
+
+#[test]
 fn nothing_is_left_of_a_throw_away_workspace() {
     let scratch = Scratch::new();
     let output = run(

@@ -69,7 +69,7 @@ pub enum SetupError {
     #[error(transparent)]
     Spawner(#[from] SpawnerError),
     /// The host failed.
-    #[error("{attempt}: {source}")]
+    #[error("{attempt}")]
     Host {
         /// What was attempted.
         attempt: &'static str,

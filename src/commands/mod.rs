@@ -68,8 +68,16 @@ fn config(file: Option<&Path>) -> anyhow::Result<WorkspaceConfig> {
 
 fn log_to_stderr(format: LogFormat, default_level: &str) {
     use tracing_subscriber::EnvFilter;
-    let filter =
-        EnvFilter::try_from_env("DERRICK_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
+    let asked = std::env::var_os("DERRICK_LOG").filter(|asked| !asked.is_empty());
+    let parsed = asked.map(|asked| {
+        let text = asked.to_str().ok_or_else(|| "not UTF-8".to_owned())?;
+        EnvFilter::try_new(text).map_err(|error| error.to_string())
+    });
+    let (filter, flaw) = match parsed {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(flaw)) => (EnvFilter::new(default_level), Some(flaw)),
+        None => (EnvFilter::new(default_level), None),
+    };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
@@ -77,5 +85,8 @@ fn log_to_stderr(format: LogFormat, default_level: &str) {
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
+    }
+    if let Some(flaw) = flaw {
+        tracing::warn!("DERRICK_LOG is no filter and does not count: {flaw}");
     }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::terminal::{self, RawTerminal, window_size};
+use crate::chain;
 use crate::cli::{LogFormat, RunArgs};
 use crate::config::WorkspaceConfig;
 use crate::init::protocol::{Exit, Program, Status};
@@ -68,7 +69,11 @@ async fn run_in_throwaway(
             over_pipes(&sandbox, exec).await
         };
         if let Err(error) = workspaces.remove(workspace.id()).await {
-            tracing::warn!(%error, "cannot remove the throw-away workspace; the next start does");
+            let error = chain::text(&error);
+            tracing::warn!(
+                error,
+                "cannot remove the throw-away workspace; the next start does"
+            );
         }
         exit
     }

@@ -67,7 +67,7 @@ pub enum WorkspaceError {
     #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
     Moved,
     /// The host failed.
-    #[error("{attempt}: {source}")]
+    #[error("{attempt}")]
     Host {
         /// What was attempted.
         attempt: &'static str,

@@ -140,7 +140,10 @@ impl Acceptor {
         };
         async move {
             let (connection, stream) = match stream {
-                Stream::Unix(stream) => (unix_connection(owner, &stream), Either::Unix(stream)),
+                Stream::Unix(stream) => (
+                    unix_connection(owner, with_token, &stream),
+                    Either::Unix(stream),
+                ),
                 Stream::Tcp { stream, client } => {
                     match tcp_connection(owner, with_token, &stream, client).await {
                         Ok(connection) => (connection, Either::Tcp(stream)),
@@ -175,9 +178,10 @@ enum Either {
     Unix(UnixStream),
 }
 
-fn unix_connection(owner: Owner, stream: &UnixStream) -> Connection {
+fn unix_connection(owner: Owner, with_token: bool, stream: &UnixStream) -> Connection {
     // SO_PEERCRED: the uid at the time of `connect`.
     let peer = match stream.peer_cred() {
+        _ if with_token => Peer::Anybody,
         Ok(credentials) => judge(owner, credentials.uid()),
         Err(error) => Peer::Refused(format!(
             "the kernel does not say whose connection this is: {error}"
@@ -222,9 +226,12 @@ fn judge(owner: Owner, uid: u32) -> Peer {
     if owner.admits(uid) {
         Peer::Trusted
     } else {
+        let served = match owner.uid {
+            0 => "root alone".to_owned(),
+            own => format!("uid {own} and root alone"),
+        };
         Peer::Refused(format!(
-            "the connection is of uid {uid}; without a token derrick serves uid {} and root alone",
-            owner.uid
+            "the connection is of uid {uid}; without a token derrick serves {served}"
         ))
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn guard(
     check_origin(&app.options, request.headers())?;
     check_identity(connection, &app.options, request.headers())?;
     if !request.body().is_end_stream() {
-        check_preflighted(request.method(), request.headers())?;
+        check_preflighted(request.method(), request.uri().path(), request.headers())?;
     }
     Ok(next.run(request).await)
 }
@@ -136,7 +136,7 @@ fn check_site(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The peer's uid where there is no token and on a Unix socket; the token where there is one.
+/// The peer's uid where there is no token; the token where there is one.
 fn check_identity(
     connection: &Connection,
     options: &HttpOptions,
@@ -194,12 +194,24 @@ const BODIES: [&str; 5] = [
 /// What a page's form is sent as, without asking.
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// A body must say what it is, but for that of a `PUT`, which no page can send without asking first.
-fn check_preflighted(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+/// A body must say what it is, but for that of a `PUT`, which no page can send without asking first:
+/// bytes for a file or a stdin may be anything of `BODIES`, all else is JSON.
+fn check_preflighted(method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Problem> {
     if method == Method::PUT && !headers.contains_key(CONTENT_TYPE) {
         return check_encoding(headers);
     }
-    check_content(headers, &BODIES)
+    // Below /workspaces/{id}.
+    let mut below = path.split('/').skip(3);
+    let takes_bytes = match below.next() {
+        Some("files") => true,
+        Some("execs") => below.nth(1) == Some("stdin"),
+        _ => false,
+    };
+    if takes_bytes {
+        check_content(headers, &BODIES)
+    } else {
+        check_content_type(headers)
+    }
 }
 
 /// A body of JSON must say so.

@@ -54,7 +54,7 @@ pub enum BindError {
     #[error("cannot listen on {0} without a token: it is not loopback; give --token-file")]
     NeedsToken(SocketAddr),
     /// The address cannot be had.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}")]
     Tcp {
         /// The address that was asked for.
         address: SocketAddr,
@@ -78,7 +78,7 @@ pub enum BindError {
         parent: PathBuf,
     },
     /// The Unix socket cannot be made.
-    #[error("cannot listen on {path}: {step}: {source}")]
+    #[error("cannot listen on {path}: {step}")]
     Unix {
         /// The socket that was asked for.
         path: PathBuf,

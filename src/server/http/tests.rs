@@ -963,6 +963,7 @@ async fn a_body_that_is_not_declared_as_plain_json_is_refused() {
         for body in ["{}", ""] {
             let head = format!("POST /workspaces HTTP/1.1{header}");
             let reply = server.send(&head, body.as_bytes()).await;
+            assert!(!reply.text().contains("octet-stream"), "{}", reply.text());
             reply.problem(415, "unsupported-media-type");
         }
     }
@@ -1118,26 +1119,30 @@ async fn a_unix_socket_serves_its_user_whatever_the_host_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_unix_sockets_peer_is_judged_by_its_uid() {
+async fn a_unix_sockets_peer_is_judged_by_its_token_or_else_by_its_uid() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("api");
-    let options = HttpOptions {
-        token: Some(token()),
-        ..HttpOptions::default()
+    let start = |token| {
+        let listener = Listener::unix(&path).unwrap();
+        let options = HttpOptions {
+            token,
+            ..HttpOptions::default()
+        };
+        Server::on(listener, Owner::somebody_else(), options)
     };
-    let root = rustix::process::geteuid().is_root();
-    let _server = Server::on(
-        Listener::unix(&path).unwrap(),
-        Owner::somebody_else(),
-        options,
-    );
-    // Root is served by everybody's server, but even root needs the token where there is one.
+    let server = start(Some(token()));
     let head = format!("GET /health HTTP/1.1\r\nAuthorization: Bearer {TOKEN}");
-    let reply = over_unix(&path, &head).await;
-    if root {
+    assert_eq!(over_unix(&path, &head).await.status, 200);
+    // Root is served by everybody's server, but even root needs the token where there is one.
+    let bare = over_unix(&path, "GET /health HTTP/1.1").await;
+    bare.problem(401, "unauthorized");
+    server.stop.send(()).unwrap();
+    server.served.await.unwrap().unwrap();
+
+    let _server = start(None);
+    let reply = over_unix(&path, "GET /health HTTP/1.1").await;
+    if rustix::process::geteuid().is_root() {
         assert_eq!(reply.status, 200);
-        let bare = over_unix(&path, "GET /health HTTP/1.1").await;
-        bare.problem(401, "unauthorized");
     } else {
         reply.problem(403, "peer-refused");
     }
