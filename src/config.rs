@@ -76,7 +76,7 @@ pub struct WorkspaceConfig {
     /// What all processes of a workspace together may use; setup is not limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
-    /// Pristine sandboxes kept ready. Not supported yet: refused unless absent or null.
+    /// Pristine sandboxes kept ready. Not supported yet: whatever is set in it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
 }

@@ -711,6 +711,8 @@ fn limits_are_checked_and_what_is_not_supported_is_refused() {
         r#""limits":{}"#,
         r#""limits":{"memory":null}"#,
         r#""pool":null"#,
+        r#""pool":{}"#,
+        r#""pool":{"size":null}"#,
     ] {
         assert!(
             read(&format!(r#"{{"name":"n",{nothing}}}"#)).is_ok(),
