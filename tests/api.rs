@@ -292,6 +292,30 @@ fn a_workspace_tells_its_state_its_layer_and_what_is_enforced_on_it() {
     for field in ["landlock", "seccomp_filters", "capabilities"] {
         assert!(!enforcement[field].is_null(), "no {field} in {told}");
     }
+    let kinds = ["user", "mnt", "pid", "ipc", "uts", "cgroup", "net"];
+    assert_eq!(enforcement["namespaces"], json!(kinds), "{told}");
+    // As a command finds them.
+    for kind in kinds {
+        let inside = workspace.ok(&format!("readlink /proc/self/ns/{kind}"));
+        let outside =
+            std::fs::read_link(format!("/proc/self/ns/{kind}")).expect("/proc is mounted");
+        assert_ne!(inside.trim(), outside.to_string_lossy(), "{kind}");
+    }
+    let set = workspace.ok("sed -n 's/NoNewPrivs:\\t//p' /proc/self/status");
+    assert_eq!(
+        enforcement["no_new_privs"],
+        json!(set.trim() == "1"),
+        "{told}"
+    );
+    assert_eq!(enforcement["no_new_privs"], json!(true), "{told}");
+    let files = workspace.ok("ulimit -Hn");
+    assert_eq!(
+        enforcement["rlimits"]["nofile"].to_string(),
+        files.trim(),
+        "{told}"
+    );
+    assert_eq!(enforcement["rlimits"]["core"], json!(1), "{told}");
+    assert_eq!(enforcement["keyring"], json!("own"), "{told}");
 
     workspace.ok("mkfifo /tmp/started /tmp/go");
     let command = workspace.start("echo > /tmp/started; read line < /tmp/go");
@@ -472,4 +496,18 @@ fn with_a_token_a_workspace_with_the_hosts_network_cannot_use_the_api_either() {
     // The token is in a file of the provider's that is not there.
     let found = workspace.sh(&format!("grep -rl {TOKEN} /etc /home /root /tmp /var /run"));
     assert_eq!(found.output, "");
+}
+
+#[test]
+fn what_the_hosts_network_costs_is_told() {
+    let derrick = support::Launch::new(json!({ "name": "test", "network": "host" }))
+        .token("0123456789abcdef0123456789abcdef")
+        .start();
+    let workspace = derrick.create();
+    let told = workspace.describe();
+    let weaker = told["enforcement"]["weaker"].to_string();
+    assert!(weaker.contains("/sys is empty"), "{told}");
+    assert_eq!(workspace.ok("ls /sys"), "");
+    let kinds = told["enforcement"]["sandbox"]["namespaces"].to_string();
+    assert!(!kinds.contains("net"), "{told}");
 }

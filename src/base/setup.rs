@@ -102,6 +102,7 @@ impl Setups {
             .into_iter()
             .chain(identity)
             .chain(shared.enforcement.landlock.weaker())
+            .chain(shared.enforcement.network.weaker().map(str::to_owned))
             .collect()
     }
 

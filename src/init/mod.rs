@@ -22,8 +22,8 @@ use rustix::thread::UnshareFlags;
 use crate::sandbox::identity::{act_as_range, set_root, unshare_user};
 use crate::sandbox::seccomp::Profile;
 use crate::sandbox::{
-    At, Enforcement, Failure, Network, SandboxSpec, Step, capabilities, landlock, limits, mounts,
-    network,
+    At, Enforcement, Failure, Keyring, Network, SandboxSpec, Step, capabilities, landlock, limits,
+    mounts, network,
 };
 use crate::sys::channel::Channel;
 use crate::sys::keyring;
@@ -46,9 +46,9 @@ pub fn be_born(
     let outcome = close_all_except(&[parent.as_fd(), provider.as_fd()])
         .at(Step::Process, "closing the spawner's descriptors")
         .and_then(|()| leave_the_host(one, spec, parent))
-        .and_then(|()| {
+        .and_then(|keyring| {
             // The pid namespace is that of children: the first of them is PID 1.
-            fork_child(one, || live(one, spec, profile, parent, provider))
+            fork_child(one, || live(one, spec, keyring, profile, parent, provider))
                 .at(Step::Process, "forking init")
         });
     match outcome {
@@ -57,8 +57,12 @@ pub fn be_born(
     }
 }
 
-/// Enters new namespaces of every kind.
-fn leave_the_host(one: OneThread, spec: &SandboxSpec, parent: &Channel) -> Result<(), Failure> {
+/// Enters new namespaces of every kind, and leaves the host's keys.
+fn leave_the_host(
+    one: OneThread,
+    spec: &SandboxSpec,
+    parent: &Channel,
+) -> Result<Keyring, Failure> {
     limits::offer_to_oom_killer()?;
     act_as_range(spec.ids)?;
     unshare_user(one)?;
@@ -68,12 +72,15 @@ fn leave_the_host(one: OneThread, spec: &SandboxSpec, parent: &Channel) -> Resul
         .at(step, "telling the spawner")?;
     hear(parent, step)?;
     set_root()?;
-    match keyring::join_new_session() {
-        // A kernel without keyrings has none to leave.
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
-        joined => joined.at(Step::Keyring, "joining a new session keyring")?,
-    }
-    enter_namespaces(one, spec.network)
+    let keyring = match keyring::join_new_session() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Keyring::Absent,
+        joined => {
+            joined.at(Step::Keyring, "joining a new session keyring")?;
+            Keyring::Own
+        }
+    };
+    enter_namespaces(one, spec.network)?;
+    Ok(keyring)
 }
 
 /// The kinds of namespaces that a sandbox has to itself besides its user namespace, and the kernel's
@@ -127,11 +134,12 @@ fn hear(parent: &Channel, step: Step) -> Result<Vec<OwnedFd>, Failure> {
 fn live(
     one: OneThread,
     spec: &SandboxSpec,
+    keyring: Keyring,
     profile: &Profile,
     parent: &Channel,
     provider: &Channel,
 ) -> i32 {
-    let born = assemble(spec, profile, parent).and_then(|enforcement| {
+    let born = assemble(spec, keyring, profile, parent).and_then(|enforcement| {
         let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .at(Step::Serve, "opening a pidfd of init")?;
         parent
@@ -153,6 +161,7 @@ fn live(
 /// forbids everything that came before.
 fn assemble(
     spec: &SandboxSpec,
+    keyring: Keyring,
     profile: &Profile,
     parent: &Channel,
 ) -> Result<Enforcement, Failure> {
@@ -162,17 +171,26 @@ fn assemble(
     stand_alone()?;
     network::prepare(spec.network)?;
     nix::unistd::sethostname(&spec.hostname).at(Step::Hostname, "setting the hostname")?;
-    limits::apply()?;
+    let rlimits = limits::apply()?;
     let capabilities = capabilities::drop_all_but_kept()?;
     // Nobody inside can trace init or read its memory, descriptors or program file.
     rustix::thread::set_name(c"derrick-init").at(Step::Process, "setting init's name")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .at(Step::Process, "becoming non-dumpable")?;
     rustix::thread::set_no_new_privs(true).at(Step::Capabilities, "setting no_new_privs")?;
+    let no_new_privs =
+        rustix::thread::no_new_privs().at(Step::Capabilities, "looking at no_new_privs")?;
     let landlock = landlock::enter(spec.landlock)?;
     let seccomp_filters = profile.install()?;
     Ok(Enforcement {
+        namespaces: std::iter::once("user")
+            .chain(namespaces(spec.network).map(|(_, name)| name))
+            .map(str::to_owned)
+            .collect(),
         ids: spec.ids.count,
+        keyring,
+        no_new_privs,
+        rlimits,
         landlock,
         seccomp_filters,
         capabilities,

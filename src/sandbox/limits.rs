@@ -1,8 +1,10 @@
 //! Resource limits that every process of a sandbox inherits, setrlimit(2).
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 
-use nix::sys::resource::Resource;
+use nix::sys::resource::{Resource, getrlimit};
 
 use super::{At, Failure, Step};
 use crate::sys::process::lower_limit;
@@ -22,15 +24,25 @@ const LIMITS: &[(Resource, u64)] = &[
     (Resource::RLIMIT_NICE, 0),
 ];
 
-/// Lowers the limits of the calling process.
+/// Lowers the limits of the calling process; what is in force then, by the names of prlimit(1).
 ///
 /// # Errors
 /// The failed step.
-pub fn apply() -> Result<(), Failure> {
-    for (resource, limit) in LIMITS {
-        lower_limit(*resource, *limit).at(Step::Limits, format_args!("lowering {resource:?}"))?;
-    }
-    Ok(())
+pub fn apply() -> Result<BTreeMap<String, u64>, Failure> {
+    let lower = |(resource, limit): &(Resource, u64)| {
+        lower_limit(*resource, *limit)?;
+        let (_, hard) = getrlimit(*resource)?;
+        io::Result::Ok((name_of(*resource), hard))
+    };
+    LIMITS
+        .iter()
+        .map(|limit| lower(limit).at(Step::Limits, format_args!("lowering {:?}", limit.0)))
+        .collect()
+}
+
+fn name_of(resource: Resource) -> String {
+    let name = format!("{resource:?}").to_lowercase();
+    name.trim_start_matches("rlimit_").to_owned()
 }
 
 /// Makes the calling process and what it starts the kernel's first choice when memory is short.

@@ -21,5 +21,6 @@ pub mod spec;
 
 pub use failure::{At, Failure, Step};
 pub use spec::{
-    Access, Enforcement, IdMap, Landlock, Limits, Lower, Network, Overlay, Requirement, SandboxSpec,
+    Access, Enforcement, IdMap, Keyring, Landlock, Limits, Lower, Network, Overlay, Requirement,
+    SandboxSpec,
 };

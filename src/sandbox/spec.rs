@@ -1,5 +1,6 @@
 //! What a sandbox is to be: the one message that the spawner needs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,20 @@ pub enum Network {
     Host,
 }
 
+impl Network {
+    /// What it lacks beside a network of its own, for people.
+    #[must_use]
+    pub fn weaker(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Host => Some(
+                "the host's network is shared, as the config asks, and /sys is empty: one can only be made for a network \
+                 of one's own",
+            ),
+        }
+    }
+}
+
 /// What to do where a restriction cannot be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Requirement {
@@ -101,8 +116,17 @@ pub enum Requirement {
 /// What the kernel enforces on a sandbox, as its init found it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Enforcement {
+    /// Kinds of namespaces that it has to itself, by the kernel's names.
+    pub namespaces: Vec<String>,
     /// Ids inside.
     pub ids: u32,
+    /// Whether it has a session keyring of its own.
+    pub keyring: Keyring,
+    /// Whether programs that are executed inside gain nothing by setuid or file capabilities.
+    pub no_new_privs: bool,
+    /// Resource limits that every process inside inherits, by their names in prlimit(1); bytes, or
+    /// how many.
+    pub rlimits: BTreeMap<String, u64>,
     /// How much of the landlock domain is in force.
     pub landlock: Landlock,
     /// Seccomp filters in force.
@@ -111,6 +135,16 @@ pub struct Enforcement {
     pub capabilities: Vec<String>,
     /// The network it has.
     pub network: Network,
+}
+
+/// Which kernel keys a sandbox can reach, keyrings(7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Keyring {
+    /// Those of a session keyring of its own, which was empty.
+    Own,
+    /// None: this kernel has no keyrings.
+    Absent,
 }
 
 /// How much of the landlock domain a kernel enforces.
