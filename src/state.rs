@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::pool::{Spawner, SpawnerError};
+use crate::pool::{Gone, Sandbox, Spawner, SpawnerError};
 use crate::sandbox::Limits;
 use crate::sandbox::cgroups::{self, Group, Hierarchies, Unenforceable};
 use crate::tally::Tally;
@@ -73,6 +74,8 @@ struct Shared {
     spawner: Spawner,
     tally: Arc<Tally>,
     discards: mpsc::UnboundedSender<Discard>,
+    /// Sandboxes that nobody wants any more, until they have ended.
+    endings: TaskTracker,
     _locks: Vec<File>,
 }
 
@@ -143,6 +146,7 @@ impl State {
                 spawner,
                 tally: Arc::default(),
                 discards,
+                endings: TaskTracker::new(),
                 _locks: serving.into_iter().chain([own]).collect(),
             }),
         };
@@ -236,9 +240,21 @@ impl State {
         let _ = done.await;
     }
 
+    /// Ends a sandbox that nobody wants any more; [`Self::close`] waits for it.
+    pub fn end_in_background(&self, sandbox: Sandbox) {
+        self.shared.endings.spawn(async move {
+            if let Err(error) = sandbox.end(Gone::Removed).await {
+                tracing::warn!(%error, "cannot end a sandbox that nobody wants any more");
+            }
+        });
+    }
+
     /// Removes what belongs to this process alone, at its end.
     pub async fn close(&self) {
         let instance = &self.shared.instance;
+        // What still writes to a directory keeps it from being removed.
+        self.shared.endings.close();
+        self.shared.endings.wait().await;
         let removed = async {
             for name in ["staging", "workspaces"] {
                 self.discard(&instance.join(name))?;

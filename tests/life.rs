@@ -3,8 +3,12 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use support::{
     Derrick, GitServer, Launch, Lives, Scratch, Workspace, cgroup_directories, descendants,
@@ -42,6 +46,69 @@ fn ctrl_c_ends_the_provider_and_all_that_it_started() {
     assert!(matches!(status.code(), Some(0 | 130)), "{status}");
     lives.assert_gone();
     assert_eq!(mounts_below(&derrick.state()), Vec::<String>::new());
+}
+
+#[test]
+fn a_signal_during_a_long_start_ends_it_cleanly() {
+    let scratch = Scratch::new();
+    // Minutes of work, in few bytes.
+    let archive = {
+        let sink = zstd::Encoder::new(Vec::new(), 1).expect("memory takes everything");
+        let mut archive = tar::Builder::new(sink);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o644);
+        for number in 0..300_000 {
+            let name = format!("many/{number}");
+            archive
+                .append_data(&mut header, name, std::io::empty())
+                .expect("memory takes everything");
+        }
+        let sink = archive.into_inner().expect("memory takes everything");
+        scratch.file(
+            "base.tar.zst",
+            sink.finish().expect("memory takes everything"),
+        )
+    };
+    let base = json!({ "type": "tarball", "path": archive });
+    let config = json!({ "name": "test", "base": base }).to_string();
+    let config = scratch.file("config.json", config);
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut child = Command::new(support::binary())
+            .args(["--listen", "127.0.0.1:0", "-w"])
+            .arg(&config)
+            .arg("--state-dir")
+            .arg(scratch.join("state"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cannot start derrick");
+        let mut log = BufReader::new(child.stderr.take().expect("stderr is a pipe")).lines();
+        let said = log.find(|line| {
+            line.as_ref()
+                .is_ok_and(|line| line.contains("unpacking a tarball"))
+        });
+        said.expect("it unpacks").expect("it is text");
+        let pid = child.id().cast_signed();
+        let lives = Lives::below(pid);
+        assert!(lives.count() >= 1, "{} processes", lives.count());
+        kill(Pid::from_raw(pid), signal).expect("it runs");
+        let rest: Vec<_> = log.map_while(Result::ok).collect();
+        let output = child.wait_with_output().expect("it ends");
+        assert!(
+            output.status.success(),
+            "{signal}: {}\n{rest:?}",
+            output.status
+        );
+        assert_eq!(output.stdout, b"", "{signal}: it served");
+        lives.assert_gone();
+        for place in ["run", "trash"] {
+            assert_eq!(
+                entries(&scratch.join("state").join(place)),
+                Vec::<String>::new()
+            );
+        }
+    }
 }
 
 #[test]

@@ -158,6 +158,15 @@ impl Build {
     }
 }
 
+/// Whoever waited for it went away, as when derrick is told to stop.
+impl Drop for Build {
+    fn drop(&mut self) {
+        if self.sandbox.gone().is_none() {
+            self.state.end_in_background(self.sandbox.clone());
+        }
+    }
+}
+
 fn discard(state: &State, directory: &Path) {
     if let Err(error) = state.discard(directory) {
         tracing::warn!(%error, "cannot discard a layer's directory");

@@ -26,13 +26,15 @@ pub fn serve(arguments: &ServeArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve_until_told(arguments, config))?;
-    Ok(ExitCode::SUCCESS)
+    let served = runtime.block_on(serve_until_told(arguments, config));
+    // A thread may still read an archive that nobody wants any more.
+    runtime.shutdown_background();
+    served.map(|()| ExitCode::SUCCESS)
 }
 
 async fn serve_until_told(arguments: &ServeArgs, config: WorkspaceConfig) -> anyhow::Result<()> {
     // Before anything else, so that a signal during a long start ends it cleanly too.
-    let told_to_stop = told_to_stop()?;
+    let mut told_to_stop = Box::pin(told_to_stop()?);
     let options = HttpOptions {
         token: arguments
             .token_file
@@ -52,9 +54,22 @@ async fn serve_until_told(arguments: &ServeArgs, config: WorkspaceConfig) -> any
     };
     let state = State::open(&arguments.state.directory()?, Use::Serve).await?;
     let shares_network = [config.network, config.setup_network()].contains(&Network::Host);
-    let provider = NsProvider::open(config, state)
-        .await
-        .context("cannot serve this config")?;
+    let opened = tokio::select! {
+        opened = NsProvider::open(config, state.clone()) => Some(opened),
+        () = &mut told_to_stop => None,
+    };
+    let provider = match opened {
+        Some(Ok(provider)) => provider,
+        Some(Err(error)) => {
+            state.close().await;
+            return Err(error).context("cannot serve this config");
+        }
+        None => {
+            tracing::info!("told to stop before it served");
+            state.close().await;
+            return Ok(());
+        }
+    };
     if shares_network
         && options.token.is_none()
         && matches!(arguments.listen, Listen::Tcp(_))
