@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -365,6 +366,55 @@ fn a_base_that_is_gone_is_a_clear_error_and_the_service_goes_on() {
     fs::rename(&moved, &root).expect("it is the test's own");
     derrick.create().ok("true");
     there.ok("true");
+}
+
+/// Moves `path` away: a new workspace is refused with an error that names it, the service goes on, and
+/// with the path back all is well.
+fn is_missed_by_name(derrick: &Derrick, path: &Path) {
+    let there = derrick.create();
+    let moved = path.with_extension("moved");
+    fs::rename(path, &moved).expect("it is the test's own");
+    let answer = derrick.api.post("/workspaces", &json!({}));
+    let status = answer.status;
+    let problem = answer.problem(status);
+    assert!(status >= 400, "{problem}");
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains(&*path.to_string_lossy()), "{problem}");
+    derrick.api.get("/health").expect(200);
+    there.ok("true");
+    fs::rename(&moved, path).expect("it is the test's own");
+    derrick.create().ok("true");
+}
+
+#[test]
+fn a_layer_that_is_gone_is_a_clear_error_and_the_service_goes_on() {
+    let scratch = Scratch::new();
+    let state = scratch.join("state");
+    let derrick = Launch::new(json!({
+        "name": "test",
+        "base": { "type": "tarball", "path": fixture("busybox.tar") },
+    }))
+    .state(&state)
+    .start();
+    let layer = derrick.create().describe()["layer"].clone();
+    let layer = layer.as_str().expect("a layer has a name").to_owned();
+    is_missed_by_name(&derrick, &state.join("layers").join(layer));
+}
+
+#[test]
+fn an_included_directory_that_is_gone_is_a_clear_error_and_the_service_goes_on() {
+    let scratch = Scratch::new();
+    let tool = scratch.join("tool");
+    fs::create_dir(&tool).expect("it is the test's own");
+    for directory in [scratch.path(), &tool] {
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(directory, open).expect("it is the test's own");
+    }
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "base": { "type": "host", "include": [tool] },
+    }));
+    is_missed_by_name(&derrick, &tool);
 }
 
 #[test]
