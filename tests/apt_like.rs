@@ -5,14 +5,42 @@
 
 mod support;
 
+use std::process::Command;
+
 use serde_json::{Value, json};
-use support::{Derrick, Mode, Workspace, fixture, mode};
+use support::{Derrick, Mode, Scratch, Workspace, fixture, mode, succeed};
 
 fn debian() -> Derrick {
     Derrick::start(json!({
         "name": "debian",
         "base": { "type": "tarball", "path": fixture("debian.tar.zst") },
     }))
+}
+
+/// Checks a workspace on a base of each kind, whose name it is told.
+fn on_every_base(check: impl Fn(&str, &Workspace)) {
+    let scratch = Scratch::new();
+    let root = scratch.join("root");
+    std::fs::create_dir(&root).expect("it is the test's own");
+    // An ordinary user can make no devices, and needs none.
+    succeed(
+        Command::new("tar")
+            .args(["--exclude=./dev/*", "-xf"])
+            .arg(fixture("debian.tar.zst"))
+            .arg("-C")
+            .arg(&root),
+    );
+    for (name, base) in [
+        ("host", json!("host")),
+        ("directory", json!({ "type": "directory", "path": root })),
+        (
+            "tarball",
+            json!({ "type": "tarball", "path": fixture("debian.tar.zst") }),
+        ),
+    ] {
+        let derrick = Derrick::start(json!({ "name": "test", "base": base }));
+        check(name, &derrick.create());
+    }
 }
 
 /// What of the enforcement tells how many ids there are inside.
@@ -100,23 +128,24 @@ fn dpkg_installs_files_of_other_owners_and_setuid_ones() {
 
 #[test]
 fn files_can_be_given_to_any_user() {
-    let derrick = debian();
-    let workspace = derrick.create();
-    let ran =
-        workspace.sh("touch /tmp/f && chown 1234:65534 /tmp/f && stat -c %u:%g /tmp/f /etc/passwd");
-    if mode() == Mode::Single {
-        assert_ne!(ran.exit_code, 0, "{}", ran.output);
-        assert!(ran.output.contains("Invalid argument"), "{}", ran.output);
-        assert_eq!(ids(&workspace), json!(1));
-        return;
-    }
-    assert_eq!(ran.expect(0), "1234:65534\n0:0\n");
-    // One that a layer holds as well.
-    assert_eq!(
-        workspace.ok("chown nobody /etc/issue && stat -c %U /etc/issue"),
-        "nobody\n"
-    );
-    assert_eq!(ids(&workspace), json!(65_536));
+    on_every_base(|base, workspace| {
+        let ran = workspace
+            .sh("touch /tmp/f && chown 1234:65534 /tmp/f && stat -c %u:%g /tmp/f /etc/passwd");
+        if mode() == Mode::Single {
+            assert_ne!(ran.exit_code, 0, "{base}: {}", ran.output);
+            assert!(ran.output.contains("Invalid argument"), "{}", ran.output);
+            assert_eq!(ids(workspace), json!(1), "{base}");
+            return;
+        }
+        assert_eq!(ran.expect(0), "1234:65534\n0:0\n", "{base}");
+        // One that a layer holds as well.
+        assert_eq!(
+            workspace.ok("chown nobody /etc/passwd && stat -c %U /etc/passwd"),
+            "nobody\n",
+            "{base}"
+        );
+        assert_eq!(ids(workspace), json!(65_536), "{base}");
+    });
 }
 
 #[test]
@@ -139,16 +168,20 @@ fn owners_and_modes_of_the_archive_are_those_inside() {
 
 #[test]
 fn root_can_become_another_user_who_may_then_do_less() {
-    let derrick = debian();
-    let workspace = derrick.create();
-    let ran = workspace.sh("su nobody -s /bin/sh -c 'id -un; touch /etc/x' 2>&1");
-    if mode() == Mode::Single {
-        assert_ne!(ran.exit_code, 0, "{}", ran.output);
-        assert_eq!(ids(&workspace), json!(1));
-        return;
-    }
-    assert!(ran.output.starts_with("nobody\n"), "{}", ran.output);
-    assert!(ran.output.contains("Permission denied"), "{}", ran.output);
+    on_every_base(|base, workspace| {
+        let ran = workspace.sh("su nobody -s /bin/sh -c 'id -un; touch /etc/x' 2>&1");
+        if mode() == Mode::Single {
+            assert_ne!(ran.exit_code, 0, "{base}: {}", ran.output);
+            assert_eq!(ids(workspace), json!(1), "{base}");
+            return;
+        }
+        assert!(ran.output.starts_with("nobody\n"), "{base}: {}", ran.output);
+        assert!(
+            ran.output.contains("Permission denied"),
+            "{base}: {}",
+            ran.output
+        );
+    });
 }
 
 #[test]
@@ -173,13 +206,25 @@ fn a_directory_of_a_layer_can_be_renamed_where_root_mounted_it() {
 
 #[test]
 fn hard_links_to_new_files_and_to_files_of_a_layer_work() {
-    let derrick = debian();
-    let printed = derrick.create().ok(
-        "ln /etc/issue /etc/issue.hard && echo more >> /etc/issue.hard
-         tail -n 1 /etc/issue; stat -c %h /etc/issue /etc/issue.hard
-         echo a > /tmp/a; ln /tmp/a /srv/b; stat -c %h /srv/b",
-    );
-    assert_eq!(printed, "more\n2\n2\n2\n");
+    on_every_base(|base, workspace| {
+        let printed = workspace.ok(
+            "ln /etc/profile /etc/profile.hard && echo '# more' >> /etc/profile.hard
+             tail -n 1 /etc/profile; stat -c %h /etc/profile /etc/profile.hard
+             echo a > /tmp/a; ln /tmp/a /srv/b; stat -c %h /srv/b",
+        );
+        assert_eq!(printed, "# more\n2\n2\n2\n", "{base}");
+        // What is the host's, its root alone can have a copy of.
+        let ran = workspace.sh("ln /usr/bin/env /usr/bin/env.hard");
+        if base == "host" && mode() != Mode::Root {
+            assert!(
+                ran.output.contains("Read-only file system"),
+                "{}",
+                ran.output
+            );
+        } else {
+            ran.expect(0);
+        }
+    });
 }
 
 #[test]
