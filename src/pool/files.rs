@@ -218,10 +218,10 @@ impl Sandbox {
     /// # Errors
     /// See [`FileError`]; a refusal if there is no such user.
     pub async fn owner_for(&self, user: &str) -> Result<Owner, FileError> {
-        within(QUICK, async {
+        within(WHOLE, async {
             let exec = exec(Some(user.to_owned()), FileRequest::Owner);
             let mut conversation = self.converse(exec, None).await?;
-            let owner = match conversation.hear().await?.message {
+            let owner = match hear(&mut conversation).await?.message {
                 FileReply::Owner(owner) => owner,
                 other => return Err(unexpected(other)),
             };
