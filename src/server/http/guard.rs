@@ -222,12 +222,13 @@ pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
 fn check_content(headers: &HeaderMap, wanted: &[&str]) -> Result<(), Problem> {
     let is = |wanted: &str| is(headers, CONTENT_TYPE, wanted) == Some(true);
     if !wanted.iter().any(|wanted| is(wanted)) {
-        let wanted = wanted.join("' or 'Content-Type: ");
-        let mut detail = format!("the body must come with 'Content-Type: {wanted}'");
+        let all = wanted.join("' or 'Content-Type: ");
+        let mut detail = format!("the body must come with 'Content-Type: {all}'");
         if is(FORM) {
-            detail.push_str(
-                "; curl calls what it sends with -d or --data-binary a form, so give it -H 'Content-Type: application/json' for JSON, and for bytes -H 'Content-Type: application/octet-stream' or, with PUT, -T instead",
-            );
+            detail.push_str("; curl calls what it sends with -d or --data-binary a form, so give it -H 'Content-Type: application/json'");
+            if wanted.len() > 1 {
+                detail.push_str(" for JSON, and for bytes -H 'Content-Type: application/octet-stream' or, with PUT, -T instead");
+            }
         }
         return Err(Problem::new(Kind::UnsupportedMediaType, detail));
     }
