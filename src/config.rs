@@ -60,7 +60,8 @@ pub struct WorkspaceConfig {
     #[serde(default = "root_dir")]
     #[schemars(extend("pattern" = "^/"))]
     pub workdir: PathBuf,
-    /// The user whom commands run as, by name or number as the workspace's `/etc/passwd` has it.
+    /// The user whom commands run as and to whom the repositories belong, by name or number as the
+    /// workspace's `/etc/passwd` has it.
     #[serde(default = "root")]
     #[schemars(length(min = 1, max = 255))]
     pub user: String,
@@ -70,7 +71,7 @@ pub struct WorkspaceConfig {
     /// Settings of the setup phase alone.
     #[serde(default)]
     pub setup: Setup,
-    /// Restrictions that may be missing on this host instead of failing the start of a sandbox.
+    /// What may be missing on this host instead of failing the start of a sandbox.
     #[serde(default)]
     pub best_effort: Vec<Restriction>,
     /// What all processes of a workspace together may use; setup is not limited.
@@ -114,7 +115,8 @@ pub enum Base {
         #[serde(default)]
         include: Vec<PathBuf>,
     },
-    /// A root filesystem on disk; never written.
+    /// A root filesystem on disk; never written. Of the user who runs derrick, or of ids that sandboxes
+    /// have.
     Directory {
         /// The directory on the host. Absolute.
         path: PathBuf,
@@ -163,7 +165,7 @@ pub enum Restriction {
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 pub struct Limits {
-    /// Memory, as a size, the page cache and `/dev/shm` included, swap beside it none. At the limit
+    /// Memory, as a size: the page cache and `/dev/shm` included, and no swap beside it. At the limit
     /// all processes are killed together.
     #[serde(default, deserialize_with = "size")]
     #[schemars(with = "Option<SizeForm>")]

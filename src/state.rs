@@ -170,6 +170,14 @@ impl State {
         self.shared.hierarchies.group(&number.to_string(), limits)
     }
 
+    /// Whether this host enforces all of these limits.
+    ///
+    /// # Errors
+    /// The first one that it does not enforce.
+    pub fn check(&self, limits: &Limits) -> Result<(), Unenforceable> {
+        self.shared.hierarchies.check(limits)
+    }
+
     /// What of `limits` this host enforces, and why it does not enforce the rest.
     #[must_use]
     pub fn enforceable(&self, limits: &Limits) -> (Limits, Vec<Unenforceable>) {
@@ -242,6 +250,10 @@ impl State {
 
     /// Ends a sandbox that nobody wants any more; [`Self::close`] waits for it.
     pub fn end_in_background(&self, sandbox: Sandbox) {
+        // Without a runtime it ends with its socket.
+        if tokio::runtime::Handle::try_current().is_err() {
+            return;
+        }
         self.shared.endings.spawn(async move {
             if let Err(error) = sandbox.end(Gone::Removed).await {
                 tracing::warn!(%error, "cannot end a sandbox that nobody wants any more");

@@ -1,5 +1,5 @@
 //! Limits on memory, processes and processors: enforced by the kernel, told for what they are, refused
-//! where this host cannot enforce them, and gone with their sandbox. THREATS D-01, D-02, D-03, D-09.
+//! where this host cannot enforce them, and gone with their sandbox.
 
 mod support;
 
@@ -76,7 +76,7 @@ fn memory_that_runs_out_ends_everything_and_is_told_for_what_it_is() {
         // A leader that is not greedy itself does not outlive it.
         format!("{GREEDY}; sleep 1000"),
         format!("({GREEDY} &) ; sleep 1000"),
-        // D-03: what is in no process's memory counts as well.
+        // What is in no process's memory counts as well.
         "head -c 300M /dev/zero > /dev/shm/file; sleep 1000".to_owned(),
     ] {
         let ended = workspace.run(&greedy);

@@ -3,8 +3,7 @@
 //! A `Stack` is what a sandbox starts from: its overlays, with the base's directories and the layers
 //! on top of them. Reading order: `setup` makes it, `bases` what it stands on, `repositories` what
 //! goes into it, `build` each layer; then where the parts come from: `host`, `skeleton`, `tarball`,
-//! `whiteouts`
-//! for what is hidden of the host, and `store`, where layers are kept.
+//! `whiteouts` for what is hidden of the host, and `store`, where layers are kept.
 
 mod archive;
 mod bases;

@@ -175,7 +175,8 @@ pub(crate) async fn take_in(
     let have = Have::parse(&known.output.into_bytes());
     let path = format!("/tmp/.derrick-{}.bundle", uuid::Uuid::now_v7());
     let creation = Creation {
-        // Root's, since the owner of the repository may have no right to write there.
+        // Root writes it, since the owner of the repository may have no right to in /tmp; the owner's git
+        // reads it.
         mode: Some(0o644),
         parents: Parents::Make,
     };

@@ -367,7 +367,7 @@ pub(crate) fn network(asked: config::Network) -> Network {
     }
 }
 
-/// Whether landlock is required, as the config says.
+/// What the config allows all processes of a workspace together.
 pub(crate) fn limits(config: &WorkspaceConfig) -> Limits {
     config
         .limits
@@ -375,6 +375,7 @@ pub(crate) fn limits(config: &WorkspaceConfig) -> Limits {
         .map_or_else(Limits::default, Limits::from)
 }
 
+/// Whether landlock is required, as the config says.
 pub(crate) fn landlock(config: &WorkspaceConfig) -> Requirement {
     if config.best_effort.contains(&config::Restriction::Landlock) {
         Requirement::BestEffort

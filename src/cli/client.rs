@@ -159,7 +159,7 @@ pub struct ExecArgs {
     /// Kill it with all its processes after so long.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<Duration>,
-    /// How much of each stream the provider keeps, half from its start and half from its end: bytes, or such as 10MiB; at most 1GiB, which is the usual without -d. With less, output that is read too slowly is lost.
+    /// How much of each stream the provider keeps, half from its start and half from its end: bytes, or such as 10MiB; at most 1GiB, which is the default without -d. Output that was not kept until it could be read makes the exit code 125.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub output_limit: Option<u64>,
     /// Run this line with the workspace's shell.

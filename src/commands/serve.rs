@@ -75,6 +75,7 @@ async fn serve_until_told(arguments: &ServeArgs, config: WorkspaceConfig) -> any
         && matches!(arguments.listen, Listen::Tcp(_))
         && provider.shares_uid_with_workspaces()
     {
+        state.close().await;
         bail!(
             "network 'host' would let a workspace use derrick's own API, since root inside is the user who runs \
              derrick here; give a --token-file, or listen on a Unix socket with --listen unix:PATH"

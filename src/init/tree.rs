@@ -143,7 +143,8 @@ fn kill_among_all(leaders: &BTreeSet<i32>) -> io::Result<Killed> {
     // What somebody has stopped stays so.
     let stopped_before = Scan::take()?;
     let killed = kill_stopped(leaders, || send(ALL, Signal::SIGSTOP));
-    for (pid, process) in Scan::take()?.processes {
+    // Children first: a shell that goes on before its job would find that stopped.
+    for (pid, process) in Scan::take()?.processes.into_iter().rev() {
         let before = stopped_before.processes.get(&pid);
         if process.alive && !before.is_some_and(|before| before.stopped) {
             send(pid, Signal::SIGCONT);
@@ -156,7 +157,7 @@ fn kill_among_all(leaders: &BTreeSet<i32>) -> io::Result<Killed> {
 const ALL: i32 = -1;
 
 /// Kills what is below the leaders until none is left to find, then the leaders. `stop` is called
-/// before each look.
+/// first, and again after each look that finds some.
 fn kill_stopped(leaders: &BTreeSet<i32>, stop: impl Fn()) -> io::Result<Killed> {
     let mut killed = Killed::new();
     stop();

@@ -229,8 +229,8 @@ impl Hierarchies {
     /// Those of the calling process, which is the provider, with a group `name` in each that is the
     /// provider's; none is made yet.
     ///
-    /// An ordinary user's provider moves into a group of its own for that, since one that has
-    /// processes passes no controllers on, cgroups(7): so this comes before the spawner is started.
+    /// The provider moves into a group of its own for that where it is not at the top: a group that has
+    /// processes passes no controllers on, cgroups(7). So this comes before the spawner is started.
     #[must_use]
     pub fn find(name: &str) -> Self {
         let (layout, caller) = (Layout::here(), Caller::this());
@@ -245,12 +245,15 @@ impl Hierarchies {
             places,
             reason: None,
         };
-        if caller == Caller::User
-            && found
-                .places
-                .values()
-                .any(|place| place.version == Version::V2)
-            && let Some(own) = layout.unified(caller)
+        let uses_unified = found
+            .places
+            .values()
+            .any(|place| place.version == Version::V2);
+        // The root of the hierarchy alone has no type; that of a container is none.
+        let divided = layout
+            .unified(caller)
+            .filter(|group| uses_unified && group.join("cgroup.type").exists());
+        if let Some(own) = divided
             && let Err(error) = step_aside(own)
         {
             found.places.clear();
@@ -275,29 +278,36 @@ impl Hierarchies {
         all
     }
 
-    /// The group of one sandbox, which is made with it; `None` where nothing is limited.
+    /// Whether all of these limits can be enforced.
     ///
     /// # Errors
-    /// The first limit that cannot be enforced.
-    pub fn group(&self, name: &str, limits: &Limits) -> Result<Option<Group>, Unenforceable> {
+    /// The first one that cannot.
+    pub fn check(&self, limits: &Limits) -> Result<(), Unenforceable> {
         let wanted = [
             ("memory", Controller::Memory, limits.memory.is_some()),
             ("cpus", Controller::Cpu, limits.cpus.is_some()),
             ("pids", Controller::Pids, limits.pids.is_some()),
         ];
-        for (limit, controller, _) in wanted.iter().filter(|(.., asked)| *asked) {
-            if !self.places.contains_key(controller) {
-                let reason = self.reason.clone().unwrap_or_else(|| {
-                    format!(
-                        "it has no cgroup controller '{}' that derrick may use",
-                        controller.name()
-                    )
-                });
+        for (limit, controller, asked) in wanted {
+            if asked && !self.places.contains_key(&controller) {
+                let name = controller.name();
+                let missing =
+                    || format!("it has no cgroup controller '{name}' that derrick may use");
+                let reason = self.reason.clone().unwrap_or_else(missing);
                 return Err(Unenforceable { limit, reason });
             }
         }
-        let asked = wanted.iter().any(|(.., asked)| *asked);
-        Ok(asked.then(|| Group::new(&self.places, name, limits)))
+        Ok(())
+    }
+
+    /// The group of one sandbox, which is made with it; `None` where nothing is limited.
+    ///
+    /// # Errors
+    /// The first limit that cannot be enforced.
+    pub fn group(&self, name: &str, limits: &Limits) -> Result<Option<Group>, Unenforceable> {
+        self.check(limits)?;
+        let limited = *limits != Limits::default();
+        Ok(limited.then(|| Group::new(&self.places, name, limits)))
     }
 
     /// What of `limits` this host enforces, and why it does not enforce the rest.
@@ -305,7 +315,7 @@ impl Hierarchies {
     pub fn enforceable(&self, limits: &Limits) -> (Limits, Vec<Unenforceable>) {
         let mut kept = *limits;
         let mut missing = Vec::new();
-        while let Err(unenforceable) = self.group("", &kept) {
+        while let Err(unenforceable) = self.check(&kept) {
             match unenforceable.limit {
                 "memory" => kept.memory = None,
                 "cpus" => kept.cpus = None,
@@ -336,21 +346,20 @@ fn step_aside(own: &Path) -> io::Result<()> {
 /// process any more.
 ///
 /// # Errors
-/// Those of rmdir(2).
+/// The first one of rmdir(2); the others are removed all the same.
 pub fn remove_all(directory: &Path) -> io::Result<()> {
-    match fs::read_dir(directory) {
-        Ok(entries) => {
-            for entry in entries {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() {
-                    group::remove(&entry.path())?;
-                }
-            }
-        }
+    let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
+        read => read?,
+    };
+    let mut removed = Ok(());
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            removed = removed.and(group::remove(&entry.path()));
+        }
     }
-    group::remove(directory)
+    removed.and(group::remove(directory))
 }
 
 fn is_controller(option: &str) -> bool {

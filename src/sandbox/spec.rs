@@ -97,8 +97,8 @@ impl Network {
         match self {
             Self::None => None,
             Self::Host => Some(
-                "the host's network is shared, as the config asks, and /sys is empty: one can only be made for a network \
-                 of one's own",
+                "the host's network is shared, as the config asks, and /sys is empty: sysfs can only be mounted by the \
+                 owner of the network",
             ),
         }
     }

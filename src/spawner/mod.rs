@@ -17,7 +17,7 @@ use rustix::thread::UnshareFlags;
 
 use crate::init;
 use crate::init::protocol::{Birth, Go};
-use crate::sandbox::cgroups::Group;
+use crate::sandbox::cgroups;
 use crate::sandbox::identity::{self, Identity};
 use crate::sandbox::overlay::{self, Scratch};
 use crate::sandbox::seccomp::Profile;
@@ -67,9 +67,8 @@ struct Spawner {
     removals: HashMap<i32, RequestId>,
     /// Pidfds of the living inits, by process id.
     inits: HashMap<i32, OwnedFd>,
-    /// Those of sandboxes that were not seen to be removed; the provider does that while it lives.
-    groups: Vec<Group>,
-    /// The provider's own groups, in which they are.
+    /// The provider's own control groups, in which those of its sandboxes are; it removes these while
+    /// it lives.
     group_parents: BTreeSet<PathBuf>,
 }
 
@@ -96,7 +95,6 @@ impl Spawner {
             profile: Profile::compile()?,
             removals: HashMap::new(),
             inits: HashMap::new(),
-            groups: Vec::new(),
             group_parents: BTreeSet::new(),
         })
     }
@@ -183,12 +181,9 @@ impl Spawner {
             rustix::process::wait(WaitOptions::empty()),
             Err(Errno::CHILD)
         ) {}
-        // What is left is removed by the next start.
-        for group in &self.groups {
-            let _ = group.remove();
-        }
         for parent in &self.group_parents {
-            let _ = std::fs::remove_dir(parent);
+            // What is left is removed by the next start.
+            let _ = cgroups::remove_all(parent);
         }
     }
 
@@ -196,8 +191,6 @@ impl Spawner {
     fn create(&mut self, spec: &SandboxSpec) -> Result<Created, Failure> {
         overlay::prepare_uppers(spec)?;
         if let Some(group) = &spec.group {
-            self.groups.retain(Group::is_there);
-            self.groups.push(group.clone());
             self.group_parents
                 .extend(group.parents().map(Path::to_owned));
             group.make()?;

@@ -164,7 +164,7 @@ impl Workspaces {
         };
         if !shared.config.best_effort.contains(&Restriction::Limits) {
             // Before setup, which may take long.
-            shared.state.group(&asked.limits)?;
+            shared.state.check(&asked.limits)?;
         }
         let stack = shared.setups.stack().await?;
         let workspace = Workspace::create(

@@ -21,7 +21,6 @@ use rustix::fs::MemfdFlags;
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use utoipa::ToSchema;
 
@@ -49,8 +48,9 @@ const STARTING: Duration = Duration::from_secs(10);
 /// How long an interrupted command may take to end, and then a killed one.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether the shell has read its line.
+/// How long it is waited before the next look whether the shell has read its line: at first, and at most.
 const READING: Duration = Duration::from_millis(1);
+const MOST_READING: Duration = Duration::from_millis(100);
 
 /// Sessions of one workspace.
 const MOST: usize = 100;
@@ -220,8 +220,6 @@ pub struct Session {
     user: String,
     /// Held by the command that runs.
     turn: tokio::sync::Mutex<Turn>,
-    /// The command that runs was sent a signal.
-    signalled: Notify,
     state: Mutex<State>,
 }
 
@@ -305,7 +303,6 @@ impl Workspace {
             sandbox,
             user,
             turn: tokio::sync::Mutex::new(turn),
-            signalled: Notify::new(),
             state: Mutex::default(),
         });
         let record = session.record();
@@ -435,7 +432,7 @@ impl Session {
                 State::Idle | State::Replaced => return Ok(()),
             }
         }
-        self.signal(libc::SIGINT, Target::Group).await
+        self.exec.signal(libc::SIGINT, Target::Group).await
     }
 
     /// Runs a command line in it, to its end, which a deadline brings about.
@@ -543,7 +540,7 @@ impl Session {
         begun.store(true, Ordering::Relaxed);
         while told.is_ok() {
             told = self.exec.write(report.as_bytes()).await;
-            self.signalled.notified().await;
+            self.exec.until_signalled().await;
             self.until_read().await;
         }
         pending().await
@@ -551,16 +548,12 @@ impl Session {
 
     /// Waits until the shell has read all that was written to it.
     async fn until_read(&self) {
+        let mut pause = READING;
         while self.exec.unread().await > 0 {
-            sleep(READING).await;
+            sleep(pause).await;
+            // A command may take its time to end.
+            pause = (pause * 2).min(MOST_READING);
         }
-    }
-
-    /// Signals what runs, and has the order to report given anew.
-    async fn signal(&self, signal: i32, target: Target) -> Result<(), ExecError> {
-        self.exec.signal(signal, target).await?;
-        self.signalled.notify_one();
-        Ok(())
     }
 
     /// `None` where the shell ends first.
@@ -591,7 +584,7 @@ impl Session {
             (libc::SIGINT, Target::Group),
             (libc::SIGKILL, Target::Descendants),
         ] {
-            if self.signal(signal, target).await.is_err() {
+            if self.exec.signal(signal, target).await.is_err() {
                 return None;
             }
             if let Ok(report) = timeout(GRACE, reported.as_mut()).await {

@@ -256,7 +256,11 @@ fn cgroups(pid: i32) -> BTreeSet<PathBuf> {
         .filter_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
             let controllers = fields.next()?;
-            let path = fields.next()?.trim_start_matches('/');
+            // At the top is what no group was made for, and what has ended and was not reaped.
+            let path = fields
+                .next()?
+                .strip_prefix('/')
+                .filter(|path| !path.is_empty())?;
             let hierarchies: &[&str] = match controllers {
                 "" => &["", "unified"],
                 controllers => &[controllers.trim_start_matches("name=")],

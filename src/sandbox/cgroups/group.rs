@@ -131,12 +131,6 @@ impl Group {
         self.parts.iter().filter_map(|part| part.directory.parent())
     }
 
-    /// Whether it has not been removed.
-    #[must_use]
-    pub fn is_there(&self) -> bool {
-        self.parts.iter().any(|part| part.directory.exists())
-    }
-
     /// What the kernel counts.
     #[must_use]
     pub fn counters(&self) -> Counters {

@@ -54,6 +54,7 @@ pub(super) const SANDBOX: u64 = of(&[
     Kind::Conflict,
     Kind::NotPossible,
     Kind::NoSpace,
+    Kind::LimitUnenforceable,
 ]);
 
 #[derive(Deserialize, ToSchema)]

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -255,10 +255,11 @@ impl Conversation {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let trusted = !matches!(connection.peer, Peer::Refused(_));
+        let answered = Answered::default();
         let service = service_fn(|request: hyper::Request<Incoming>| {
-            self.answer(request, connection.clone(), &guest)
+            self.answer(request, connection.clone(), &guest, &answered)
         });
-        let stream = Linger::new(stream, self.stopping.clone());
+        let stream = Linger::new(stream, self.stopping.clone(), Arc::clone(&answered));
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(self.read_timeout)
@@ -284,6 +285,7 @@ impl Conversation {
         mut request: hyper::Request<Incoming>,
         mut connection: Connection,
         guest: &Arc<Guest>,
+        answered: &Answered,
     ) -> Result<hyper::Response<Body>, Infallible> {
         let turn = match connection.peer {
             Peer::Trusted | Peer::Anybody => self.turn(guest).await,
@@ -293,15 +295,22 @@ impl Conversation {
         connection.turn.clone_from(&turn);
         request.extensions_mut().insert(connection);
         let response = self.router.clone().oneshot(request).await?;
+        let held = Held {
+            turn,
+            answered: Arc::clone(answered),
+        };
+        // The length of a whole body is in its header by now: axum has seen to that.
         Ok(response.map(|body| {
             Body::new(body.map_frame(move |frame| {
-                let _held = &turn;
+                let _held = &held;
                 frame
             }))
         }))
     }
 
     async fn turn(&self, guest: &Arc<Guest>) -> Option<Arc<Turn>> {
+        // It has said what it wants: others have waited longer for nothing.
+        guest.wait_anew();
         // It is never closed, so there is a slot in the end.
         let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
         match guest.begin(slot) {
@@ -312,7 +321,26 @@ impl Conversation {
     }
 }
 
-/// A stream that, once shut down, goes on reading for a while and throws away what it reads.
+/// The turn whose answer is all buffered, until it is out as well.
+type Answered = Arc<Mutex<Option<Arc<Turn>>>>;
+
+/// Goes with the body of an answer, which is dropped when its last byte is buffered.
+struct Held {
+    turn: Option<Arc<Turn>>,
+    answered: Answered,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        *lock(&self.answered) = self.turn.take();
+    }
+}
+
+fn lock(answered: &Answered) -> MutexGuard<'_, Option<Arc<Turn>>> {
+    answered.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A stream that ends the turn of an answer that is out, and that, once shut down, goes on reading for a while and throws away what it reads.
 ///
 /// A request may be answered before its body was read, e.g. because it is too large. Closing a
 /// socket with unread bytes sends a reset, which can overtake the answer; so the client is let
@@ -320,15 +348,17 @@ impl Conversation {
 struct Linger<S> {
     stream: S,
     stopping: CancellationToken,
+    answered: Answered,
     /// Ends the lingering; there is one once it has begun.
     until: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl<S> Linger<S> {
-    fn new(stream: S, stopping: CancellationToken) -> Self {
+    fn new(stream: S, stopping: CancellationToken, answered: Answered) -> Self {
         Self {
             stream,
             stopping,
+            answered,
             until: None,
         }
     }
@@ -366,11 +396,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Linger<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        // Asked for when nothing is buffered any more.
+        ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+        let turn = lock(&self.answered).take();
+        drop(turn);
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        let turn = lock(&this.answered).take();
+        drop(turn);
         let until = match &mut this.until {
             Some(until) => until,
             none => {

@@ -1,6 +1,8 @@
 //! Connections that have not said what they want: until the header of a request is whole, also
 //! between two requests.
 //!
+//! One whose request waits for a slot is here as well, behind those that have said nothing.
+//!
 //! They hold no slot of those that are served, or a client that connects and says nothing would keep
 //! everybody else out. There is room for so many: whoever comes then takes the place of the one that
 //! has waited longest.
@@ -75,8 +77,15 @@ impl Guest {
         *lock(&self.place) = Some(place);
     }
 
+    /// Gives up its place for one behind all others, unless it was shown out.
+    pub(super) fn wait_anew(&self) {
+        if self.leave() {
+            self.wait();
+        }
+    }
+
     /// Its place is free for others; whether it still had one.
-    pub(super) fn leave(&self) -> bool {
+    fn leave(&self) -> bool {
         let mut waiting = lock(&self.entrance.waiting);
         let place = lock(&self.place).take();
         place.is_some_and(|place| waiting.places.remove(&place).is_some())

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -175,6 +175,7 @@ pub struct Exec {
     told: AtomicBool,
     kill: CancellationToken,
     stdin: Stdin,
+    signalled: Notify,
     /// Until it has ended.
     live: Mutex<Option<Live>>,
 }
@@ -391,7 +392,10 @@ impl Execs {
     /// Waits until the ends of all that ran are noted and told; their sandbox must have ended.
     pub async fn settle(&self) {
         let all: Vec<_> = self.table().all.values().cloned().collect();
-        let ran = all.into_iter().filter(|exec| exec.lock_live().is_some());
+        // From when it is known to run until its end was told; `live` goes earlier.
+        let ran = all.into_iter().filter(|exec| {
+            matches!(*exec.phase.borrow(), Phase::Running) || exec.lock_live().is_some()
+        });
         let ends = async {
             for exec in ran {
                 exec.until_end().await;
@@ -599,6 +603,7 @@ impl Exec {
             told: AtomicBool::new(false),
             kill: CancellationToken::new(),
             stdin: Stdin::default(),
+            signalled: Notify::new(),
             live: Mutex::new(None),
         }
     }
@@ -614,6 +619,7 @@ impl Exec {
             told: AtomicBool::new(true),
             kill: CancellationToken::new(),
             stdin: Stdin::default(),
+            signalled: Notify::new(),
             live: Mutex::new(None),
         }
     }
@@ -705,9 +711,18 @@ impl Exec {
             found = signaller();
         }
         match found {
-            Some(signaller) => Ok(signaller.signal(signal, target).await?),
+            Some(signaller) => {
+                signaller.signal(signal, target).await?;
+                self.signalled.notify_one();
+                Ok(())
+            }
             None => Err(ExecError::Ended(self.id)),
         }
+    }
+
+    /// Waits until it is signalled; returns at once if it was since the last call. For one waiter.
+    pub(super) async fn until_signalled(&self) {
+        self.signalled.notified().await;
     }
 
     /// Returns when all that it has printed by now is in its log.

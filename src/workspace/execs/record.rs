@@ -145,14 +145,12 @@ impl Outcome {
     /// not fail has met no limit, whatever others did.
     #[must_use]
     pub fn at_limits(self, before: &Counters, after: &Counters) -> Self {
+        // What could not be read has not grown.
+        let grew = |count: fn(&Counters) -> Option<u64>| matches!((count(before), count(after)), (Some(before), Some(after)) if after > before);
         match self {
             Self::Exited { code: 0 } => self,
-            Self::Exited { .. } | Self::Signaled { .. } if after.oom_kills > before.oom_kills => {
-                Self::Oom
-            }
-            Self::Exited { .. } | Self::Signaled { .. }
-                if after.pids_refused > before.pids_refused =>
-            {
+            Self::Exited { .. } | Self::Signaled { .. } if grew(|it| it.oom_kills) => Self::Oom,
+            Self::Exited { .. } | Self::Signaled { .. } if grew(|it| it.pids_refused) => {
                 Self::PidsLimit {
                     code: self.exit_code(),
                 }
