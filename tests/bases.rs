@@ -506,3 +506,70 @@ fn devices_and_privileged_attributes_of_an_archive_do_not_work_inside() {
         Err(refusal) => assert!(refusal.contains("odd.tar"), "{refusal}"),
     }
 }
+
+/// Mounted for one test.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn bind(from: &Path, at: &Path) -> Self {
+        support::succeed(Command::new("mount").arg("--bind").args([from, at]));
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        support::succeed(Command::new("umount").arg(&self.0));
+    }
+}
+
+#[test]
+fn what_lies_under_the_hosts_mounts_is_hidden() {
+    if mode() != Mode::Root {
+        return;
+    }
+    let scratch = Scratch::new();
+    let open = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is the test's own");
+    };
+    open(scratch.path(), 0o755);
+    for name in ["shown", "closed", "file"] {
+        open(
+            &scratch.file(&format!("tool/{name}/under"), "canary"),
+            0o600,
+        );
+    }
+    scratch.file("other/public", "public");
+    scratch.file("secret/public", "public");
+    open(&scratch.join("secret"), 0o700);
+    let tool = scratch.join("tool");
+    let _mounts = [
+        // What every user may enter is shown, and nothing else.
+        Mounted::bind(&scratch.join("other"), &tool.join("shown")),
+        Mounted::bind(&scratch.join("secret"), &tool.join("closed")),
+        Mounted::bind(&scratch.join("other/public"), &tool.join("file/under")),
+    ];
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "base": { "type": "host", "include": [tool] },
+    }));
+    let workspace = derrick.create();
+    let inside = |command: &str| workspace.ok(&format!("cd {}; {command}", tool.display()));
+    assert_eq!(
+        inside("find . | sort"),
+        ".\n./file\n./shown\n./shown/public\n"
+    );
+    // Nothing is under it either, where the way to it is another one.
+    let renamed = format!(
+        "cd {}/..; mv tool moved; ls -A moved/shown; ls moved",
+        tool.display()
+    );
+    let ran = workspace.sh(&renamed);
+    assert!(!ran.output.contains("under"), "{}", ran.output);
+    assert_eq!(
+        workspace
+            .sh(&format!("grep -r canary {}", scratch.path().display()))
+            .output,
+        ""
+    );
+}

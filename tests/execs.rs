@@ -454,6 +454,22 @@ os.kill(os.getpid(), signal.SIGSTOP)
 os.write(1, b' awake')",
     ));
     paused.until_printed("there");
+    // Stops itself when it sees its child stopped, as su(1) does, and is to go on with it.
+    let parent = workspace.exec(&python(
+        "import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+child = os.fork()
+if child == 0:
+    signal.sigwait({signal.SIGUSR1})
+    os._exit(0)
+os.write(1, b'there')
+while True:
+    _, status = os.waitpid(child, os.WUNTRACED)
+    if not os.WIFSTOPPED(status): break
+    os.kill(os.getpid(), signal.SIGSTOP)
+os.write(1, b' ended')",
+    ));
+    parent.until_printed("there");
     // Sixteen chains, of which each process lives for as long as it takes to fork.
     let program = "import fcntl, os, signal
 lock = open('/tmp/lock', 'w')
@@ -475,6 +491,10 @@ while True:
     assert_eq!(paused.output("stream=stdout").body, b"there");
     other.write(b"still here\n").expect(200);
     assert_eq!(other.printed("stdout"), "still here\n");
+    parent
+        .signal(&json!({ "signal": "SIGUSR1", "to": "tree" }))
+        .expect(200);
+    assert_eq!(parent.printed("stdout"), "there ended");
     paused.signal(&json!({ "signal": "SIGCONT" })).expect(200);
     assert_eq!(paused.printed("stdout"), "there awake");
 }

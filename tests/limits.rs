@@ -100,6 +100,26 @@ fn memory_that_runs_out_ends_everything_and_is_told_for_what_it_is() {
 }
 
 #[test]
+fn a_workspace_at_its_limit_on_processes_is_no_failure_of_derricks() {
+    let derrick = Derrick::on_host();
+    let Some(workspace) = enforced(&derrick, &json!({ "pids": 1 })) else {
+        return;
+    };
+    let only = workspace.exec(&json!({ "argv": ["sleep", "1000"] }));
+    workspace
+        .post("execs", &json!({ "argv": ["true"] }))
+        .problem(409);
+    workspace
+        .on_file("GET", "/etc/passwd", "", b"")
+        .problem(409);
+    workspace
+        .post("sessions", &json!({ "name": "s" }))
+        .problem(409);
+    assert_eq!(only.kill()["outcome"]["kind"], "killed");
+    workspace.ok("exec true");
+}
+
+#[test]
 fn processes_beyond_the_limit_are_refused_and_that_is_told() {
     let derrick = Derrick::on_host();
     let free = derrick.create();
@@ -276,4 +296,45 @@ fn no_control_group_outlives_its_sandbox() {
     derrick.start_again();
     let left = cgroup_directories(lives.cgroups());
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_is_put_into_memory_does_not_go_past_the_limit() {
+    let derrick = Derrick::on_host();
+    let free = derrick.create();
+    let put = |workspace: &Workspace, path: &str| workspace.on_file("PUT", path, "", b"content");
+    put(&free, "/dev/shm/file").expect(201);
+    let Some(workspace) = enforced(&derrick, &json!({ "memory": MEMORY })) else {
+        return;
+    };
+    workspace.ok("ln -s /dev/shm /tmp/link");
+    for path in ["/dev/shm/file", "/tmp/link/file"] {
+        let problem = put(&workspace, path).problem(422);
+        let detail = problem["detail"].as_str().expect("text");
+        assert!(detail.contains("limit"), "{detail}");
+    }
+    put(&workspace, "/tmp/file").expect(201);
+    assert_eq!(workspace.ok("ls /dev/shm"), "");
+}
+
+#[test]
+fn a_kill_does_not_wait_for_its_share_of_a_processor() {
+    let derrick = Derrick::on_host();
+    let Some(workspace) = enforced(&derrick, &json!({ "cpus": 0.1 })) else {
+        return;
+    };
+    let other = workspace.exec_sh("sleep 1000");
+    let busy =
+        workspace.exec_sh("for n in $(seq 30); do while :; do :; done & done; echo there; wait");
+    busy.until_printed("there");
+    let idle = workspace.exec_sh("sleep 1000");
+    assert_eq!(idle.kill()["outcome"]["kind"], "killed");
+    assert_eq!(busy.kill()["outcome"]["kind"], "killed");
+    assert_eq!(other.show()["state"], "running");
+    let throttled = || workspace.describe()["usage"]["throttled"].as_f64();
+    let before = throttled();
+    workspace.run_with(&python(
+        "import time\nwhile time.process_time() < 0.2: pass",
+    ));
+    assert!(throttled() > before, "the limit is not in force again");
 }

@@ -215,7 +215,8 @@ fn repositories_belong_to_the_user_whom_commands_run_as() {
             "user": user,
             "workdir": "/code/project",
             "repositories": [{ "url": upstream.url, "path": "/code/project" }],
-            "setup_script": script,
+            // Root's git works on what is another user's, too.
+            "setup_script": format!("git rev-parse HEAD && {script}"),
         }));
         let workspace = derrick.create();
         let owners = |workspace: &Workspace| {
@@ -292,6 +293,19 @@ fn a_place_that_cannot_take_a_repository_is_named_with_the_cause() {
     let problem = derrick.api.post("/workspaces", &json!({})).problem(422);
     let detail = problem["detail"].as_str().unwrap_or_default();
     assert!(detail.contains(path) && detail.contains(cause), "{problem}");
+}
+
+#[test]
+fn a_workdir_that_is_made_belongs_to_the_user_whom_commands_run_as() {
+    if mode() == Mode::Single {
+        return;
+    }
+    for (workdir, owner) in [("/made/for/daemon", "1\n"), ("/tmp", "0\n")] {
+        let derrick =
+            Derrick::start(json!({ "name": "test", "user": "daemon", "workdir": workdir }));
+        let workspace = derrick.create();
+        assert_eq!(workspace.ok("touch file; stat -c %u ."), owner, "{workdir}");
+    }
 }
 
 #[test]

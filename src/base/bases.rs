@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::build::{About, Build};
-use super::host::{BaseError, host_base, withheld};
+use super::host::{BaseError, host_base, withheld, without_nested};
 use super::setup::landlock;
 use super::skeleton::skeleton_tar;
 use super::stack::Owner;
@@ -74,6 +74,7 @@ impl Bases<'_> {
             .unpacked(skeleton, "the host's /etc", in_memory(&host.tar)?)
             .await?;
         let mut stack = base_on(skeleton, &layer);
+        let covered = host.covered;
         // As an ordinary user the files' owners are no ids of the sandbox: nothing can be copied up.
         let access = match self.state.spawner().identity() {
             Identity::Ranges => Access::Writable,
@@ -92,31 +93,41 @@ impl Bases<'_> {
         }
         stack.digest = digest_of_stack(&stack)?;
         if access == Access::Writable {
-            self.withhold(stack).await
+            self.withhold(stack, covered).await
         } else {
             Ok(stack)
         }
     }
 
     /// Hides what other users of the host cannot read: root inside acts for the files' owners, so
-    /// modes alone keep nothing from it.
-    async fn withhold(&self, stack: Stack) -> Result<Stack, SetupError> {
+    /// modes alone keep nothing from it. And what lies under the host's mounts, which nobody has
+    /// looked at: `covered` are those that are not shown.
+    async fn withhold(&self, stack: Stack, covered: Vec<PathBuf>) -> Result<Stack, SetupError> {
         let directories: Vec<PathBuf> = stack
             .overlays
             .iter()
             .map(|overlay| overlay.at.clone())
             .collect();
         let shown = directories[1..].to_vec();
-        let hidden = tokio::task::spawn_blocking(move || withheld(&shown))
+        let hidden = tokio::task::spawn_blocking(move || {
+            let mounts = covered.iter().chain(&shown).cloned().collect();
+            let mut hidden = withheld(&shown, &mounts)?;
+            hidden.extend(covered);
+            Ok::<_, BaseError>(without_nested(hidden).into_iter().collect::<Vec<_>>())
+        });
+        let hidden = hidden
             .await
             .map_err(|error| SetupError::host("reading the host's directories")(error.into()))??;
-        if hidden.is_empty() {
+        let nested = whiteouts::nested(&directories);
+        if hidden.is_empty() && nested.is_empty() {
             return Ok(stack);
         }
         let digest = Digest::of(
             [&b"withheld"[..], stack.digest.as_str().as_bytes()]
                 .into_iter()
-                .chain(hidden.iter().map(|path| path.as_os_str().as_bytes())),
+                .chain(hidden.iter().map(|path| path.as_os_str().as_bytes()))
+                .chain([&b"under"[..]])
+                .chain(nested.iter().map(|path| path.as_os_str().as_bytes())),
         );
         let lock = self.store.lock(&digest).await;
         let _lock = lock.map_err(SetupError::host("locking a layer"))?;

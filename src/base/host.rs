@@ -118,6 +118,8 @@ pub struct HostBase {
     pub tar: Vec<u8>,
     /// Host directories to show at the same paths, each by an overlay of its own; parents before what is mounted in them.
     pub directories: Vec<PathBuf>,
+    /// What is mounted below them and is not shown.
+    pub covered: Vec<PathBuf>,
 }
 
 /// Why the host cannot serve as a base.
@@ -195,20 +197,22 @@ pub fn host_base(include: &[PathBuf], state: &Path) -> Result<HostBase, BaseErro
 /// What lies below `directories` that other users of the host cannot read, and sockets and FIFOs: topmost paths only.
 ///
 /// Root of a workspace may act for the owners of the host's files, so what these keep to
-/// themselves must be hidden by other means. Other mounts are not looked into. Reads every
-/// directory: about 3 µs a file when the kernel has it in memory.
+/// themselves must be hidden by other means. What is mounted below them, `mounts`, is not looked into.
+/// Reads every directory: about 3 µs a file when the kernel has it in memory.
 ///
 /// # Errors
 ///
 /// When a directory cannot be read for another reason than permission.
-pub fn withheld(directories: &[PathBuf]) -> Result<Vec<PathBuf>, BaseError> {
+pub fn withheld(
+    directories: &[PathBuf],
+    mounts: &BTreeSet<PathBuf>,
+) -> Result<BTreeSet<PathBuf>, BaseError> {
     let mut found = BTreeSet::new();
     for top in directories {
         let read = |path: &Path, source| BaseError::Read {
             path: path.to_path_buf(),
             source,
         };
-        let device = fs::symlink_metadata(top).map_err(|e| read(top, e))?.dev();
         let mut pending = vec![top.clone()];
         while let Some(directory) = pending.pop() {
             let entries = match fs::read_dir(&directory) {
@@ -225,7 +229,7 @@ pub fn withheld(directories: &[PathBuf]) -> Result<Vec<PathBuf>, BaseError> {
                 };
                 let kind = meta.file_type();
                 if kind.is_dir() && meta.mode() & ENTERED_BY_OTHERS == ENTERED_BY_OTHERS {
-                    if meta.dev() == device {
+                    if !mounts.contains(&entry.path()) {
                         pending.push(entry.path());
                     }
                 } else if kind.is_dir()
@@ -238,7 +242,7 @@ pub fn withheld(directories: &[PathBuf]) -> Result<Vec<PathBuf>, BaseError> {
             }
         }
     }
-    Ok(found.into_iter().collect())
+    Ok(found)
 }
 
 /// The host as the tests can have one too.
@@ -294,8 +298,12 @@ impl Host {
         add_parents(&mut tree);
         let tar = write(&tree)?;
         // Only now: these are below directories of the host, which have the mount points.
-        let directories = self.with_mounts(&directories, mounts);
-        Ok(HostBase { tar, directories })
+        let (directories, covered) = self.with_mounts(&directories, mounts);
+        Ok(HostBase {
+            tar,
+            directories,
+            covered,
+        })
     }
 
     fn at(&self, path: &Path) -> PathBuf {
@@ -510,9 +518,14 @@ impl Host {
         }
     }
 
-    /// Adds what is mounted below the directories and can be shown.
-    fn with_mounts(&self, directories: &BTreeSet<PathBuf>, mounts: &[u8]) -> Vec<PathBuf> {
+    /// The directories with what is mounted below them and can be shown; and what cannot.
+    fn with_mounts(
+        &self,
+        directories: &BTreeSet<PathBuf>,
+        mounts: &[u8],
+    ) -> (Vec<PathBuf>, Vec<PathBuf>) {
         let mut all = directories.clone();
+        let mut covered = BTreeSet::new();
         for (point, filesystem) in mounts.split(|&b| b == b'\n').filter_map(parse_mount) {
             let Some(top) = directories
                 .iter()
@@ -522,9 +535,13 @@ impl Host {
             };
             if FILESYSTEMS.contains(&filesystem.as_str()) && self.is_open_to_others(top, &point) {
                 all.insert(point);
+            } else {
+                covered.insert(point);
             }
         }
-        all.into_iter().collect()
+        // Of several mounts at one place the last one is on top, whichever that is.
+        all.retain(|path| directories.contains(path) || !covered.contains(path));
+        (all.into_iter().collect(), covered.into_iter().collect())
     }
 
     /// Whether every user can get from `top` to `point`, and into it.
@@ -540,7 +557,8 @@ impl Host {
     }
 }
 
-fn without_nested(directories: BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
+/// Those that are below no other one.
+pub(super) fn without_nested(directories: BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
     let all = directories.clone();
     directories
         .into_iter()
@@ -1090,6 +1108,18 @@ mod tests {
             base.directories,
             ["/opt", "/usr", "/usr/local", "/usr/local/my data"].map(PathBuf::from)
         );
+        assert_eq!(
+            base.covered,
+            [
+                "/opt/jail/proc",
+                "/opt/secrets",
+                "/opt/sshfs",
+                "/usr/closed",
+                "/usr/file",
+                "/usr/gone",
+            ]
+            .map(PathBuf::from)
+        );
         // They are mounted over directories that are there.
         assert!(!entries(&base.tar).contains_key("usr/local"));
     }
@@ -1109,9 +1139,12 @@ mod tests {
         symlink("password", scene.root().join("opt/app/link")).unwrap();
         let _socket =
             std::os::unix::net::UnixListener::bind(scene.root().join("opt/app/socket")).unwrap();
-        let found = withheld(&[scene.root().join("opt"), scene.root().join("usr")]).unwrap();
+        scene.file("opt/mounted/password", 0o640, "");
+        let directories = ["opt", "usr"].map(|name| scene.root().join(name));
+        let mounts = BTreeSet::from([scene.root().join("opt/mounted")]);
+        let found = withheld(&directories, &mounts).unwrap();
         let expected = ["data", "password", "run", "socket"]
             .map(|name| scene.root().join("opt/app").join(name));
-        assert_eq!(found, expected);
+        assert_eq!(found, BTreeSet::from(expected));
     }
 }

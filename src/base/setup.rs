@@ -3,6 +3,7 @@
 //! Each layer is made once for its key, however many ask at once; the others wait. A layer is made
 //! aside, by a sandbox, and renamed into the store when it is whole; whatever fails before leaves none.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -327,17 +328,49 @@ impl Setups {
         Ok(output)
     }
 
+    /// Has git of the script, which is root's, work on repositories that are another user's, git-config(1).
+    fn trust(&self) -> BTreeMap<String, String> {
+        let repositories = &self.shared.config.repositories;
+        let count = (
+            "GIT_CONFIG_COUNT".to_owned(),
+            repositories.len().to_string(),
+        );
+        let entries = repositories.iter().enumerate().flat_map(|(n, repository)| {
+            let path = repository.path.to_string_lossy().into_owned();
+            [
+                (format!("GIT_CONFIG_KEY_{n}"), "safe.directory".to_owned()),
+                (format!("GIT_CONFIG_VALUE_{n}"), path),
+            ]
+        });
+        if repositories.is_empty() {
+            return BTreeMap::new();
+        }
+        entries.chain([count]).collect()
+    }
+
     /// Runs the setup script, if there is one; the end of what it printed.
     async fn run_script(&self, build: &Build) -> Result<Option<String>, SetupError> {
         let config = &self.shared.config;
         let workdir = config.workdir.to_string_lossy().into_owned();
-        let make = Program::Arguments(["mkdir", "-p", "--", &workdir].map(str::to_owned).to_vec());
-        let made = run_in(build.sandbox(), make, Path::new("/"), &[]).await?;
-        if made.exit_code() != 0 {
-            return Err(SetupError::Workdir {
-                path: config.workdir.clone(),
-                output: made.output.end(OUTPUT_END).trim().to_owned(),
-            });
+        let run = |words: &[&str]| {
+            let words = words.iter().map(|word| (*word).to_owned()).collect();
+            run_in(
+                build.sandbox(),
+                Program::Arguments(words),
+                Path::new("/"),
+                &[],
+            )
+        };
+        if run(&["test", "-d", &workdir]).await?.exit_code() != 0 {
+            let made = run(&["mkdir", "-p", "--", &workdir]).await?;
+            if made.exit_code() != 0 {
+                return Err(SetupError::Workdir {
+                    path: config.workdir.clone(),
+                    output: made.output.end(OUTPUT_END).trim().to_owned(),
+                });
+            }
+            // A user that the script is still to make gets nothing here.
+            run(&["chown", "-h", "--", &config.user, &workdir]).await?;
         }
         let Some(script) = &config.setup_script else {
             return Ok(None);
@@ -346,7 +379,7 @@ impl Setups {
             build.sandbox(),
             Program::Shell(script.clone()),
             &config.workdir,
-            &[&config.env],
+            &[&self.trust(), &config.env],
         )
         .await?;
         let exit_code = ended.exit_code();

@@ -1,5 +1,6 @@
 //! A layer that hides paths of the host's directories: a whiteout for each, and the directories on the
-//! way to them.
+//! way to them. Where one directory is mounted in another, nothing of the other one is under it: that
+//! would be seen as soon as the way to it is renamed.
 //!
 //! Written by the provider, as root, and not by removing the paths inside: the kernel removes, renames
 //! and copies up nothing whose owner is no id of the sandbox, and such files lie anywhere.
@@ -27,17 +28,21 @@ pub(super) fn write(tree: &Path, directories: &[PathBuf], hidden: &[PathBuf]) ->
     for (number, directory) in directories.iter().enumerate() {
         make_like(directory, &tree.join(number.to_string()), &mut made)?;
     }
+    for path in nested(directories) {
+        let around = directories.iter().filter(|top| *top != path);
+        if let Some((top, below)) = innermost(around, path) {
+            let part = part_of(tree, directories, top);
+            make_way(top, below, &part, &mut made)?;
+            let copy = part.join(below);
+            make_like(path, &copy, &mut made)?;
+            lsetxattr(&copy, "trusted.overlay.opaque", b"y", XattrFlags::empty())?;
+        }
+    }
     for path in hidden {
-        // The innermost one: it is mounted over the others.
-        let part = directories
-            .iter()
-            .enumerate()
-            .filter_map(|(number, top)| Some((number, top, path.strip_prefix(top).ok()?)))
-            .max_by_key(|(_, top, _)| top.components().count());
-        let Some((number, top, below)) = part else {
+        let Some((top, below)) = innermost(directories.iter(), path) else {
             continue;
         };
-        match hide(top, below, &tree.join(number.to_string()), &mut made) {
+        match hide(top, below, &part_of(tree, directories, top), &mut made) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             done => done?,
         }
@@ -47,7 +52,29 @@ pub(super) fn write(tree: &Path, directories: &[PathBuf], hidden: &[PathBuf]) ->
         .try_for_each(|(path, status)| set_times(path, status))
 }
 
-fn hide(
+/// Those of `directories` that are below another one, but for the root, which has nothing of the host's.
+pub(super) fn nested(directories: &[PathBuf]) -> Vec<&PathBuf> {
+    let shown = || directories.iter().filter(|top| *top != Path::new("/"));
+    let is_nested = |path: &&PathBuf| shown().any(|top| top != *path && path.starts_with(top));
+    shown().filter(is_nested).collect()
+}
+
+/// The directory that `path` is in, and where: of several the one that is mounted over the others.
+fn innermost<'d, 'p>(
+    directories: impl Iterator<Item = &'d PathBuf>,
+    path: &'p Path,
+) -> Option<(&'d Path, &'p Path)> {
+    directories
+        .filter_map(|top| Some((top.as_path(), path.strip_prefix(top).ok()?)))
+        .max_by_key(|(top, _)| top.components().count())
+}
+
+fn part_of(tree: &Path, directories: &[PathBuf], top: &Path) -> PathBuf {
+    let number = directories.iter().position(|directory| directory == top);
+    tree.join(number.unwrap_or_default().to_string())
+}
+
+fn make_way(
     top: &Path,
     below: &Path,
     part: &Path,
@@ -60,6 +87,16 @@ fn hide(
         copy.push(name);
         make_like(&original, &copy, made)?;
     }
+    Ok(())
+}
+
+fn hide(
+    top: &Path,
+    below: &Path,
+    part: &Path,
+    made: &mut Vec<(PathBuf, Metadata)>,
+) -> io::Result<()> {
+    make_way(top, below, part, made)?;
     // The device number of a whiteout, which is no device: see overlayfs in the kernel's documentation.
     let whiteout = makedev(0, 0);
     let kind = FileType::CharacterDevice;

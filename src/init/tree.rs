@@ -95,12 +95,9 @@ pub(super) fn count_below(roots: impl Iterator<Item = i32>) -> io::Result<u64> {
     Ok(u64::try_from(found.len()).unwrap_or(u64::MAX))
 }
 
-/// Scans in a row that find nothing new, after which nothing is taken to be there, where none of them
-/// was whole: a process can live shorter than one scan, and be followed by its child.
-const CLEAN_SCANS: u32 = 40;
 /// How long it is tried to stop the processes of a tree alone.
 const ALONE: Duration = Duration::from_millis(200);
-/// How long a tree may take to be killed then.
+/// How long a tree may take to be killed in all.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What was below each leader when it was killed, what had ended and was not reaped included.
@@ -109,44 +106,52 @@ pub(super) type Killed = BTreeMap<i32, BTreeSet<i32>>;
 /// Kills `leaders` and everything below them, however fast it forks.
 ///
 /// A leader is its tree's child subreaper, so every process of the tree stays below it while it
-/// lives. All are stopped, since what is stopped cannot fork; then all but the leaders are killed
-/// until none is left to find; the leaders go last.
+/// lives. All are stopped, since what is stopped cannot fork; then all but the leaders are killed; the
+/// leaders go last.
 ///
 /// # Errors
 /// `TimedOut` if something keeps it from being done, and those of reading `/proc`: then processes of
 /// the trees may be left, and only the end of the whole sandbox ends them.
 pub(super) fn kill_trees(leaders: &BTreeSet<i32>) -> io::Result<Killed> {
-    match stop(leaders, Instant::now() + ALONE) {
-        Ok(()) => kill_stopped(leaders, || {}),
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => kill_among_all(leaders),
+    let until = Instant::now() + PATIENCE;
+    let one_by_one =
+        |fresh: &BTreeSet<i32>| fresh.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+    match stop(leaders, Instant::now() + ALONE, one_by_one) {
+        Ok(trees) => kill_stopped(leaders, trees, until),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => kill_among_all(leaders, until),
         Err(error) => Err(error),
     }
 }
 
-/// Stops the processes of the trees, one after the other, until no new one shows. A fork that is under
-/// way when its process is stopped is begun anew, fork(2): its child has shown by then or never does.
-fn stop(leaders: &BTreeSet<i32>, until: Instant) -> io::Result<()> {
-    let mut stopped = BTreeSet::new();
-    until_clean(until, |scan| {
-        let mut found = scan.living_below(leaders.iter().copied());
-        found.retain(|pid| stopped.insert(*pid));
-        found.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
-        found.is_empty()
-    })
-}
-
-/// Kills what `stop` cannot catch up with: stops all processes of the sandbox at a stroke, and has
-/// those go on that are of no tree. The kernel lets no fork slip past a signal to all of them: one that
-/// is under way is begun anew, kill(2), fork(2). What shows of it to others is that they were stopped
-/// for a moment.
-fn kill_among_all(leaders: &BTreeSet<i32>) -> io::Result<Killed> {
+/// Kills what cannot be caught up with one by one: stops all processes of the sandbox at a stroke, and
+/// has those go on that are of no tree. The kernel lets no fork slip past a signal to all of them: one
+/// that is under way is begun anew, kill(2), fork(2). What shows of it to others is that they were
+/// stopped for a moment.
+fn kill_among_all(leaders: &BTreeSet<i32>, until: Instant) -> io::Result<Killed> {
     // What somebody has stopped stays so.
     let stopped_before = Scan::take()?;
-    let killed = kill_stopped(leaders, || send(ALL, Signal::SIGSTOP));
-    // Children first: a shell that goes on before its job would find that stopped.
-    for (pid, process) in Scan::take()?.processes.into_iter().rev() {
-        let before = stopped_before.processes.get(&pid);
-        if process.alive && !before.is_some_and(|before| before.stopped) {
+    send(ALL, Signal::SIGSTOP);
+    let killed = stop(leaders, until, |_| send(ALL, Signal::SIGSTOP))
+        .and_then(|trees| kill_stopped(leaders, trees, until));
+    let ours = |pid: &i32| {
+        let before = stopped_before.processes.get(pid);
+        *pid != 1 && !before.is_some_and(|before| before.stopped)
+    };
+    // Children first: what goes on before its child would find that stopped.
+    for pid in Scan::take()?.deepest_first().into_iter().filter(ours) {
+        send(pid, Signal::SIGCONT);
+    }
+    // Some, such as su(1), stop themselves when they see their child stopped.
+    for _ in 0..LATE_LOOKS {
+        std::thread::sleep(LATE_LOOK);
+        let scan = Scan::take()?;
+        let stopped = |pid: &i32| scan.processes.get(pid).is_some_and(|it| it.stopped);
+        for pid in scan
+            .deepest_first()
+            .into_iter()
+            .filter(stopped)
+            .filter(ours)
+        {
             send(pid, Signal::SIGCONT);
         }
     }
@@ -155,45 +160,55 @@ fn kill_among_all(leaders: &BTreeSet<i32>) -> io::Result<Killed> {
 
 /// To kill(2), every process that the caller may signal, itself and PID 1 apart.
 const ALL: i32 = -1;
+/// How often, and after how long each time, it is looked for what stopped itself because of a stop.
+const LATE_LOOKS: u32 = 5;
+const LATE_LOOK: Duration = Duration::from_millis(20);
 
-/// Kills what is below the leaders until none is left to find, then the leaders. `stop` is called
-/// first, and again after each look that finds some.
-fn kill_stopped(leaders: &BTreeSet<i32>, stop: impl Fn()) -> io::Result<Killed> {
-    let mut killed = Killed::new();
-    stop();
-    until_clean(Instant::now() + PATIENCE, |scan| {
-        for leader in leaders {
-            let below = scan.below([*leader]);
-            killed.entry(*leader).or_default().extend(below);
+/// Stops the processes of the trees with `stop`, which is told the new ones, until a look that
+/// overlooked nobody finds no new one. A fork that is under way when its process is stopped is begun
+/// anew, fork(2): its child has shown by then or never does.
+fn stop(
+    leaders: &BTreeSet<i32>,
+    until: Instant,
+    stop: impl Fn(&BTreeSet<i32>),
+) -> io::Result<Killed> {
+    let mut stopped = BTreeSet::new();
+    loop {
+        let scan = Scan::take()?;
+        let mut fresh = scan.living_below(leaders.iter().copied());
+        fresh.retain(|pid| !stopped.contains(pid));
+        if fresh.is_empty() && scan.whole {
+            let tree = |leader: &i32| (*leader, scan.below([*leader]));
+            return Ok(leaders.iter().map(tree).collect());
         }
-        let found = scan.living_below(leaders.iter().copied());
-        let mut below = found.difference(leaders).peekable();
-        let is_clean = below.peek().is_none();
-        if !is_clean {
-            stop();
-        }
-        below.for_each(|pid| send(*pid, Signal::SIGKILL));
-        is_clean
-    })?;
-    leaders.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
-    Ok(killed)
-}
-
-/// Repeats scans until `is_clean` was true of a whole one, or often enough in a row.
-fn until_clean(until: Instant, mut is_clean: impl FnMut(&Scan) -> bool) -> io::Result<()> {
-    let mut clean = 0;
-    while clean < CLEAN_SCANS {
         if Instant::now() > until {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let scan = Scan::take()?;
-        clean = match (is_clean(&scan), scan.whole) {
-            (true, true) => return Ok(()),
-            (true, false) => clean + 1,
-            (false, _) => 0,
-        };
+        stop(&fresh);
+        stopped.append(&mut fresh);
     }
-    Ok(())
+}
+
+/// Kills the trees, which are stopped: first all but the leaders, which keep whatever has no parent any
+/// more below them, and in which nobody else can take the place of one that is dead.
+fn kill_stopped(leaders: &BTreeSet<i32>, trees: Killed, until: Instant) -> io::Result<Killed> {
+    let mut left: BTreeSet<i32> = trees.values().flatten().copied().collect();
+    loop {
+        left.retain(|pid| !leaders.contains(pid));
+        left.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
+        let scan = Scan::take()?;
+        left.retain(|pid| scan.processes.get(pid).is_some_and(|process| process.alive));
+        // Somebody else may have woken one of them.
+        left.append(&mut scan.living_below(leaders.iter().copied()));
+        if left.is_subset(leaders) {
+            break;
+        }
+        if Instant::now() > until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+    leaders.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
+    Ok(trees)
 }
 
 fn send(pid: i32, signal: Signal) {
@@ -233,6 +248,27 @@ impl Scan {
         let alive = |pid: &i32| self.processes.get(pid).is_some_and(|process| process.alive);
         found.retain(alive);
         found
+    }
+
+    /// All that are alive, each before its parent.
+    fn deepest_first(&self) -> Vec<i32> {
+        let depth = |pid: &i32| {
+            let mut above = *pid;
+            // What was read one after the other may lead in a circle.
+            (0..self.processes.len())
+                .take_while(|_| match self.processes.get(&above) {
+                    Some(process) => {
+                        above = process.parent;
+                        true
+                    }
+                    None => false,
+                })
+                .count()
+        };
+        let mut alive: Vec<i32> = self.processes.keys().copied().collect();
+        alive.retain(|pid| self.processes.get(pid).is_some_and(|process| process.alive));
+        alive.sort_by_cached_key(|pid| std::cmp::Reverse(depth(pid)));
+        alive
     }
 
     /// `roots` and their descendants, alive or not.

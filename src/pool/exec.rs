@@ -245,6 +245,7 @@ impl Started {
     ) -> Result<(Exit, Cause), SandboxError> {
         let mut cause = Cause::Own;
         let mut dying: Option<Instant> = None;
+        let mut _hurry = None;
         loop {
             let kill = tokio::select! {
                 exit = self.running.exit() => return match exit {
@@ -279,6 +280,7 @@ impl Started {
             if let Some(kill) = kill {
                 cause = kill;
                 dying = Some(Instant::now() + DYING);
+                _hurry = Some(sandbox.hurry());
                 // If it cannot be asked, its sandbox is gone, which is told above.
                 let _ = self.running.kill().await;
             }

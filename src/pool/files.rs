@@ -102,6 +102,11 @@ pub enum FileError {
     /// It did not come to its end in time, and was killed.
     #[error("it did not come to an end within {0:?} and was stopped")]
     Slow(Duration),
+    /// Its bytes would be memory that the workspace's limit does not count: the kernel charges who writes.
+    #[error(
+        "the file would lie in memory, beyond the workspace's limit on that; write it elsewhere, or with a command"
+    )]
+    Uncharged,
     /// The bytes that were to be written did not come.
     #[error("cannot read what is to be written")]
     Content(#[source] io::Error),
@@ -244,11 +249,20 @@ impl Sandbox {
             let mut conversation = self.converse(exec(user, request), None).await?;
             let mut received = hear(&mut conversation).await?;
             match received.message {
-                FileReply::Ready(before) => Ok(Replacement {
-                    conversation,
-                    before,
-                    file: regular(received.descriptors.pop())?,
-                }),
+                FileReply::Ready(before) => {
+                    let file = regular(received.descriptors.pop())?;
+                    let limited = self
+                        .counters()
+                        .is_some_and(|counts| counts.memory.is_some());
+                    if limited && is_in_memory(&file)? {
+                        return Err(FileError::Uncharged);
+                    }
+                    Ok(Replacement {
+                        conversation,
+                        before,
+                        file,
+                    })
+                }
                 other => Err(unexpected(other)),
             }
         })
@@ -420,6 +434,12 @@ async fn hear(conversation: &mut Conversation) -> Result<Received<FileReply>, Fi
             return Ok(received);
         }
     }
+}
+
+fn is_in_memory(file: &File) -> Result<bool, FileError> {
+    let system = rustix::fs::fstatfs(file)
+        .map_err(|error| FileError::Host("examining a file", error.into()))?;
+    Ok(system.f_type == libc::TMPFS_MAGIC)
 }
 
 /// A reply that is no success, or not the one that is due.

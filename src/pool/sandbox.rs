@@ -18,7 +18,7 @@ use super::is_full;
 use super::spawner::{OwnedGroup, Spawner, SpawnerError};
 use crate::init::protocol::{Attempt, Exec, Exit, Refusal, Reply, Request, RequestId, Target};
 use crate::sandbox::Enforcement;
-use crate::sandbox::cgroups::Counters;
+use crate::sandbox::cgroups::{Counters, Throttle};
 use crate::sys::channel::{Peer, Received};
 
 /// How long a sandbox may take to end by itself where it cannot be killed.
@@ -89,6 +89,8 @@ struct Connection {
     waiting: Mutex<Option<HashMap<RequestId, Waiter>>>,
     gone: OnceLock<Gone>,
     group: Option<OwnedGroup>,
+    /// How many want the limit on processors lifted.
+    hurried: Mutex<usize>,
 }
 
 #[derive(Debug)]
@@ -156,6 +158,7 @@ impl Sandbox {
             waiting: Mutex::new(Some(HashMap::new())),
             gone: OnceLock::new(),
             group,
+            hurried: Mutex::default(),
         });
         let init = watch(init, Interest::READABLE)?;
         // Aborted with the last handle, which closes the socket, on which init ends.
@@ -180,6 +183,14 @@ impl Sandbox {
     #[must_use]
     pub fn enforcement(&self) -> &Enforcement {
         &self.shared.enforcement
+    }
+
+    /// Lifts its limit on processors until this is dropped: init has its share of it, and what it is
+    /// waited for must not take as long as those take who use it up.
+    pub(super) fn hurry(&self) -> Hurry {
+        let connection = Arc::clone(&self.shared.connection);
+        connection.count_hurried(|count| count + 1);
+        Hurry(connection)
     }
 
     /// What the kernel counts of all its processes together, where it is limited.
@@ -344,6 +355,16 @@ impl Sandbox {
     }
 }
 
+/// For as long as a sandbox's limit on processors is to be lifted.
+#[derive(Debug)]
+pub(super) struct Hurry(Arc<Connection>);
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        self.0.count_hurried(|count| count - 1);
+    }
+}
+
 /// Ends a sandbox when its memory runs out, where the kernel kills one process of it alone: what is
 /// left would be neither whole nor told.
 async fn end_at(alarm: AsyncFd<OwnedFd>, sandbox: Weak<Shared>) {
@@ -395,6 +416,19 @@ impl Connection {
                 waiting.insert(id, waiter);
             }
             (None, _) => {}
+        }
+    }
+
+    fn count_hurried(&self, count: impl FnOnce(usize) -> usize) {
+        let Some(group) = &self.group else { return };
+        let mut hurried = self.hurried.lock().unwrap_or_else(PoisonError::into_inner);
+        *hurried = count(*hurried);
+        let throttle = match *hurried {
+            0 => Throttle::InForce,
+            _ => Throttle::Lifted,
+        };
+        if let Err(error) = group.throttle(throttle) {
+            tracing::warn!(%error, "cannot change a sandbox's limit on processors");
         }
     }
 

@@ -543,9 +543,11 @@ fn refusal_of(refusal: &Refusal, path: &str) -> Error {
     match (refusal.attempt, refusal.errno) {
         (_, libc::EACCES | libc::EPERM | libc::EROFS) => Error::Forbidden(text),
         (_, libc::ENOSPC | libc::EDQUOT) => Error::NoSpace(text),
-        (Attempt::Start, libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => {
-            Error::Host(text)
-        }
+        // What takes all processes up is in a workspace, whosever the limit is.
+        (Attempt::Start, libc::EAGAIN) => Error::Conflict(format!(
+            "{text}: the workspace, or the host, is at its limit on processes"
+        )),
+        (Attempt::Start, libc::ENOMEM | libc::EMFILE | libc::ENFILE) => Error::Host(text),
         _ => Error::Invalid(text),
     }
 }

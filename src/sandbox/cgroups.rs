@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Limits;
 use super::identity::is_root_of_the_host;
-pub use group::{Counters, Group, LEAST_CPUS};
+pub use group::{Counters, Group, LEAST_CPUS, Throttle};
 
 /// A controller that limits need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

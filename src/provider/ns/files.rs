@@ -288,6 +288,7 @@ pub(super) fn file_error_of(error: FileError) -> Error {
             }
         }
         FileError::Killed | FileError::Stalled(_) => Error::Conflict(error.to_string()),
+        FileError::Uncharged => Error::Invalid(error.to_string()),
         FileError::Slow(_) => Error::Invalid(error.to_string()),
         FileError::Garbled | FileError::Content(_) | FileError::Host(..) => {
             Error::Host(chain::text(&error))

@@ -32,6 +32,15 @@ pub struct Group {
     parts: Vec<Part>,
 }
 
+/// Whether a limit on processors holds just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Throttle {
+    /// It does.
+    InForce,
+    /// It does not.
+    Lifted,
+}
+
 /// A directory of one hierarchy.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Part {
@@ -141,6 +150,27 @@ impl Group {
             }
         }
         counters
+    }
+
+    /// Lifts the limit on processors, or sets it again; nothing happens where there is none.
+    ///
+    /// # Errors
+    /// Those of writing to the group's files.
+    pub fn throttle(&self, throttle: Throttle) -> io::Result<()> {
+        for part in &self.parts {
+            let (file, lifted) = match part.version {
+                Version::V1 => ("cpu.cfs_quota_us", "-1"),
+                Version::V2 => ("cpu.max", "max"),
+            };
+            if let Some(setting) = part.settings.iter().find(|setting| setting.file == file) {
+                let value = match throttle {
+                    Throttle::Lifted => lifted,
+                    Throttle::InForce => &setting.value,
+                };
+                fs::write(part.directory.join(file), value)?;
+            }
+        }
+        Ok(())
     }
 
     /// What becomes readable when memory runs out, on version 1: it kills one process alone, where

@@ -89,9 +89,9 @@ pub enum Outcome {
     Deadline,
     /// The workspace's limit on memory was reached, and all its processes were killed.
     Oom,
-    /// It failed, and meanwhile the kernel had refused the workspace a process at its limit.
+    /// It exited with a failure, and meanwhile the kernel had refused the workspace a process at its limit.
     PidsLimit {
-        /// As a shell would report it: the exit code, or 128 + the signal.
+        /// 1 to 255.
         code: i32,
     },
     /// Somebody asked derrick to kill it.
@@ -150,11 +150,7 @@ impl Outcome {
         match self {
             Self::Exited { code: 0 } => self,
             Self::Exited { .. } | Self::Signaled { .. } if grew(|it| it.oom_kills) => Self::Oom,
-            Self::Exited { .. } | Self::Signaled { .. } if grew(|it| it.pids_refused) => {
-                Self::PidsLimit {
-                    code: self.exit_code(),
-                }
-            }
+            Self::Exited { code } if grew(|it| it.pids_refused) => Self::PidsLimit { code },
             other => other,
         }
     }
