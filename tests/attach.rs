@@ -258,14 +258,15 @@ fn a_terminal_is_resized_and_interrupted_on_the_connection() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();
     let exec = workspace.exec(&json!({
-        "cmd": "echo ready; read l; stty size; exec sleep 1000",
+        // An interrupt that a shell gets while its child ends is taken for the child's.
+        "cmd": "echo ready; read l; stty size; echo waiting; exec sleep 1000",
         "tty": { "rows": 24, "cols": 80 },
     }));
     let mut attached = attach(&derrick, &exec, "");
     attached.until("ready\r\n");
     attached.say(&json!({ "resize": { "rows": 50, "cols": 132 } }));
     attached.type_in(b"\n");
-    attached.until("50 132\r\n");
+    attached.until("50 132\r\nwaiting\r\n");
     attached.type_in(b"\x03");
     let (printed, ended) = attached.finish();
     assert_eq!(text(&printed.both), "^C");

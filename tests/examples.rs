@@ -18,7 +18,9 @@ fn example(name: &str) -> Value {
 
 /// With a token for the API, which a config with the host's network asks an ordinary user for.
 fn start(config: Value) -> Derrick {
-    Launch::new(config).token("0123456789abcdef0123456789abcdef").start()
+    Launch::new(config)
+        .token("0123456789abcdef0123456789abcdef")
+        .start()
 }
 
 #[test]
