@@ -179,7 +179,9 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
     };
     let mut given: Vec<BorrowedFd<'_>> = stdio.further().iter().map(AsFd::as_fd).collect();
     let long_line = match &exec.program {
-        Program::Shell(line) if line.len() > LONGEST_LINE && given.is_empty() => hold(line),
+        Program::Shell(line) if line.len() > LONGEST_LINE && given.is_empty() => {
+            hold(line).map(Some)
+        }
         _ => Ok(None),
     };
     let long_line = match long_line {
@@ -296,12 +298,12 @@ struct Image<'a> {
 
 /// A file in memory with a command line that is too long for an argument. Its mode lets any user read
 /// it, memfd_create(2).
-fn hold(line: &str) -> io::Result<Option<OwnedFd>> {
+fn hold(line: &str) -> io::Result<OwnedFd> {
     let held = rustix::fs::memfd_create(c"cmd", rustix::fs::MemfdFlags::CLOEXEC)?;
     let mut held = File::from(held);
     held.write_all(CLOSE_LONG_LINE.as_bytes())?;
     held.write_all(line.as_bytes())?;
-    Ok(Some(held.into()))
+    Ok(held.into())
 }
 
 fn run_shell(line: &str, image: &Image<'_>) -> Refusal {

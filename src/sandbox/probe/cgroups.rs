@@ -63,21 +63,8 @@ fn fix(kind: &str, caller: Caller, delegated: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::cgroups::examples::{SESSION, UNIFIED, V1, V2};
     use crate::sandbox::probe::State;
-
-    const V1: &str = "\
-25 30 0:23 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755
-26 25 0:24 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd
-27 25 0:25 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
-28 25 0:26 / /sys/fs/cgroup/memory rw,relatime shared:10 - cgroup cgroup rw,memory
-29 25 0:27 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
-";
-    const V2: &str = "\
-22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-30 22 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate
-";
-    const UNIFIED: &str = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
-    const SESSION: &str = "0::/user.slice/user-1000.slice/user@1000.service/app.slice\n";
 
     #[test]
     fn controllers_count_where_they_are_and_can_be_used() {
