@@ -169,6 +169,27 @@ fn every_file_says_first_what_it_is() {
 }
 
 #[test]
+fn only_a_build_for_tests_can_turn_a_restriction_off() {
+    let name = "DERRICK_TEST_WITHOUT";
+    let mut found = Vec::new();
+    for file in sources("src") {
+        let text = fs::read_to_string(source().join("src").join(&file.path))
+            .expect("the source can be read");
+        let lines: Vec<&str> = text.lines().collect();
+        for (number, line) in lines.iter().enumerate() {
+            if line.contains(name) && !line.starts_with("//!") {
+                found.push((file.path.clone(), lines[number - 1].to_owned()));
+            }
+        }
+    }
+    let place = PathBuf::from("sandbox/without.rs");
+    assert_eq!(found, [(place, "#[cfg(debug_assertions)]".to_owned())]);
+    // What that is in a release; a build without it asserts that nothing can be off.
+    let manifest = fs::read_to_string(source().join("Cargo.toml")).expect("it can be read");
+    assert!(!manifest.contains("debug-assertions"), "{manifest}");
+}
+
+#[test]
 fn no_test_is_left_out_and_none_sleeps() {
     // Spelt apart, so that this file does not find itself.
     let forbidden = ["#[ig", "thread::sl", "time::sl"];

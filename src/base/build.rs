@@ -64,6 +64,7 @@ impl Build {
             landlock,
             // What setup may use is up to whoever wrote the config.
             group: None,
+            without: state.spawner().without().clone(),
         };
         match state.spawner().create(spec).await {
             Ok(sandbox) => Ok(Self {

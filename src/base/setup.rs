@@ -104,6 +104,7 @@ impl Setups {
             .chain(identity)
             .chain(shared.enforcement.landlock.weaker())
             .chain(shared.enforcement.network.weaker().map(str::to_owned))
+            .chain(shared.state.spawner().without().weaker())
             .collect()
     }
 

@@ -22,8 +22,8 @@ use rustix::thread::UnshareFlags;
 use crate::sandbox::identity::{act_as_range, set_root, unshare_user};
 use crate::sandbox::seccomp::Profile;
 use crate::sandbox::{
-    At, Enforcement, Failure, Keyring, Network, SandboxSpec, Step, capabilities, landlock, limits,
-    mounts, network,
+    At, Enforcement, Failure, Keyring, Landlock, Network, Restriction, SandboxSpec, Step,
+    capabilities, landlock, limits, mounts, network,
 };
 use crate::sys::channel::Channel;
 use crate::sys::keyring;
@@ -63,7 +63,8 @@ fn leave_the_host(
     spec: &SandboxSpec,
     parent: &Channel,
 ) -> Result<Keyring, Failure> {
-    limits::offer_to_oom_killer()?;
+    spec.without
+        .unless_off(Restriction::OomScore, limits::offer_to_oom_killer)?;
     act_as_range(spec.ids)?;
     unshare_user(one)?;
     let step = Step::UserNamespace;
@@ -72,15 +73,21 @@ fn leave_the_host(
         .at(step, "telling the spawner")?;
     hear(parent, step)?;
     set_root()?;
-    let keyring = match keyring::join_new_session() {
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Keyring::Absent,
-        joined => {
-            joined.at(Step::Keyring, "joining a new session keyring")?;
-            Keyring::Own
-        }
-    };
+    let keyring = spec
+        .without
+        .unless_off(Restriction::Keyring, leave_the_hosts_keys)?;
     enter_namespaces(one, spec.network)?;
     Ok(keyring)
+}
+
+fn leave_the_hosts_keys() -> Result<Keyring, Failure> {
+    match keyring::join_new_session() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(Keyring::Absent),
+        joined => {
+            joined.at(Step::Keyring, "joining a new session keyring")?;
+            Ok(Keyring::Own)
+        }
+    }
 }
 
 /// The kinds of namespaces that a sandbox has to itself besides its user namespace, and the kernel's
@@ -171,17 +178,28 @@ fn assemble(
     stand_alone()?;
     network::prepare(spec.network)?;
     nix::unistd::sethostname(&spec.hostname).at(Step::Hostname, "setting the hostname")?;
-    let rlimits = limits::apply()?;
-    let capabilities = capabilities::drop_all_but_kept()?;
+    let without = &spec.without;
+    let rlimits = without.unless_off(Restriction::Rlimits, limits::apply)?;
+    let capabilities =
+        without.unless_off(Restriction::Capabilities, capabilities::drop_all_but_kept)?;
     // Nobody inside can trace init or read its memory, descriptors or program file.
     rustix::thread::set_name(c"derrick-init").at(Step::Process, "setting init's name")?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .at(Step::Process, "becoming non-dumpable")?;
-    rustix::thread::set_no_new_privs(true).at(Step::Capabilities, "setting no_new_privs")?;
+    without.unless_off(Restriction::NotDumpable, || {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .at(Step::Process, "becoming non-dumpable")
+    })?;
+    without.unless_off(Restriction::NoNewPrivs, || {
+        rustix::thread::set_no_new_privs(true).at(Step::Capabilities, "setting no_new_privs")
+    })?;
     let no_new_privs =
         rustix::thread::no_new_privs().at(Step::Capabilities, "looking at no_new_privs")?;
-    let landlock = landlock::enter(spec.landlock)?;
-    let seccomp_filters = profile.install()?;
+    let landlock = if without.has(Restriction::Landlock) {
+        let abi = crate::sys::landlock::abi();
+        Landlock::Off { abi }
+    } else {
+        landlock::enter(spec.landlock)?
+    };
+    let seccomp_filters = without.unless_off(Restriction::Seccomp, || profile.install())?;
     Ok(Enforcement {
         namespaces: std::iter::once("user")
             .chain(namespaces(spec.network).map(|(_, name)| name))

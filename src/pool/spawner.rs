@@ -19,7 +19,7 @@ use super::is_full;
 use super::sandbox::Sandbox;
 use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
-use crate::sandbox::{Failure, SandboxSpec, Step};
+use crate::sandbox::{Failure, SandboxSpec, Step, Without};
 use crate::spawner::NAME;
 use crate::spawner::protocol::{Hello, Reply, Request, RequestId};
 use crate::sys::channel::{Channel, Peer, Received};
@@ -52,6 +52,7 @@ struct Shared {
     scratch: PathBuf,
     lock: File,
     identity: Identity,
+    without: Without,
     next: AtomicU64,
     created: AtomicU64,
     /// Groups of sandboxes that are gone, which the kernel did not let be removed yet.
@@ -97,11 +98,16 @@ impl Spawner {
     /// # Errors
     /// The step that failed, where this host does not let it make sandboxes.
     pub async fn start(scratch: PathBuf, lock: File) -> Result<Self, SpawnerError> {
+        let without = Without::asked()?;
+        if let Some(weaker) = without.weaker() {
+            tracing::error!("{weaker}: no sandbox of this provider confines anything");
+        }
         let (connection, identity) = Connection::open(&scratch, &lock).await?;
         let shared = Shared {
             scratch,
             lock,
             identity,
+            without,
             next: AtomicU64::new(1),
             created: AtomicU64::new(0),
             groups: Mutex::default(),
@@ -116,6 +122,12 @@ impl Spawner {
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.shared.identity
+    }
+
+    /// What a test has turned off in all of them.
+    #[must_use]
+    pub fn without(&self) -> &Without {
+        &self.shared.without
     }
 
     /// Sandboxes that it made so far, those that made layers included.

@@ -18,9 +18,11 @@ pub mod overlay;
 pub mod probe;
 pub mod seccomp;
 pub mod spec;
+pub mod without;
 
 pub use failure::{At, Failure, Step};
 pub use spec::{
     Access, Enforcement, IdMap, Keyring, Landlock, Limits, Lower, Network, Overlay, Requirement,
     SandboxSpec,
 };
+pub use without::{Restriction, Without};

@@ -14,7 +14,7 @@ use rustix::mount::{
 };
 
 use super::overlay::{clone_tree, enter, new_filesystem};
-use super::{At, Failure, Network, SandboxSpec, Step};
+use super::{At, Failure, Network, Restriction, SandboxSpec, Step};
 use crate::sys::mount::{Restrict, Scope, restrict};
 
 /// Device nodes that a sandbox has, with their major and minor numbers.
@@ -115,8 +115,11 @@ pub fn assemble(
     }
     attach_all(&prepared)?;
     // The last moment that /proc/sys can be written to.
-    forbid_user_namespaces()?;
-    cover()
+    spec.without
+        .unless_off(Restriction::UserNamespaces, forbid_user_namespaces)?;
+    spec.without
+        .unless_off(Restriction::ReadOnlyPaths, protect)?;
+    spec.without.unless_off(Restriction::HiddenPaths, hide)
 }
 
 fn prepare(spec: &SandboxSpec) -> Result<Prepared, Failure> {
@@ -282,7 +285,7 @@ fn forbid_user_namespaces() -> Result<(), Failure> {
         .at(Step::Limits, "writing max_user_namespaces of the sandbox")
 }
 
-fn cover() -> Result<(), Failure> {
+fn protect() -> Result<(), Failure> {
     for path in READ_ONLY {
         let tree = match clone_tree(Path::new(path)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
@@ -294,6 +297,10 @@ fn cover() -> Result<(), Failure> {
             .and_then(|target| attach_at(&tree, &target))
             .at(Step::Mounts, format_args!("covering {path}"))?;
     }
+    Ok(())
+}
+
+fn hide() -> Result<(), Failure> {
     let mut covered_directory = None;
     for path in HIDDEN {
         // Opened and not cloned: dropping a mount that was never attached makes the kernel wait for

@@ -18,7 +18,7 @@ use rustix::mount::{
 use rustix::process::{chdir, fchdir};
 
 use super::identity::{Identity, Maps};
-use super::{Access, At, Failure, IdMap, Lower, Overlay, SandboxSpec, Step};
+use super::{Access, At, Failure, IdMap, Lower, Overlay, Restriction, SandboxSpec, Step, Without};
 use crate::sys::mount::{Restrict, Scope, restrict};
 use crate::sys::process::OneThread;
 
@@ -149,6 +149,7 @@ pub fn mount_all(
             identity,
             namespace,
             maps,
+            attributes: attributes(&spec.without),
         };
         let overlays = spec.overlays.iter().enumerate();
         overlays
@@ -164,6 +165,21 @@ struct Mounting<'a> {
     identity: Identity,
     namespace: &'a OwnedFd,
     maps: &'a mut Maps,
+    attributes: MountAttrFlags,
+}
+
+/// On an overlay no setuid bit and no device node counts.
+fn attributes(without: &Without) -> MountAttrFlags {
+    let mut all = MountAttrFlags::empty();
+    all.set(
+        MountAttrFlags::MOUNT_ATTR_NOSUID,
+        !without.has(Restriction::Nosuid),
+    );
+    all.set(
+        MountAttrFlags::MOUNT_ATTR_NODEV,
+        !without.has(Restriction::Nodev),
+    );
+    all
 }
 
 fn mount_one(
@@ -178,8 +194,8 @@ fn mount_one(
             format!("{count} layers are more than {MAX_LOWERS}"),
         ));
     }
-    let mounted = attach_lowers(mounting, &overlay.lowers)
-        .and_then(|()| create(mounting.identity, number, overlay));
+    let mounted =
+        attach_lowers(mounting, &overlay.lowers).and_then(|()| create(mounting, number, overlay));
     match mounted {
         // A host directory with mounts of its own below it, which an ordinary user's copy of the
         // mount namespace holds locked together: shown as it is, mounts and all.
@@ -225,7 +241,7 @@ fn attach_lowers(mounting: &mut Mounting<'_>, lowers: &[Lower]) -> Result<(), Fa
     Ok(())
 }
 
-fn create(identity: Identity, number: usize, overlay: &Overlay) -> Result<OwnedFd, Failure> {
+fn create(mounting: &Mounting<'_>, number: usize, overlay: &Overlay) -> Result<OwnedFd, Failure> {
     let attempt = format!("mounting the overlay for {}", overlay.at.display());
     let mut lowers: Vec<String> = (0..overlay.lowers.len())
         .map(|lower| lower.to_string())
@@ -256,7 +272,7 @@ fn create(identity: Identity, number: usize, overlay: &Overlay) -> Result<OwnedF
             // survive a power failure is synced when it becomes a layer.
             fsconfig_set_flag(&context, "volatile")?;
         }
-        if identity == Identity::Ranges {
+        if mounting.identity == Identity::Ranges {
             // Renaming a directory that comes from a layer works; the record is a trusted attribute.
             fsconfig_set_string(&context, "redirect_dir", "on")?;
         } else {
@@ -265,12 +281,8 @@ fn create(identity: Identity, number: usize, overlay: &Overlay) -> Result<OwnedF
         fsconfig_create(&context)
     })();
     filled.at(Step::Overlay, format_args!("{attempt}{}", Said(&context)))?;
-    let mount = fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
-    )
-    .at(Step::Overlay, &attempt)?;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, mounting.attributes)
+        .at(Step::Overlay, &attempt)?;
     // The kernel falls back to read-only where it cannot use the upper, and says so nowhere else.
     let status = rustix::fs::fstatvfs(&mount).at(Step::Overlay, &attempt)?;
     let read_only = status

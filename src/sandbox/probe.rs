@@ -475,6 +475,7 @@ fn mount_and_work(
         hostname: "check".to_owned(),
         landlock: Requirement::BestEffort,
         group: None,
+        without: super::Without::default(),
     };
     overlay::prepare_uppers(&spec)?;
     let namespace = identity::make_namespace(one, 0, spec.ids)?;

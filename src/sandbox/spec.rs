@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Without;
 use super::cgroups::Group;
 
 /// Everything that determines one sandbox.
@@ -25,6 +26,8 @@ pub struct SandboxSpec {
     pub landlock: Requirement,
     /// The control groups that limit it, if it is limited.
     pub group: Option<Group>,
+    /// What a test has turned off.
+    pub without: Without,
 }
 
 /// What all processes of a sandbox together may use; what is absent is not limited.
@@ -138,13 +141,16 @@ pub struct Enforcement {
 }
 
 /// Which kernel keys a sandbox can reach, keyrings(7).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Keyring {
     /// Those of a session keyring of its own, which was empty.
     Own,
     /// None: this kernel has no keyrings.
     Absent,
+    /// Those of whoever started derrick, as only a test has it.
+    #[default]
+    Inherited,
 }
 
 /// How much of the landlock domain a kernel enforces.
@@ -180,9 +186,8 @@ impl Landlock {
                 "landlock ABI {abi} of this kernel is without {}",
                 missing.join(", ")
             )),
-            Self::Off { .. } => {
-                Some("landlock is off: this kernel has none, or too old a one".to_owned())
-            }
+            Self::Off { abi: 0 } => Some("landlock is off: this kernel has none".to_owned()),
+            Self::Off { abi } => Some(format!("landlock is off: this kernel has ABI {abi}")),
         }
     }
 }

@@ -437,6 +437,7 @@ impl Workspace {
             hostname: self.hostname(),
             landlock: base::landlock(&self.config),
             group: self.state.group(&self.limits().0)?,
+            without: self.state.spawner().without().clone(),
         };
         Ok(self.state.spawner().create(spec).await?)
     }

@@ -76,6 +76,11 @@ impl Launch {
         self
     }
 
+    /// With these restrictions turned off, by their names in `src/sandbox/without.rs`.
+    pub(crate) fn without<const N: usize>(self, restrictions: [&str; N]) -> Self {
+        self.environment("DERRICK_TEST_WITHOUT", &restrictions.join(","))
+    }
+
     /// With a token that the API then asks for.
     pub(crate) fn token(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
@@ -124,6 +129,13 @@ impl Derrick {
     /// Starts a provider whose workspaces are the host's own system and nothing more.
     pub(crate) fn on_host() -> Self {
         Self::start(json!({ "name": "test" }))
+    }
+
+    /// Likewise, with these restrictions turned off: what an attack does where they are missing.
+    pub(crate) fn without<const N: usize>(restrictions: [&str; N]) -> Self {
+        Launch::new(json!({ "name": "test" }))
+            .without(restrictions)
+            .start()
     }
 
     /// Makes a workspace.
