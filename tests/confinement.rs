@@ -12,126 +12,14 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::Command;
 
-use libc::c_long;
 use nix::unistd::geteuid;
 use serde_json::json;
-use support::{Derrick, Mode, Scratch, Workspace, mode, process_with_argument, succeed, uid_map};
+use support::{
+    Attempt, Derrick, Host, Mode, Scratch, assert_refused, mode, on_the_host, program, results,
+    seen_from_the_host, sockets, succeed, uid_map,
+};
 
 // --- system calls ---
-
-/// A system call with arguments, in Python, that get further than a filter.
-struct Attempt {
-    name: &'static str,
-    number: c_long,
-    arguments: &'static str,
-    /// What it gives inside.
-    inside: &'static str,
-    /// On which bare host it has to give something else.
-    host: Host,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Host {
-    /// Every one: root of a new user namespace may try.
-    Any,
-    /// The kernel asks for capabilities over the host itself.
-    Root,
-    /// None that can be relied on, or none that could be tried without harm.
-    Untried,
-}
-
-macro_rules! attempts {
-    ($($number:ident ( $arguments:literal ) => $inside:ident, $host:ident;)*) => {
-        [$(Attempt {
-            name: stringify!($number),
-            number: libc::$number,
-            arguments: $arguments,
-            inside: stringify!($inside),
-            host: Host::$host,
-        }),*]
-    };
-}
-
-/// Makes each call in a process of its own and prints what came of it: `ok`, an errno, or a signal.
-fn program(attempts: &[Attempt]) -> String {
-    let calls: String = attempts
-        .iter()
-        .map(|attempt| {
-            format!(
-                "attempt('{}', {}, [{}])\n",
-                attempt.name, attempt.number, attempt.arguments
-            )
-        })
-        .collect();
-    format!(
-        "import ctypes, errno, os, signal, sys
-libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
-def call(number, arguments):
-    plain = [a if isinstance(a, bytes) else ctypes.c_long(a) for a in arguments]
-    result = libc.syscall(ctypes.c_long(number), *plain)
-    return 'ok' if result != -1 else errno.errorcode[ctypes.get_errno()]
-def attempt(name, number, arguments):
-    sys.stdout.flush()
-    parent = os.getpid()
-    child = os.fork()
-    if child == 0:
-        result = call(number, arguments)
-        # A call that made a process comes back in it as well.
-        if os.getppid() in (parent, 0):
-            print(name, result, flush=True)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        print(name, signal.Signals(os.WTERMSIG(status)).name, flush=True)
-uts = os.open('/proc/self/ns/uts', os.O_RDONLY)
-{calls}"
-    )
-}
-
-/// Runs the program on the bare host, where its effects end with its own namespaces.
-fn on_the_host(program: &str, user_namespace: bool) -> String {
-    let mut unshare = Command::new("unshare");
-    if user_namespace {
-        unshare.args(["--user", "--map-root-user"]);
-    }
-    unshare
-        .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--fork"])
-        .args(["/usr/bin/python3", "-c", program]);
-    succeed(&mut unshare)
-}
-
-fn results(printed: &str) -> BTreeMap<String, String> {
-    printed
-        .lines()
-        .filter_map(|line| line.split_once(' '))
-        .map(|(name, result)| (name.to_owned(), result.to_owned()))
-        .collect()
-}
-
-fn assert_refused(attempts: &[Attempt]) {
-    let root = mode() == Mode::Root;
-    let program = program(attempts);
-    let host = results(&on_the_host(&program, !root));
-    for attempt in attempts {
-        let outside = host.get(attempt.name).map(String::as_str);
-        if attempt.host == Host::Any || (attempt.host == Host::Root && root) {
-            assert_ne!(
-                outside,
-                Some(attempt.inside),
-                "{} on the bare host",
-                attempt.name
-            );
-            assert!(outside.is_some(), "{} on the bare host", attempt.name);
-        }
-    }
-    let derrick = Derrick::on_host();
-    let inside = results(&derrick.create().python(&program).expect(0));
-    for attempt in attempts {
-        let result = inside.get(attempt.name).map(String::as_str);
-        assert_eq!(result, Some(attempt.inside), "{}", attempt.name);
-    }
-}
 
 #[test]
 fn nothing_can_be_mounted_or_unmounted() {
@@ -171,9 +59,9 @@ fn no_namespace_can_be_made_or_entered() {
         ("clone", libc::SYS_clone, libc::SIGCHLD),
     ] {
         let attempts = kinds.map(|(kind, flag)| Attempt {
-            name: format!("{call}-{kind}").leak(),
+            name: format!("{call}-{kind}"),
             number,
-            arguments: format!("{}, 0, 0, 0, 0", flag | signal).leak(),
+            arguments: format!("{}, 0, 0, 0, 0", flag | signal),
             inside: "EPERM",
             host: Host::Any,
         });
@@ -240,9 +128,9 @@ fn the_host_cannot_be_administered() {
 fn a_call_that_no_kernel_has_yet_is_answered_as_by_a_kernel_without_it() {
     let derrick = Derrick::on_host();
     let attempts = [Attempt {
-        name: "future",
+        name: "future".into(),
         number: 1000,
-        arguments: "",
+        arguments: String::new(),
         inside: "ENOSYS",
         host: Host::Untried,
     }];
@@ -278,9 +166,9 @@ fn the_other_ways_into_an_x86_kernel_are_closed() {
 
     // getpid(2) of the x32 table.
     let x32 = [Attempt {
-        name: "x32",
+        name: "x32".into(),
         number: 0x4000_0000 + libc::SYS_getpid,
-        arguments: "",
+        arguments: String::new(),
         inside: "ENOSYS",
         host: Host::Untried,
     }];
@@ -288,20 +176,6 @@ fn the_other_ways_into_an_x86_kernel_are_closed() {
 }
 
 // --- sockets ---
-
-/// Opens each kind of socket and prints what came of it.
-fn sockets(kinds: &[(&str, i32, i32, i32)]) -> String {
-    let calls: String = kinds
-        .iter()
-        .map(|(name, family, kind, protocol)| {
-            format!(
-                "attempt('{name}', {}, [{family}, {kind}, {protocol}])\n",
-                libc::SYS_socket
-            )
-        })
-        .collect();
-    program(&[]) + &calls
-}
 
 #[test]
 fn socket_families_but_the_four_are_not_there() {
@@ -450,16 +324,6 @@ fn no_program_can_gain_privileges_and_every_one_is_filtered() {
     let status = status_of_a_command();
     assert_eq!(status["NoNewPrivs"], "1");
     assert_eq!(status["Seccomp"], "2");
-}
-
-/// A process inside that waits until it is let go, and what the host calls it.
-fn seen_from_the_host(workspace: &Workspace) -> i32 {
-    let marker = format!("seen-{}", workspace.id);
-    workspace.ok(&format!(
-        "(exec -a {marker} sleep 1000) > /dev/null 2>&1 &
-         until grep -qz '^{marker}$' /proc/[0-9]*/cmdline; do :; done"
-    ));
-    process_with_argument(&marker).expect("the process is seen from the host")
 }
 
 #[test]

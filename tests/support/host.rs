@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::GUARD;
+use super::{GUARD, Workspace};
 
 /// Every process that descends from one process, held so that their end can be waited for.
 #[derive(Debug, Default)]
@@ -271,4 +271,14 @@ fn cgroups(pid: i32) -> BTreeSet<PathBuf> {
                 .find(|directory| directory.is_dir())
         })
         .collect()
+}
+
+/// A process inside that waits until it is let go, and what the host calls it.
+pub(crate) fn seen_from_the_host(workspace: &Workspace) -> i32 {
+    let marker = format!("seen-{}", workspace.id);
+    workspace.ok(&format!(
+        "(exec -a {marker} sleep 1000) > /dev/null 2>&1 &
+         until grep -qz '^{marker}$' /proc/[0-9]*/cmdline; do :; done"
+    ));
+    process_with_argument(&marker).expect("the process is seen from the host")
 }

@@ -10,6 +10,7 @@
 )]
 
 mod api;
+mod attempts;
 mod derrick;
 mod git_server;
 mod host;
@@ -25,11 +26,12 @@ use std::time::Duration;
 #[expect(unused_imports, reason = "each suite uses a part of this")]
 pub(crate) use self::{
     api::{Answer, Api, Event, Events, Exec, Opened, Pending, Ran, Workspace},
+    attempts::{Attempt, Host, assert_refused, on_the_host, program, results, sockets},
     derrick::{Derrick, Launch, binary},
     git_server::{GitRequest, GitServer, Upstream, git},
     host::{
         Lives, cgroup_directories, descendants, holders, mounts_below, namespaces, open_files,
-        process_with_argument, uid_map, wait_until_empty,
+        process_with_argument, seen_from_the_host, uid_map, wait_until_empty,
     },
     mode::{Mode, mode},
     scratch::{Scratch, as_owner},
