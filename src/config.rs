@@ -31,6 +31,9 @@ const LARGEST_FILE: u64 = 1 << 20;
 /// A token is one line; what is larger than this, in bytes, is another file.
 const LARGEST_TOKEN: u64 = 64 << 10;
 
+/// The most that may be kept of one stream of a command, in bytes.
+pub const MOST_OUTPUT: u64 = 1 << 30;
+
 /// A workspace configuration, as `-w FILE` names it.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -74,9 +77,15 @@ pub struct WorkspaceConfig {
     /// What may be missing on this host instead of failing the start of a sandbox.
     #[serde(default)]
     pub best_effort: Vec<Restriction>,
-    /// What all processes of a workspace together may use; setup is not limited.
+    /// What a workspace may use; setup is not limited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// What a workspace is to get where others want it as well; it may use more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<Requests>,
+    /// Workspaces at once; not limited if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_workspaces: Option<u32>,
     /// Pristine sandboxes kept ready. Not supported yet: whatever is set in it is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
@@ -154,11 +163,11 @@ pub struct Setup {
 pub enum Restriction {
     /// Landlock: the second filesystem boundary and the scoping of signals and abstract sockets.
     Landlock,
-    /// Those limits that this host cannot enforce.
+    /// Those limits and requests that this host cannot enforce.
     Limits,
 }
 
-/// What all processes of a workspace together may use; what is absent is not limited.
+/// What a workspace may use; what is absent is not limited.
 ///
 /// A size is a number of bytes or a text such as `"512MiB"` or `"2GB"`. What the host cannot enforce
 /// is refused, unless `best_effort` has `limits`.
@@ -177,11 +186,48 @@ pub struct Limits {
     /// Processes and threads at once.
     #[serde(default)]
     pub pids: Option<u32>,
+    /// Open files of each process.
+    #[serde(default)]
+    pub open_files: Option<u32>,
+    /// What fits into `/dev/shm`, as a size; half of the host's memory if absent.
+    #[serde(default, deserialize_with = "size")]
+    #[schemars(with = "Option<SizeForm>")]
+    #[schema(value_type = Option<SizeForm>)]
+    pub shm: Option<ByteSize>,
+    /// What fits into `/tmp`, as a size: it is in memory then, empty at each start of the workspace's
+    /// processes and gone with them. A part of the workspace's files if absent.
+    #[serde(default, deserialize_with = "size")]
+    #[schemars(with = "Option<SizeForm>")]
+    #[schema(value_type = Option<SizeForm>)]
+    pub tmp: Option<ByteSize>,
+    /// The most that is asked to be kept of each stream of a command, as a size; up to an eighth more of
+    /// it may be there.
+    #[serde(default, deserialize_with = "size")]
+    #[schemars(with = "Option<SizeForm>")]
+    #[schema(value_type = Option<SizeForm>)]
+    pub output: Option<ByteSize>,
+    /// Commands and sessions at once.
+    #[serde(default)]
+    pub execs: Option<u32>,
     /// What the workspace may write to disk, as a size. Not supported yet.
     #[serde(default, deserialize_with = "size")]
     #[schemars(with = "Option<SizeForm>")]
     #[schema(ignore)]
     pub disk: Option<ByteSize>,
+}
+
+/// What a workspace is to get where others want it as well; it may use more, up to its limits.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+pub struct Requests {
+    /// Memory that is taken from it last when the host is short of it, as a size.
+    #[serde(default, deserialize_with = "size")]
+    #[schemars(with = "Option<SizeForm>")]
+    #[schema(value_type = Option<SizeForm>)]
+    pub memory: Option<ByteSize>,
+    /// Processors' worth of time, fractions allowed: its share where all want more than there is.
+    #[serde(default)]
+    pub cpus: Option<f64>,
 }
 
 /// Pristine sandboxes kept ready for `create` and `reset`. Not supported yet.
@@ -300,6 +346,8 @@ impl WorkspaceConfig {
             setup: Setup::default(),
             best_effort: Vec::new(),
             limits: None,
+            requests: None,
+            max_workspaces: None,
             pool: None,
         }
     }
@@ -489,13 +537,39 @@ impl Limits {
     }
 }
 
+impl Requests {
+    /// Checks what a well-typed request may still not be.
+    ///
+    /// # Errors
+    /// The field, and a phrase that says what would be right.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        rules::requests(self)
+    }
+}
+
 /// What is asked for, in the kernel's units.
 impl From<&Limits> for sandbox::Limits {
     fn from(limits: &Limits) -> Self {
+        let bytes = |size: Option<ByteSize>| size.map(|size| size.as_u64());
         Self {
-            memory: limits.memory.map(|size| size.as_u64()),
+            memory: bytes(limits.memory),
             cpus: limits.cpus,
             pids: limits.pids,
+            open_files: limits.open_files,
+            shm: bytes(limits.shm),
+            tmp: bytes(limits.tmp),
+            output: bytes(limits.output),
+            execs: limits.execs,
+        }
+    }
+}
+
+/// What is asked for, in the kernel's units.
+impl From<&Requests> for sandbox::Requests {
+    fn from(requests: &Requests) -> Self {
+        Self {
+            memory: requests.memory.map(|size| size.as_u64()),
+            cpus: requests.cpus,
         }
     }
 }

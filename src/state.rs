@@ -17,8 +17,8 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::pool::{Gone, Sandbox, Spawner, SpawnerError};
-use crate::sandbox::Limits;
 use crate::sandbox::cgroups::{self, Group, Hierarchies, Unenforceable};
+use crate::sandbox::{Limits, Requests};
 use crate::tally::Tally;
 
 /// Why a state directory cannot be used.
@@ -161,27 +161,36 @@ impl State {
         &self.shared.spawner
     }
 
-    /// The control groups of a sandbox with these limits, if they need any.
+    /// The control groups of a sandbox with these limits and requests, if they need any.
     ///
     /// # Errors
     /// The first limit that this host does not enforce.
-    pub fn group(&self, limits: &Limits) -> Result<Option<Group>, Unenforceable> {
+    pub fn group(
+        &self,
+        limits: &Limits,
+        requests: &Requests,
+    ) -> Result<Option<Group>, Unenforceable> {
         let number = self.shared.groups.fetch_add(1, Ordering::Relaxed);
-        self.shared.hierarchies.group(&number.to_string(), limits)
+        let hierarchies = &self.shared.hierarchies;
+        hierarchies.group(&number.to_string(), limits, requests)
     }
 
-    /// Whether this host enforces all of these limits.
+    /// Whether this host enforces all of these limits, and can meet these requests.
     ///
     /// # Errors
     /// The first one that it does not enforce.
-    pub fn check(&self, limits: &Limits) -> Result<(), Unenforceable> {
-        self.shared.hierarchies.check(limits)
+    pub fn check(&self, limits: &Limits, requests: &Requests) -> Result<(), Unenforceable> {
+        self.shared.hierarchies.check(limits, requests)
     }
 
-    /// What of `limits` this host enforces, and why it does not enforce the rest.
+    /// What of `limits` and `requests` this host enforces, and why it does not enforce the rest.
     #[must_use]
-    pub fn enforceable(&self, limits: &Limits) -> (Limits, Vec<Unenforceable>) {
-        self.shared.hierarchies.enforceable(limits)
+    pub fn enforceable(
+        &self,
+        limits: &Limits,
+        requests: &Requests,
+    ) -> (Limits, Requests, Vec<Unenforceable>) {
+        self.shared.hierarchies.enforceable(limits, requests)
     }
 
     /// What this process counts while it works on it.

@@ -307,6 +307,24 @@ fn a_slow_reader_gets_every_byte_or_is_told_that_it_does_not() {
 }
 
 #[test]
+fn a_workspaces_limits_are_kept_to_and_told_of() {
+    let derrick = Derrick::on_host();
+    let limits = json!({ "limits": { "output": "1MiB" } });
+    let workspace = derrick.api.create_with(&limits);
+    // Nobody asked for more: what derrick asks for by itself is what there is.
+    let line = ["--cmd", "head -c 3000 /dev/zero"];
+    let output = run(
+        &url(&derrick),
+        &[&["exec", &workspace.id], &line[..]].concat(),
+    );
+    assert_eq!(output.stdout.len(), 3000, "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let asked = ["exec", "--output-limit", "2MiB", &workspace.id];
+    let said = refused(&run(&url(&derrick), &[&asked, &line[..]].concat()), 125);
+    assert!(said.contains("the workspace's limit on output"), "{said}");
+}
+
+#[test]
 fn json_is_one_object_with_the_outcome_and_the_output() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();

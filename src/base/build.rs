@@ -15,7 +15,7 @@ use crate::init::unpack::{Compression, Summary};
 use crate::pool::exec::{self, Ended};
 use crate::pool::ranges::Range;
 use crate::pool::{Gone, Sandbox};
-use crate::sandbox::{Network, Requirement, SandboxSpec};
+use crate::sandbox::{MemoryFiles, Network, Requirement, SandboxSpec};
 use crate::state::State;
 
 /// Bytes of a program's output, its end, that an error or a layer's record carries.
@@ -64,6 +64,7 @@ impl Build {
             landlock,
             // What setup may use is up to whoever wrote the config.
             group: None,
+            memory_files: MemoryFiles::default(),
             without: state.spawner().without().clone(),
         };
         match state.spawner().create(spec).await {
@@ -100,6 +101,7 @@ impl Build {
             environment: Vec::new(),
             terminal: None,
             user: None,
+            open_files: None,
         };
         let ended = exec::run(&self.sandbox, exec, Some(archive)).await?;
         let report = ended.output.into_bytes();
@@ -198,6 +200,7 @@ pub(super) async fn run_as(
         environment: environment(env),
         terminal: None,
         user: user.map(str::to_owned),
+        open_files: None,
     };
     Ok(exec::run(sandbox, exec, None).await?)
 }

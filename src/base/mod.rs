@@ -22,6 +22,6 @@ pub use build::environment;
 pub use error::SetupError;
 pub(crate) use repositories::take_in;
 pub use setup::Setups;
-pub(crate) use setup::{landlock, limits, network};
+pub(crate) use setup::{landlock, limits, network, requests};
 pub use stack::Stack;
 pub use store::{Digest, Layer, LayerStore};

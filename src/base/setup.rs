@@ -18,7 +18,7 @@ use crate::config::{self, WorkspaceConfig};
 use crate::git::{CommitId, Mirrors};
 use crate::init::files;
 use crate::init::protocol::Program;
-use crate::sandbox::{Access, Enforcement, Limits, Network, Requirement};
+use crate::sandbox::{Access, Enforcement, Limits, Network, Requests, Requirement};
 use crate::state::State;
 
 /// Setup layers on top of each other, after which a setup starts from the base again.
@@ -401,12 +401,20 @@ pub(crate) fn network(asked: config::Network) -> Network {
     }
 }
 
-/// What the config allows all processes of a workspace together.
+/// What the config allows a workspace.
 pub(crate) fn limits(config: &WorkspaceConfig) -> Limits {
     config
         .limits
         .as_ref()
         .map_or_else(Limits::default, Limits::from)
+}
+
+/// What the config asks for for a workspace.
+pub(crate) fn requests(config: &WorkspaceConfig) -> Requests {
+    config
+        .requests
+        .as_ref()
+        .map_or_else(Requests::default, Requests::from)
 }
 
 /// Whether landlock is required, as the config says.

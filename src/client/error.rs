@@ -38,6 +38,8 @@ pub enum Error {
         kind: String,
         /// What it said, fit for a terminal.
         detail: String,
+        /// The most of what was asked for that it would give, where it says so.
+        most: Option<u64>,
     },
     /// The provider answered something else than it was asked.
     #[error("derrick's answer is not what this version of the client understands")]
@@ -79,6 +81,7 @@ impl Error {
         struct Problem {
             r#type: String,
             detail: String,
+            most: Option<u64>,
         }
         let problem: Problem = serde_json::from_slice(body).unwrap_or_default();
         let kind = problem.r#type.strip_prefix("urn:derrick:problem:");
@@ -91,6 +94,7 @@ impl Error {
             status,
             kind: kind.unwrap_or_default().to_owned(),
             detail,
+            most: problem.most,
         }
     }
 
@@ -117,6 +121,15 @@ impl Error {
     #[must_use]
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Broken(_))
+    }
+
+    /// The most that it would give of what was asked for, where the answer was a no that says so.
+    #[must_use]
+    pub fn most(&self) -> Option<u64> {
+        match self {
+            Self::Refused { most, .. } => *most,
+            _ => None,
+        }
     }
 
     /// Whether the answer was a no for this reason, as the last part of the problem's `type`.

@@ -43,7 +43,7 @@ pub fn exec(arguments: &ExecArgs) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::listen()?;
         let asked = asked(arguments);
         let exec = tokio::select! {
-            exec = start(&client, &workspace, &asked) => exec?,
+            exec = start(&client, &workspace, asked, arguments.output_limit) => exec?,
             code = signals.told_to_end() => {
                 note("it may have started: 'derrick ls WORKSPACE' lists what runs");
                 return Ok(code);
@@ -62,12 +62,21 @@ pub fn exec(arguments: &ExecArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Starts it once, however often that is asked for.
-async fn start(client: &Client, workspace: &str, asked: &Start) -> Result<Exec, Error> {
+/// Starts it once, however often that is asked for. Where no `typed_limit` says how much is to be kept, it
+/// is no more than the workspace allows.
+async fn start(
+    client: &Client,
+    workspace: &str,
+    mut asked: Start,
+    typed_limit: Option<u64>,
+) -> Result<Exec, Error> {
     let key = Uuid::now_v7();
     let mut waiting = Waiting::default();
     loop {
-        match client.start(workspace, key, asked).await {
+        match client.start(workspace, key, &asked).await {
+            Err(error) if error.most().is_some() && typed_limit.is_none() => {
+                asked.output_limit = error.most();
+            }
             // It may have started: only the answer is missing.
             Err(error @ Error::Broken(_)) => waiting.wait(error).await?,
             Err(error @ Error::Unreachable { .. }) if waiting.has_begun() => {
@@ -185,6 +194,8 @@ pub(super) fn finish(left: Left, id: &str) -> ExitCode {
         "killed" => Some("it was killed"),
         "reset" => Some("its workspace was reset"),
         "removed" => Some("its workspace was removed"),
+        "oom" => Some("its workspace reached its limit on memory, and all in it was killed"),
+        "pids_limit" => Some("its workspace was at its limit on processes"),
         _ => Some("derrick lost it"),
     };
     if let Some(said) = said {

@@ -8,8 +8,9 @@ use std::fs::{self, Metadata};
 use std::path::{Component, Path as HostPath, PathBuf};
 
 use super::tree::Path;
-use super::{Base, Limits, Pool, Repository, WorkspaceConfig, reader};
+use super::{Base, Limits, MOST_OUTPUT, Pool, Repository, Requests, WorkspaceConfig, reader};
 use crate::init::user;
+use crate::sandbox;
 use crate::sandbox::cgroups::LEAST_CPUS;
 
 /// A rule that the config breaks, and where.
@@ -42,6 +43,20 @@ pub(super) fn check(
             path: top().field("limits").field(field),
             reason,
         })?;
+    }
+    if let Some(requests) = &config.requests {
+        let limits = config.limits.as_ref().map(sandbox::Limits::from);
+        self::requests(requests)
+            .and_then(|()| {
+                sandbox::Requests::from(requests).check_within(&limits.unwrap_or_default())
+            })
+            .map_err(|(field, reason)| Broken {
+                path: top().field("requests").field(field),
+                reason,
+            })?;
+    }
+    if config.max_workspaces == Some(0) {
+        return Err(above_zero(100)).at(|| top().field("max_workspaces"));
     }
     if let Some(pool) = &config.pool {
         unsupported_pool(pool)?;
@@ -474,35 +489,89 @@ pub(super) fn variable(name: &str) -> Result<(), &'static str> {
 /// The least that a sandbox starts with: init alone takes some.
 const LEAST_MEMORY: u64 = 4 << 20;
 
+/// The least number of open files that a shell gets along with.
+const LEAST_OPEN_FILES: u32 = 16;
+
+/// The least size of a filesystem, a page; the kernel takes 0 for no limit.
+const LEAST_FILES: u64 = 4096;
+
+/// The largest size of a filesystem that the kernel does not misread.
+const MOST_FILES: u64 = 1 << 60;
+
 /// The field that cannot be, and why.
 pub(super) fn limits(limits: &Limits) -> Result<(), (&'static str, String)> {
     let Limits {
         memory,
         cpus,
         pids,
+        open_files,
+        shm,
+        tmp,
+        output,
+        execs,
         disk,
     } = limits;
-    if let Some(cpus) = cpus
-        && !(*cpus >= LEAST_CPUS && cpus.is_finite())
-    {
-        let reason = format!(
-            "{cpus} is no number of cpus that can be shared out; write {LEAST_CPUS} or more, such as 1.5"
-        );
-        return Err(("cpus", reason));
-    }
+    self::cpus(*cpus)?;
     if memory.is_some_and(|size| size.as_u64() < LEAST_MEMORY) {
         let reason =
             "is less than the 4 MiB that a sandbox needs at least; write more, such as \"512MiB\"";
         return Err(("memory", reason.to_owned()));
     }
     if *pids == Some(0) {
-        let reason = "is 0; write a number above 0, such as 256";
-        return Err(("pids", reason.to_owned()));
+        return Err(("pids", above_zero(256)));
+    }
+    if open_files.is_some_and(|count| count < LEAST_OPEN_FILES) {
+        let reason = format!(
+            "is less than the {LEAST_OPEN_FILES} that a shell needs; write more, such as 1024"
+        );
+        return Err(("open_files", reason));
+    }
+    for (field, size) in [("shm", shm), ("tmp", tmp)] {
+        let right = LEAST_FILES..=MOST_FILES;
+        if size.is_some_and(|size| !right.contains(&size.as_u64())) {
+            let reason =
+                "is no size that a filesystem can have; write 4 KiB or more, such as \"64MiB\"";
+            return Err((field, reason.to_owned()));
+        }
+    }
+    let kept = 1..=MOST_OUTPUT;
+    if output.is_some_and(|size| !kept.contains(&size.as_u64())) {
+        let reason = "must be from 1 B to 1 GiB; write a size such as \"10MiB\"";
+        return Err(("output", reason.to_owned()));
+    }
+    if *execs == Some(0) {
+        return Err(("execs", above_zero(16)));
     }
     if disk.is_some() {
         return Err(("disk", NOT_YET.to_owned()));
     }
     Ok(())
+}
+
+/// The field that cannot be, and why.
+pub(super) fn requests(requests: &Requests) -> Result<(), (&'static str, String)> {
+    let Requests { memory, cpus } = requests;
+    if memory.is_some_and(|size| size.as_u64() == 0) {
+        let reason = "is 0; leave it out or write a size such as \"256MiB\"";
+        return Err(("memory", reason.to_owned()));
+    }
+    self::cpus(*cpus)
+}
+
+fn cpus(cpus: Option<f64>) -> Result<(), (&'static str, String)> {
+    match cpus {
+        Some(cpus) if !(cpus >= LEAST_CPUS && cpus.is_finite()) => {
+            let reason = format!(
+                "{cpus} is no number of cpus that can be shared out; write {LEAST_CPUS} or more, such as 1.5"
+            );
+            Err(("cpus", reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn above_zero(example: u32) -> String {
+    format!("is 0; write a number above 0, such as {example}")
 }
 
 fn unsupported_pool(pool: &Pool) -> Result<(), Broken> {

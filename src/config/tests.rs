@@ -146,7 +146,7 @@ fn unknown_fields_are_refused_with_their_place_and_the_nearest_known_one() {
         ),
         (
             r#"{"name":"n","zzz":1}"#,
-            "c.json:1:13: zzz: there is no such field; known are name, repositories, setup_script, base, env, workdir, user, network, setup, best_effort, limits, pool",
+            "c.json:1:13: zzz: there is no such field; known are name, repositories, setup_script, base, env, workdir, user, network, setup, best_effort, limits, requests, max_workspaces, pool",
         ),
         (
             r#"{"name":"n","repositories":[{"url":"/","pth":"/a"}]}"#,
@@ -664,6 +664,12 @@ fn limits_are_checked_and_what_is_not_supported_is_refused() {
     let not_yet = "is not supported yet, and derrick ignores no setting; remove it";
     let size = "is no size; write a number of bytes, or a number and B, kB, MB, GB, KiB, MiB or GiB, such as \"512MiB\"";
     let little = "limits.memory: is less than the 4 MiB that a sandbox needs at least; write more, such as \"512MiB\"";
+    let no_files = |field| {
+        format!(
+            "limits.{field}: is no size that a filesystem can have; write 4 KiB or more, such as \"64MiB\""
+        )
+    };
+    let kept = "limits.output: must be from 1 B to 1 GiB; write a size such as \"10MiB\"";
     let cases = [
         (r#"{"memory":1024}"#, little.to_owned()),
         (r#"{"memory":0}"#, little.to_owned()),
@@ -678,6 +684,13 @@ fn limits_are_checked_and_what_is_not_supported_is_refused() {
         (r#"{"pids":-5}"#, "limits.pids: the number -5 does not fit, must be a whole number from 0 to 4294967295".to_owned()),
         (r#"{"pids":0}"#, "limits.pids: is 0; write a number above 0, such as 256".to_owned()),
         (r#"{"pids":1.5}"#, "limits.pids: is the number 1.5, must be a whole number".to_owned()),
+        (r#"{"open_files":3}"#, "limits.open_files: is less than the 16 that a shell needs; write more, such as 1024".to_owned()),
+        (r#"{"shm":0}"#, no_files("shm")),
+        (r#"{"tmp":4095}"#, no_files("tmp")),
+        (r#"{"tmp":18446744073709551615}"#, no_files("tmp")),
+        (r#"{"output":0}"#, kept.to_owned()),
+        (r#"{"output":"2GiB"}"#, kept.to_owned()),
+        (r#"{"execs":0}"#, "limits.execs: is 0; write a number above 0, such as 16".to_owned()),
         (r#""1GB""#, "limits: is a text, must be an object".to_owned()),
     ];
     for (limits, expected) in cases {
@@ -690,6 +703,26 @@ fn limits_are_checked_and_what_is_not_supported_is_refused() {
         assert_eq!(error, format!("c.json:1:{column}: {expected}"));
     }
     assert_messages(&[
+        (
+            r#"{"name":"n","requests":{"memory":0}}"#,
+            "c.json:1:34: requests.memory: is 0; leave it out or write a size such as \"256MiB\"",
+        ),
+        (
+            r#"{"name":"n","requests":{"cpus":-1}}"#,
+            "c.json:1:32: requests.cpus: -1 is no number of cpus that can be shared out; write 0.01 or more, such as 1.5",
+        ),
+        (
+            r#"{"name":"n","limits":{"cpus":1},"requests":{"cpus":1.5}}"#,
+            "c.json:1:52: requests.cpus: 1.5 is above limits.cpus, 1; write that or less",
+        ),
+        (
+            r#"{"name":"n","limits":{"memory":"8MiB"},"requests":{"memory":8388609}}"#,
+            "c.json:1:61: requests.memory: 8388609 is above limits.memory, 8388608; write that or less",
+        ),
+        (
+            r#"{"name":"n","max_workspaces":0}"#,
+            "c.json:1:30: max_workspaces: is 0; write a number above 0, such as 100",
+        ),
         (
             r#"{"name":"n","pool":{"size":3}}"#,
             "c.json:1:28: pool.size: is not supported yet, and derrick ignores no setting; remove it",
@@ -704,6 +737,7 @@ fn limits_are_checked_and_what_is_not_supported_is_refused() {
         memory: Some(512 << 20),
         cpus: Some(1.5),
         pids: Some(256),
+        ..Default::default()
     };
     assert_eq!(crate::sandbox::Limits::from(&set.limits.unwrap()), limits);
     for nothing in [

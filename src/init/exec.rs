@@ -11,6 +11,7 @@ use super::files::protocol::RawPath;
 use super::protocol::{Attempt, Exec, Program, Refusal, Unpacked};
 use super::user::User;
 use super::{files, unpack};
+use crate::sandbox::limits;
 use crate::sys::process::{
     Child, OneThread, Standard, become_standard, close_all_except, close_on_exec_from, execute,
     exit_now, fork_child, out_of_the_way, place_from_three, reset_signals,
@@ -217,6 +218,11 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
         return refusal(Attempt::Directory, &error.into());
     }
     reset_signals();
+    if matches!(exec.program, Program::Shell(_) | Program::Arguments(_))
+        && let Err(error) = limits::limit_open_files(exec.open_files)
+    {
+        return refusal(Attempt::Start, &error);
+    }
     let image = Image {
         environment: &environment_of(exec, &user),
         given: given.len(),

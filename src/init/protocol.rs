@@ -62,6 +62,9 @@ pub struct Exec {
     pub terminal: Option<Size>,
     /// The name or number of a user of the workspace; root if absent.
     pub user: Option<String>,
+    /// Open files of each of its processes; absent for as many as every command may have. What is built in
+    /// is not limited.
+    pub open_files: Option<u32>,
 }
 
 /// What an exec runs.

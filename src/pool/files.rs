@@ -401,6 +401,7 @@ fn built_in(user: Option<String>, program: Program) -> Exec {
         environment: Vec::new(),
         terminal: None,
         user,
+        open_files: None,
     }
 }
 

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-pub use crate::config::Limits as LimitsAsked;
+pub use crate::config::{Limits as LimitsAsked, MOST_OUTPUT, Requests as RequestsAsked};
 pub use crate::init::protocol::Target;
 pub use crate::pool::exec::{Stream, Streams};
 use crate::sandbox;
@@ -21,7 +21,7 @@ pub use crate::tally::Durations;
 pub use crate::workspace::Asked as NewWorkspace;
 pub use crate::workspace::execs::log;
 pub use crate::workspace::execs::{
-    Asked, ExecState, Input, InvalidExecId, Key, Novelty, OUTPUT_LIMIT, StdinState,
+    Asked, ExecState, Input, InvalidExecId, Key, Novelty, StdinState,
 };
 pub use crate::workspace::sessions::{
     Ran, Session, SessionRecord, check_name as check_session_name,
@@ -143,8 +143,8 @@ pub struct Command {
     pub streams: Streams,
     /// When it passes, the command's whole process tree is killed.
     pub timeout: Option<Duration>,
-    /// Bytes that are kept of each stream.
-    pub output_limit: u64,
+    /// Bytes that are kept of each stream; as many as is usual if absent.
+    pub output_limit: Option<u64>,
     /// What keeps it from being started a second time.
     pub key: Option<Key>,
 }
@@ -162,7 +162,7 @@ impl Command {
             input: Input::Nothing,
             streams: Streams::Apart,
             timeout: None,
-            output_limit: OUTPUT_LIMIT,
+            output_limit: None,
             key: None,
         }
     }
@@ -198,8 +198,11 @@ pub struct Description {
     pub created: u64,
     /// Execs under way.
     pub execs: usize,
-    /// What all its processes together may use; nothing in it where that is not limited.
+    /// What it may use; nothing in it where that is not limited.
     pub limits: Limits,
+    /// What it is to get where others want it as well.
+    #[serde(skip_serializing_if = "Requests::is_none")]
+    pub requests: Requests,
     /// What they use now, as far as the kernel counts that; absent where nothing is limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
@@ -218,7 +221,7 @@ pub enum State {
     Stopped,
 }
 
-/// What all processes of a workspace together may use; what is absent is not limited.
+/// What a workspace may use; what is absent is not limited.
 #[derive(Debug, Clone, Copy, Default, Serialize, ToSchema)]
 #[schema(as = LimitsInForce)]
 pub struct Limits {
@@ -231,12 +234,70 @@ pub struct Limits {
     /// Processes and threads at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
+    /// Open files of each process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<u32>,
+    /// Bytes of files in `/dev/shm`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shm: Option<u64>,
+    /// Bytes of files in `/tmp`, which is in memory then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tmp: Option<u64>,
+    /// Bytes that are kept of each stream of a command, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<u64>,
+    /// Commands and sessions at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub execs: Option<u32>,
 }
 
 impl From<sandbox::Limits> for Limits {
     fn from(limits: sandbox::Limits) -> Self {
-        let sandbox::Limits { memory, cpus, pids } = limits;
-        Self { memory, cpus, pids }
+        let sandbox::Limits {
+            memory,
+            cpus,
+            pids,
+            open_files,
+            shm,
+            tmp,
+            output,
+            execs,
+        } = limits;
+        Self {
+            memory,
+            cpus,
+            pids,
+            open_files,
+            shm,
+            tmp,
+            output,
+            execs,
+        }
+    }
+}
+
+/// What a workspace is to get where others want it as well.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, ToSchema)]
+#[schema(as = RequestsInForce)]
+pub struct Requests {
+    /// Bytes of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Processors' worth of time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+}
+
+impl Requests {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl From<sandbox::Requests> for Requests {
+    fn from(requests: sandbox::Requests) -> Self {
+        let sandbox::Requests { memory, cpus } = requests;
+        Self { memory, cpus }
     }
 }
 
@@ -361,6 +422,14 @@ pub enum Error {
     /// There are as many as there may be.
     #[error("{0}")]
     TooMany(String),
+    /// More of a command's output is to be kept than may be.
+    #[error("{text}")]
+    TooMuchOutput {
+        /// How much may be, in bytes.
+        most: u64,
+        /// For people.
+        text: String,
+    },
     /// The exec has ended.
     #[error("{0}")]
     ExecEnded(String),

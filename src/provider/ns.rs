@@ -26,7 +26,7 @@ use crate::sandbox::identity::Identity;
 use crate::state::{State, Use};
 use crate::workspace::execs::Order;
 use crate::workspace::sessions::SessionError;
-use crate::workspace::{Launch, Workspace, WorkspaceError, WorkspaceId, Workspaces};
+use crate::workspace::{InForce, Launch, Workspace, WorkspaceError, WorkspaceId, Workspaces};
 
 /// `PATH_MAX` of the kernel.
 const MAX_PATH: usize = 4096;
@@ -104,14 +104,21 @@ impl Provider for NsProvider {
             ),
         };
         let mut enforcement = self.enforcement();
-        let (limits, missing) = workspace.limits();
+        let InForce {
+            limits,
+            requests,
+            missing,
+        } = workspace.limits();
         if let Some(weaker) = enforcement["weaker"].as_array_mut() {
             weaker.extend(missing.into_iter().map(Into::into));
         }
         let usage = sandbox.as_ref().and_then(|sandbox| sandbox.counters());
         if let Some(sandbox) = sandbox
-            && let Ok(own) = serde_json::to_value(sandbox.enforcement())
+            && let Ok(mut own) = serde_json::to_value(sandbox.enforcement())
         {
+            if let Some(files) = limits.open_files {
+                own["rlimits"]["nofile"] = files.into();
+            }
             enforcement["sandbox"] = own;
         }
         Ok(Description {
@@ -123,6 +130,7 @@ impl Provider for NsProvider {
             created: workspace.created(),
             execs: workspace.execs().running(),
             limits: limits.into(),
+            requests: requests.into(),
             usage: usage.map(Into::into),
             enforcement,
         })
@@ -459,6 +467,8 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
         WorkspaceError::Session(error) => error.into(),
         WorkspaceError::File(error) => files::file_error_of(error),
         WorkspaceError::Unenforceable(error) => Error::LimitUnenforceable(error.to_string()),
+        WorkspaceError::Request { .. } => Error::Invalid(error.to_string()),
+        WorkspaceError::TooMany(_) => Error::TooMany(error.to_string()),
         WorkspaceError::Moved => Error::Conflict(error.to_string()),
         other => Error::Host(chain::text(&other)),
     }
@@ -557,6 +567,8 @@ impl From<ExecError> for Error {
         let text = error.to_string();
         match error {
             ExecError::NotFound(_) => Self::NoSuchExec(text),
+            ExecError::TooMany(_) => Self::TooMany(text),
+            ExecError::TooMuchOutput { most, .. } => Self::TooMuchOutput { most, text },
             ExecError::Forgotten(_) => Self::ExecForgotten(text),
             ExecError::OtherRequest(_) => Self::KeyReused(text),
             ExecError::Ended(_) => Self::ExecEnded(text),

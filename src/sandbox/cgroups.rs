@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use nix::unistd::AccessFlags;
 use serde::{Deserialize, Serialize};
 
-use super::Limits;
 use super::identity::is_root_of_the_host;
+use super::{Limits, Requests};
 pub use group::{Counters, Group, LEAST_CPUS, Throttle};
 
 /// A controller that limits need.
@@ -215,12 +215,42 @@ pub struct Hierarchies {
     reason: Option<String>,
 }
 
-/// A limit that this host does not enforce.
+/// Something that may be asked for, and that not every host can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// The ceiling for memory.
+    MemoryLimit,
+    /// The ceiling for time on processors.
+    CpuLimit,
+    /// The ceiling for processes.
+    PidsLimit,
+    /// The ceiling for open files.
+    OpenFilesLimit,
+    /// Memory that is to be there.
+    MemoryRequest,
+    /// Time on processors that is to be there.
+    CpuRequest,
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MemoryLimit => "limit on memory",
+            Self::CpuLimit => "limit on cpus",
+            Self::PidsLimit => "limit on pids",
+            Self::OpenFilesLimit => "limit on open_files",
+            Self::MemoryRequest => "request for memory",
+            Self::CpuRequest => "request for cpus",
+        })
+    }
+}
+
+/// A limit that this host does not enforce, or a request that it cannot meet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the limit on {limit} cannot be enforced on this host: {reason}; see 'derrick check'")]
+#[error("the {wish} cannot be enforced on this host: {reason}")]
 pub struct Unenforceable {
-    /// The field of `limits`.
-    pub limit: &'static str,
+    /// Which one.
+    pub wish: Wish,
     /// What is missing.
     pub reason: String,
 }
@@ -278,53 +308,92 @@ impl Hierarchies {
         all
     }
 
-    /// Whether all of these limits can be enforced.
+    /// Whether all of these limits can be enforced, and these requests be met.
     ///
     /// # Errors
     /// The first one that cannot.
-    pub fn check(&self, limits: &Limits) -> Result<(), Unenforceable> {
+    pub fn check(&self, limits: &Limits, requests: &Requests) -> Result<(), Unenforceable> {
+        super::limits::check(limits)?;
+        let (memory, cpu, pids) = (Controller::Memory, Controller::Cpu, Controller::Pids);
         let wanted = [
-            ("memory", Controller::Memory, limits.memory.is_some()),
-            ("cpus", Controller::Cpu, limits.cpus.is_some()),
-            ("pids", Controller::Pids, limits.pids.is_some()),
+            (Wish::MemoryLimit, memory, limits.memory.is_some()),
+            (Wish::CpuLimit, cpu, limits.cpus.is_some()),
+            (Wish::PidsLimit, pids, limits.pids.is_some()),
+            (Wish::MemoryRequest, memory, requests.memory.is_some()),
+            (Wish::CpuRequest, cpu, requests.cpus.is_some()),
         ];
-        for (limit, controller, asked) in wanted {
+        for (wish, controller, asked) in wanted {
             if asked && !self.places.contains_key(&controller) {
                 let name = controller.name();
                 let missing =
                     || format!("it has no cgroup controller '{name}' that derrick may use");
                 let reason = self.reason.clone().unwrap_or_else(missing);
-                return Err(Unenforceable { limit, reason });
+                let reason = format!("{reason}; see 'derrick check'");
+                return Err(Unenforceable { wish, reason });
             }
+        }
+        if let (Some(asked), Some(there)) = (requests.memory, memory_of_host())
+            && asked > there
+        {
+            return Err(Unenforceable {
+                wish: Wish::MemoryRequest,
+                reason: format!("it has {there} bytes of memory"),
+            });
+        }
+        let processors = std::thread::available_parallelism().map_or(usize::MAX, Into::into);
+        if requests.cpus.is_some_and(|asked| asked > processors as f64) {
+            return Err(Unenforceable {
+                wish: Wish::CpuRequest,
+                reason: format!("derrick has {processors} processors there"),
+            });
         }
         Ok(())
     }
 
-    /// The group of one sandbox, which is made with it; `None` where nothing is limited.
+    /// The group of one sandbox, which is made with it; `None` where it needs none.
     ///
     /// # Errors
     /// The first limit that cannot be enforced.
-    pub fn group(&self, name: &str, limits: &Limits) -> Result<Option<Group>, Unenforceable> {
-        self.check(limits)?;
-        let limited = *limits != Limits::default();
-        Ok(limited.then(|| Group::new(&self.places, name, limits)))
+    pub fn group(
+        &self,
+        name: &str,
+        limits: &Limits,
+        requests: &Requests,
+    ) -> Result<Option<Group>, Unenforceable> {
+        self.check(limits, requests)?;
+        Ok(Group::new(&self.places, name, limits, requests))
     }
 
-    /// What of `limits` this host enforces, and why it does not enforce the rest.
+    /// What of `limits` and `requests` this host enforces, and why it does not enforce the rest.
     #[must_use]
-    pub fn enforceable(&self, limits: &Limits) -> (Limits, Vec<Unenforceable>) {
-        let mut kept = *limits;
+    pub fn enforceable(
+        &self,
+        limits: &Limits,
+        requests: &Requests,
+    ) -> (Limits, Requests, Vec<Unenforceable>) {
+        let (mut limits, mut requests) = (*limits, *requests);
         let mut missing = Vec::new();
-        while let Err(unenforceable) = self.check(&kept) {
-            match unenforceable.limit {
-                "memory" => kept.memory = None,
-                "cpus" => kept.cpus = None,
-                _ => kept.pids = None,
+        while let Err(unenforceable) = self.check(&limits, &requests) {
+            match unenforceable.wish {
+                Wish::MemoryLimit => limits.memory = None,
+                Wish::CpuLimit => limits.cpus = None,
+                Wish::PidsLimit => limits.pids = None,
+                Wish::OpenFilesLimit => limits.open_files = None,
+                Wish::MemoryRequest => requests.memory = None,
+                Wish::CpuRequest => requests.cpus = None,
             }
             missing.push(unenforceable);
         }
-        (kept, missing)
+        (limits, requests, missing)
     }
+}
+
+/// Bytes of memory that this host has, proc_meminfo(5).
+fn memory_of_host() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kibibytes: u64 = line?.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes << 10)
 }
 
 /// Moves the calling process into a group below its own, `own`, and has that pass its controllers on.

@@ -22,7 +22,7 @@ pub mod without;
 
 pub use failure::{At, Failure, Step};
 pub use spec::{
-    Access, Enforcement, IdMap, Keyring, Landlock, Limits, Lower, Network, Overlay, Requirement,
-    SandboxSpec,
+    Access, Enforcement, IdMap, Keyring, Landlock, Limits, Lower, MemoryFiles, Network, Overlay,
+    Requests, Requirement, SandboxSpec,
 };
 pub use without::{Restriction, Without};

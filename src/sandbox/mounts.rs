@@ -14,7 +14,7 @@ use rustix::mount::{
 };
 
 use super::overlay::{clone_tree, enter, new_filesystem};
-use super::{At, Failure, Network, Restriction, SandboxSpec, Step};
+use super::{At, Failure, MemoryFiles, Network, Restriction, SandboxSpec, Step};
 use crate::sys::mount::{Restrict, Scope, restrict};
 
 /// Device nodes that a sandbox has, with their major and minor numbers.
@@ -77,6 +77,9 @@ const HIDDEN: &[&str] = &[
     "/sys/module",
 ];
 
+/// Files that fit into the smallest filesystem in memory.
+const LEAST_INODES: u64 = 64;
+
 /// The filesystems of one sandbox, made and not yet attached.
 struct Prepared {
     proc: OwnedFd,
@@ -84,6 +87,7 @@ struct Prepared {
     dev: OwnedFd,
     pts: OwnedFd,
     shm: OwnedFd,
+    tmp: Option<OwnedFd>,
     mqueue: OwnedFd,
     devices: Vec<OwnedFd>,
     resolver: Option<OwnedFd>,
@@ -135,6 +139,17 @@ fn prepare(spec: &SandboxSpec) -> Result<Prepared, Failure> {
     if spec.ids.count > 5 {
         pts_options.push(("gid", "5"));
     }
+    let of_everyone = |size: Option<u64>| {
+        let sizes = size.map(sizes).unwrap_or_default();
+        let mut options = vec![("mode", "1777")];
+        options.extend(sizes.iter().map(|(name, value)| (*name, value.as_str())));
+        make(
+            "tmpfs",
+            &options,
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
+        )
+    };
+    let MemoryFiles { shm, tmp } = spec.memory_files;
     Ok(Prepared {
         proc: make("proc", &[], nothing_special)?,
         sys: match spec.network {
@@ -152,11 +167,8 @@ fn prepare(spec: &SandboxSpec) -> Result<Prepared, Failure> {
             &pts_options,
             MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC,
         )?,
-        shm: make(
-            "tmpfs",
-            &[("mode", "1777")],
-            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
-        )?,
+        shm: of_everyone(shm)?,
+        tmp: tmp.map(|size| of_everyone(Some(size))).transpose()?,
         mqueue: make("mqueue", &[], nothing_special)?,
         devices: DEVICES.iter().map(open_device).collect::<Result<_, _>>()?,
         resolver: match spec.network {
@@ -164,6 +176,16 @@ fn prepare(spec: &SandboxSpec) -> Result<Prepared, Failure> {
             Network::Host => open_resolver()?,
         },
     })
+}
+
+/// The options of a tmpfs of `size` bytes, tmpfs(5): an inode for each page that it may have, since one
+/// takes memory that is not counted as content.
+fn sizes(size: u64) -> Vec<(&'static str, String)> {
+    let inodes = (size / 4096).max(LEAST_INODES);
+    vec![
+        ("size", size.to_string()),
+        ("nr_inodes", inodes.to_string()),
+    ]
 }
 
 /// The host's own device node, checked to be that device.
@@ -205,6 +227,9 @@ fn attach_all(prepared: &Prepared) -> Result<(), Failure> {
     attach_inside(&prepared.pts, Path::new("/dev/pts"))?;
     attach_inside(&prepared.shm, Path::new("/dev/shm"))?;
     attach_inside(&prepared.mqueue, Path::new("/dev/mqueue"))?;
+    if let Some(tmp) = &prepared.tmp {
+        attach_inside(tmp, Path::new("/tmp"))?;
+    }
     for ((name, ..), device) in DEVICES.iter().zip(&prepared.devices) {
         attach_file(device, &Path::new("/dev").join(name))?;
     }

@@ -23,7 +23,9 @@ use super::cgroups::{Caller, Layout, filesystem_of, offers, usable};
 use super::identity::{self, Identity};
 use super::overlay::{self, Scratch};
 use super::seccomp::Profile;
-use super::{Access, At, Failure, Lower, Overlay, Requirement, SandboxSpec, Step, landlock};
+use super::{
+    Access, At, Failure, Lower, MemoryFiles, Overlay, Requirement, SandboxSpec, Step, landlock,
+};
 use crate::sys;
 use crate::sys::channel::{Channel, Peer};
 use crate::sys::process::{OneThread, Standard, become_standard, fork_child, unshare};
@@ -475,6 +477,7 @@ fn mount_and_work(
         hostname: "check".to_owned(),
         landlock: Requirement::BestEffort,
         group: None,
+        memory_files: MemoryFiles::default(),
         without: super::Without::default(),
     };
     overlay::prepare_uppers(&spec)?;

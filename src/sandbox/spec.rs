@@ -26,11 +26,32 @@ pub struct SandboxSpec {
     pub landlock: Requirement,
     /// The control groups that limit it, if it is limited.
     pub group: Option<Group>,
+    /// Filesystems in memory that it has.
+    pub memory_files: MemoryFiles,
     /// What a test has turned off.
     pub without: Without,
 }
 
-/// What all processes of a sandbox together may use; what is absent is not limited.
+/// The filesystems in memory of a sandbox, with their sizes in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryFiles {
+    /// Of `/dev/shm`; where absent, half of the host's memory, as the kernel has it.
+    pub shm: Option<u64>,
+    /// Of `/tmp`, empty at each start; where absent, `/tmp` is a part of the root.
+    pub tmp: Option<u64>,
+}
+
+impl From<&Limits> for MemoryFiles {
+    fn from(limits: &Limits) -> Self {
+        Self {
+            shm: limits.shm,
+            tmp: limits.tmp,
+        }
+    }
+}
+
+/// What a sandbox may use; what is absent is not limited. Memory, processors and processes are what all
+/// its processes use together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of memory, the page cache and `/dev/shm` included; there is no swap beside it.
@@ -42,6 +63,80 @@ pub struct Limits {
     /// Processes and threads at once, init not counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
+    /// Open files of each process of a command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<u32>,
+    /// Bytes of files in `/dev/shm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shm: Option<u64>,
+    /// Bytes of files in `/tmp`, which is in memory then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tmp: Option<u64>,
+    /// Bytes that are kept of each stream of a command, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<u64>,
+    /// Commands at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execs: Option<u32>,
+}
+
+impl Limits {
+    /// These, and those of `others` where these say nothing.
+    #[must_use]
+    pub fn or(self, others: Self) -> Self {
+        Self {
+            memory: self.memory.or(others.memory),
+            cpus: self.cpus.or(others.cpus),
+            pids: self.pids.or(others.pids),
+            open_files: self.open_files.or(others.open_files),
+            shm: self.shm.or(others.shm),
+            tmp: self.tmp.or(others.tmp),
+            output: self.output.or(others.output),
+            execs: self.execs.or(others.execs),
+        }
+    }
+}
+
+/// What a sandbox is to get where others want it as well; it may use more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Requests {
+    /// Bytes of memory that are taken from it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// Processors' worth of time, as a share of what there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<f64>,
+}
+
+impl Requests {
+    /// These, and those of `others` where these say nothing.
+    #[must_use]
+    pub fn or(self, others: Self) -> Self {
+        Self {
+            memory: self.memory.or(others.memory),
+            cpus: self.cpus.or(others.cpus),
+        }
+    }
+
+    /// Checks that none is above its ceiling.
+    ///
+    /// # Errors
+    /// The field, and a phrase that says what would be right.
+    pub fn check_within(&self, limits: &Limits) -> Result<(), (&'static str, String)> {
+        if let (Some(asked), Some(limit)) = (self.memory, limits.memory)
+            && asked > limit
+        {
+            let reason = format!("{asked} is above limits.memory, {limit}; write that or less");
+            return Err(("memory", reason));
+        }
+        if let (Some(asked), Some(limit)) = (self.cpus, limits.cpus)
+            && asked > limit
+        {
+            let reason = format!("{asked} is above limits.cpus, {limit}; write that or less");
+            return Err(("cpus", reason));
+        }
+        Ok(())
+    }
 }
 
 /// A run of ids: `0..count` inside are `first..first + count` of the spawner's user namespace.

@@ -14,8 +14,8 @@ pub mod sessions;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use tokio::task::JoinSet;
@@ -24,14 +24,14 @@ pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
 pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
 pub use files::FileTarget;
 pub use id::{InvalidId, WorkspaceId};
-pub use one::{Asked, Launch, Reset, Workspace};
+pub use one::{Asked, InForce, Launch, Reset, Workspace};
 
 use crate::base::{self, SetupError, Setups};
 use crate::config::{Restriction, WorkspaceConfig};
 use crate::pool::files::FileError;
 use crate::pool::{SandboxError, SpawnerError, is_full};
-use crate::sandbox::Limits;
 use crate::sandbox::cgroups::Unenforceable;
+use crate::sandbox::{Limits, Requests};
 use crate::state::{State, Use};
 use record::Record;
 use sessions::SessionError;
@@ -63,6 +63,17 @@ pub enum WorkspaceError {
     /// A limit is not enforced on this host.
     #[error(transparent)]
     Unenforceable(#[from] Unenforceable),
+    /// A request cannot be.
+    #[error("requests.{field}: {reason}")]
+    Request {
+        /// The field of `requests`.
+        field: &'static str,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// There are as many as there may be.
+    #[error("there are {0} workspaces, which is as many as the config's max_workspaces allows")]
+    TooMany(u32),
     /// It was reset, removed or stopped meanwhile.
     #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
     Moved,
@@ -87,7 +98,12 @@ impl WorkspaceError {
             Self::Exec(error) => error.is_no_space(),
             Self::File(error) => error.is_no_space(),
             Self::Host { source, .. } => is_full(source),
-            Self::NotFound(_) | Self::Session(_) | Self::Unenforceable(_) | Self::Moved => false,
+            Self::NotFound(_)
+            | Self::Session(_)
+            | Self::Unenforceable(_)
+            | Self::Request { .. }
+            | Self::TooMany(_)
+            | Self::Moved => false,
         }
     }
 
@@ -109,8 +125,53 @@ struct Shared {
     setups: Setups,
     directory: PathBuf,
     all: Mutex<BTreeMap<WorkspaceId, Arc<Workspace>>>,
+    /// How many are being made.
+    coming: AtomicUsize,
     /// Set when the provider is ending: nothing is started from then on.
     closed: AtomicBool,
+}
+
+impl Shared {
+    /// Whether a workspace can have these limits and requests.
+    fn check(&self, limits: &Limits, requests: &Requests) -> Result<(), WorkspaceError> {
+        requests
+            .check_within(limits)
+            .map_err(|(field, reason)| WorkspaceError::Request { field, reason })?;
+        if !self.config.best_effort.contains(&Restriction::Limits) {
+            self.state.check(limits, requests)?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkspaceId, Arc<Workspace>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of the places that the config has for workspaces, for one that is being made.
+struct Place<'s>(&'s Shared);
+
+impl<'s> Place<'s> {
+    fn take(shared: &'s Shared) -> Result<Self, WorkspaceError> {
+        // All who count hold the lock.
+        let all = shared.lock();
+        let count = all.len() + shared.coming.load(Ordering::Relaxed);
+        match shared.config.max_workspaces {
+            Some(most) if count >= usize::try_from(most).unwrap_or(usize::MAX) => {
+                Err(WorkspaceError::TooMany(most))
+            }
+            _ => {
+                shared.coming.fetch_add(1, Ordering::Relaxed);
+                Ok(Self(shared))
+            }
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.coming.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Workspaces {
@@ -133,6 +194,7 @@ impl Workspaces {
             setups,
             directory,
             all: Mutex::new(all),
+            coming: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         };
         Ok(Self {
@@ -156,16 +218,11 @@ impl Workspaces {
         if shared.closed.load(Ordering::Relaxed) {
             return Err(WorkspaceError::Moved);
         }
-        let of_config = base::limits(&shared.config);
-        asked.limits = Limits {
-            memory: asked.limits.memory.or(of_config.memory),
-            cpus: asked.limits.cpus.or(of_config.cpus),
-            pids: asked.limits.pids.or(of_config.pids),
-        };
-        if !shared.config.best_effort.contains(&Restriction::Limits) {
-            // Before setup, which may take long.
-            shared.state.check(&asked.limits)?;
-        }
+        asked.limits = asked.limits.or(base::limits(&shared.config));
+        asked.requests = asked.requests.or(base::requests(&shared.config));
+        // Before setup, which may take long.
+        shared.check(&asked.limits, &asked.requests)?;
+        let _place = Place::take(shared)?;
         let stack = shared.setups.stack().await?;
         let workspace = Workspace::create(
             &shared.config,
@@ -222,11 +279,8 @@ impl Workspaces {
         while stopping.join_next().await.is_some() {}
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<WorkspaceId, Arc<Workspace>>> {
-        self.shared
-            .all
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkspaceId, Arc<Workspace>>> {
+        self.shared.lock()
     }
 }
 

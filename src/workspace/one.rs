@@ -17,7 +17,7 @@ use crate::git::CommitId;
 use crate::init::protocol::{Exec, Program};
 use crate::pool::ranges::Range;
 use crate::pool::{Gone, Sandbox};
-use crate::sandbox::{IdMap, Limits, SandboxSpec};
+use crate::sandbox::{IdMap, Limits, Requests, SandboxSpec};
 use crate::state::State;
 use crate::sys::terminal::Size;
 use crate::workspace::WorkspaceId;
@@ -81,6 +81,19 @@ pub struct Asked {
     pub env: BTreeMap<String, String>,
     /// What it may use; the config's where it says nothing.
     pub limits: Limits,
+    /// What it is to get; likewise.
+    pub requests: Requests,
+}
+
+/// What a workspace may use and is to get, as far as this host enforces that.
+#[derive(Debug)]
+pub struct InForce {
+    /// What it may use.
+    pub limits: Limits,
+    /// What it is to get.
+    pub requests: Requests,
+    /// What was asked for and is not enforced, and why, for people.
+    pub missing: Vec<String>,
 }
 
 /// What a reset did.
@@ -113,6 +126,7 @@ impl Workspace {
             created: crate::clock::seconds(),
             env: asked.env,
             limits: asked.limits,
+            requests: asked.requests,
             commits: stack.commits.clone(),
             stack,
             range: range.number(),
@@ -203,15 +217,26 @@ impl Workspace {
         self.record().created
     }
 
-    /// What it may use, and what of that is not enforced on this host, for people.
+    /// What it may use and is to get.
     #[must_use]
-    pub fn limits(&self) -> (Limits, Vec<String>) {
-        let asked = self.record().limits;
+    pub fn limits(&self) -> InForce {
+        let (limits, requests) = {
+            let record = self.lock_record();
+            (record.limits, record.requests)
+        };
         if !self.config.best_effort.contains(&Restriction::Limits) {
-            return (asked, Vec::new());
+            return InForce {
+                limits,
+                requests,
+                missing: Vec::new(),
+            };
         }
-        let (kept, missing) = self.state.enforceable(&asked);
-        (kept, missing.iter().map(ToString::to_string).collect())
+        let (limits, requests, missing) = self.state.enforceable(&limits, &requests);
+        InForce {
+            limits,
+            requests,
+            missing: missing.iter().map(ToString::to_string).collect(),
+        }
     }
 
     /// Digest of the layer that it starts from.
@@ -278,7 +303,14 @@ impl Workspace {
         order: Order,
     ) -> Result<(Arc<execs::Exec>, Novelty), WorkspaceError> {
         let command = self.exec(launch);
-        self.execs.start(order, command, self.sandbox()).await
+        let limits = self.limits().limits;
+        let bounds = execs::Bounds {
+            at_once: limits.execs,
+            output: limits.output,
+        };
+        self.execs
+            .start(order, bounds, command, self.sandbox())
+            .await
     }
 
     /// The exec that `launch` asks for in this workspace.
@@ -291,6 +323,7 @@ impl Workspace {
             environment: environment(&[&self.config.env, &self.record().env, &launch.env]),
             terminal: launch.terminal,
             user: Some(user),
+            open_files: self.limits().limits.open_files,
         }
     }
 
@@ -429,6 +462,9 @@ impl Workspace {
         self.state
             .make_writable(&files)
             .map_err(WorkspaceError::host("making a directory for a sandbox"))?;
+        let InForce {
+            limits, requests, ..
+        } = self.limits();
         let spec = SandboxSpec {
             ids,
             overlays: self.record().stack.overlays,
@@ -436,7 +472,8 @@ impl Workspace {
             network: base::network(self.config.network),
             hostname: self.hostname(),
             landlock: base::landlock(&self.config),
-            group: self.state.group(&self.limits().0)?,
+            group: self.state.group(&limits, &requests)?,
+            memory_files: (&limits).into(),
             without: self.state.spawner().without().clone(),
         };
         Ok(self.state.spawner().create(spec).await?)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::WorkspaceId;
 use crate::base::Stack;
 use crate::git::CommitId;
-use crate::sandbox::{IdMap, Limits};
+use crate::sandbox::{IdMap, Limits, Requests};
 
 /// The record of one workspace.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub(super) struct Record {
     /// What it may use.
     #[serde(default)]
     pub(super) limits: Limits,
+    /// What it is to get.
+    #[serde(default)]
+    pub(super) requests: Requests,
     /// What it starts from, and returns to.
     pub(super) stack: Stack,
     /// The number of the id range that its files are written with.

@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use utoipa::ToSchema;
 
 use super::execs::log::{View, read_ends};
-use super::execs::{Exec, ExecError, ExecId, ExecState, Input, OUTPUT_LIMIT, Order, Outcome};
+use super::execs::{Exec, ExecError, ExecId, ExecState, Input, Order, Outcome};
 use super::{Launch, Workspace, WorkspaceError};
 use crate::init::protocol::{self, Program, Target};
 use crate::pool::Sandbox;
@@ -276,7 +276,7 @@ impl Workspace {
             input: Input::Open,
             streams: Streams::Apart,
             timeout: None,
-            output_limit: OUTPUT_LIMIT,
+            output_limit: None,
             key: None,
             further: vec![reporter],
         };
@@ -617,6 +617,7 @@ impl Session {
             environment: Vec::new(),
             terminal: None,
             user: Some(self.user.clone()),
+            open_files: None,
         };
         let Ok(input) = in_memory(line) else {
             return false;

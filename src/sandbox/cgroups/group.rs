@@ -14,7 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
 use super::{Controller, Place, Version};
-use crate::sandbox::{At, Failure, Limits, Step};
+use crate::sandbox::{At, Failure, Limits, Requests, Step};
 use crate::sys::process::Child;
 
 /// The period over which time on processors is shared out, in microseconds; the kernel's own default.
@@ -79,10 +79,16 @@ pub struct Counters {
 }
 
 impl Group {
-    pub(super) fn new(places: &BTreeMap<Controller, Place>, name: &str, limits: &Limits) -> Self {
+    /// `None` where nothing is asked for that needs a group.
+    pub(super) fn new(
+        places: &BTreeMap<Controller, Place>,
+        name: &str,
+        limits: &Limits,
+        requests: &Requests,
+    ) -> Option<Self> {
         let mut parts: Vec<Part> = Vec::new();
         for (controller, place) in places {
-            let settings = settings(*controller, place.version, limits);
+            let settings = settings(*controller, place.version, limits, requests);
             if settings.is_empty() {
                 continue;
             }
@@ -101,7 +107,7 @@ impl Group {
                 }),
             }
         }
-        Self { parts }
+        (!parts.is_empty()).then_some(Self { parts })
     }
 
     /// Makes its directories and sets the limits; part of it may be there when it fails.
@@ -268,8 +274,13 @@ fn entry(text: &str, name: &str) -> Option<u64> {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
-/// What limits are in the files of one controller; nothing where none is asked of it.
-fn settings(controller: Controller, version: Version, limits: &Limits) -> Vec<Setting> {
+/// What is in the files of one controller; nothing where nothing is asked of it.
+fn settings(
+    controller: Controller,
+    version: Version,
+    limits: &Limits,
+    requests: &Requests,
+) -> Vec<Setting> {
     let set = |file: &str, value: String| Setting {
         file: file.to_owned(),
         value,
@@ -279,37 +290,55 @@ fn settings(controller: Controller, version: Version, limits: &Limits) -> Vec<Se
         optional: true,
         ..set(file, value)
     };
+    let mut settings = Vec::new();
     match (controller, version) {
-        (Controller::Memory, Version::V1) => limits.memory.map_or_else(Vec::new, |bytes| {
-            vec![
-                set("memory.limit_in_bytes", bytes.to_string()),
+        (Controller::Memory, Version::V1) => {
+            if let Some(bytes) = limits.memory {
+                settings.push(set("memory.limit_in_bytes", bytes.to_string()));
                 // Memory and swap together.
-                set_if_there("memory.memsw.limit_in_bytes", bytes.to_string()),
-            ]
-        }),
-        (Controller::Memory, Version::V2) => limits.memory.map_or_else(Vec::new, |bytes| {
-            vec![
-                set("memory.max", bytes.to_string()),
-                set_if_there("memory.swap.max", "0".to_owned()),
-                set("memory.oom.group", "1".to_owned()),
-            ]
-        }),
-        (Controller::Pids, _) => limits.pids.map_or_else(Vec::new, |count| {
-            // Init is not the workspace's.
-            let count = count.saturating_add(1).min(MOST_PIDS);
-            vec![set("pids.max", count.to_string())]
-        }),
-        (Controller::Cpu, version) => limits.cpus.map_or_else(Vec::new, |cpus| {
-            let quota = quota(cpus);
-            match version {
-                Version::V1 => vec![
-                    set("cpu.cfs_period_us", PERIOD.to_string()),
-                    set("cpu.cfs_quota_us", quota.to_string()),
-                ],
-                Version::V2 => vec![set("cpu.max", format!("{quota} {PERIOD}"))],
+                settings.push(set_if_there(
+                    "memory.memsw.limit_in_bytes",
+                    bytes.to_string(),
+                ));
             }
-        }),
+            if let Some(bytes) = requests.memory {
+                settings.push(set("memory.soft_limit_in_bytes", bytes.to_string()));
+            }
+        }
+        (Controller::Memory, Version::V2) => {
+            if let Some(bytes) = limits.memory {
+                settings.push(set("memory.max", bytes.to_string()));
+                settings.push(set_if_there("memory.swap.max", "0".to_owned()));
+                settings.push(set("memory.oom.group", "1".to_owned()));
+            }
+            if let Some(bytes) = requests.memory {
+                settings.push(set("memory.low", bytes.to_string()));
+            }
+        }
+        (Controller::Pids, _) => {
+            // Init is not the workspace's.
+            let count = |count: u32| count.saturating_add(1).min(MOST_PIDS).to_string();
+            settings.extend(limits.pids.map(|pids| set("pids.max", count(pids))));
+        }
+        (Controller::Cpu, version) => {
+            if let Some(quota) = limits.cpus.map(quota) {
+                match version {
+                    Version::V1 => {
+                        settings.push(set("cpu.cfs_period_us", PERIOD.to_string()));
+                        settings.push(set("cpu.cfs_quota_us", quota.to_string()));
+                    }
+                    Version::V2 => settings.push(set("cpu.max", format!("{quota} {PERIOD}"))),
+                }
+            }
+            if let Some(shares) = requests.cpus.map(shares) {
+                settings.push(match version {
+                    Version::V1 => set("cpu.shares", shares.to_string()),
+                    Version::V2 => set("cpu.weight", weight(shares).to_string()),
+                });
+            }
+        }
     }
+    settings
 }
 
 /// Microseconds of each period. The kernel takes no less than 1000, which `LEAST_CPUS` are.
@@ -320,6 +349,21 @@ fn settings(controller: Controller, version: Version, limits: &Limits) -> Vec<Se
 )]
 fn quota(cpus: f64) -> u64 {
     ((cpus * PERIOD as f64).round() as u64).clamp(1000, 1 << 40)
+}
+
+/// A share of the processors as version 1 counts it and kubernetes converts it: 1024 for a whole one.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked to be a positive number; what is too large becomes the largest"
+)]
+fn shares(cpus: f64) -> u64 {
+    ((cpus * 1024.0) as u64).clamp(2, 262_144)
+}
+
+/// The same as version 2 counts it, as kubernetes converts it: 2 to 262144 become 1 to 10000.
+fn weight(shares: u64) -> u64 {
+    1 + (shares - 2) * 9999 / 262_142
 }
 
 /// Has a group of version 2 pass `controllers` on to those below it.
@@ -378,19 +422,31 @@ mod tests {
             memory: Some(64 << 20),
             cpus: Some(1.5),
             pids: Some(20),
+            ..Limits::default()
+        };
+        let requests = Requests {
+            memory: Some(32 << 20),
+            cpus: Some(0.5),
+        };
+        let made = |places, limits, requests| {
+            Group::new(places, "1", limits, requests).map(|group| shown(&group))
         };
         let v2 = places(&Controller::ALL.map(|it| (it, Version::V2, "/v2/d")));
         let all = [
             "memory.max=67108864",
             "memory.swap.max=0",
             "memory.oom.group=1",
+            "memory.low=33554432",
             "pids.max=21",
             "cpu.max=150000 100000",
+            "cpu.weight=20",
         ];
-        let group = Group::new(&v2, "1", &limits);
         assert_eq!(
-            shown(&group),
-            [("/v2/d/1".to_owned(), all.map(str::to_owned).to_vec())]
+            made(&v2, &limits, &requests),
+            Some(vec![(
+                "/v2/d/1".to_owned(),
+                all.map(str::to_owned).to_vec()
+            )])
         );
 
         let v1 = places(&[
@@ -404,12 +460,17 @@ mod tests {
                 &[
                     "memory.limit_in_bytes=67108864",
                     "memory.memsw.limit_in_bytes=67108864",
+                    "memory.soft_limit_in_bytes=33554432",
                 ],
             ),
             ("/p/d/1", &["pids.max=21"]),
             (
                 "/c/d/1",
-                &["cpu.cfs_period_us=100000", "cpu.cfs_quota_us=150000"],
+                &[
+                    "cpu.cfs_period_us=100000",
+                    "cpu.cfs_quota_us=150000",
+                    "cpu.shares=512",
+                ],
             ),
         ];
         let parts = parts.map(|(directory, settings)| {
@@ -418,7 +479,7 @@ mod tests {
                 settings.iter().map(|it| (*it).to_owned()).collect(),
             )
         });
-        assert_eq!(shown(&Group::new(&v1, "1", &limits)), parts);
+        assert_eq!(made(&v1, &limits, &requests), Some(parts.to_vec()));
 
         let few = Limits {
             cpus: Some(LEAST_CPUS),
@@ -428,10 +489,31 @@ mod tests {
             "cpu.cfs_period_us=100000".to_owned(),
             "cpu.cfs_quota_us=1000".to_owned(),
         ];
+        let none = Requests::default();
         assert_eq!(
-            shown(&Group::new(&v1, "1", &few)),
-            [("/c/d/1".to_owned(), settings)]
+            made(&v1, &few, &none),
+            Some(vec![("/c/d/1".to_owned(), settings)])
         );
+        let elsewhere = Limits {
+            open_files: Some(64),
+            shm: Some(1 << 20),
+            ..Limits::default()
+        };
+        assert_eq!(made(&v1, &elsewhere, &none), None);
+    }
+
+    #[test]
+    fn a_share_of_the_processors_is_what_kubernetes_makes_of_it() {
+        for (cpus, expected) in [
+            (0.001, (2, 1)),
+            (0.1, (102, 4)),
+            (1.0, (1024, 39)),
+            (8.0, (8192, 313)),
+            (1e9, (262_144, 10_000)),
+        ] {
+            let shares = shares(cpus);
+            assert_eq!((shares, weight(shares)), expected, "{cpus}");
+        }
     }
 
     #[test]

@@ -140,7 +140,7 @@ impl Ran {
             body = inline(Null),
             headers(("derrick-outcome" = String, description = "`exited`.")),
         ),
-        Problems<{ BODY | SANDBOX | of(&[Kind::CommandFailed]) }>,
+        Problems<{ BODY | SANDBOX | of(&[Kind::CommandFailed, Kind::TooMany]) }>,
     )
 )]
 async fn cmd(
@@ -208,7 +208,7 @@ struct CommandOutput {
                 ("derrick-omitted-bytes" = u64, description = "Bytes left out of the middle of the output, if any are."),
             ),
         ),
-        Problems<{ BODY | SANDBOX }>,
+        Problems<{ BODY | SANDBOX | of(&[Kind::TooMany]) }>,
     )
 )]
 async fn cmd_with_output(

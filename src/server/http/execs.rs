@@ -33,17 +33,14 @@ use super::routes::{
 };
 use crate::provider::log::{self, View};
 use crate::provider::{
-    Asked, Command, Error, Exec, ExecError, ExecId, ExecRecord, ExecState, Input, Key, Novelty,
-    OUTPUT_LIMIT, Size, StdinState, Stream, Streams, Target, WorkspaceId,
+    Asked, Command, Error, Exec, ExecError, ExecId, ExecRecord, ExecState, Input, Key, MOST_OUTPUT,
+    Novelty, Size, StdinState, Stream, Streams, Target, WorkspaceId,
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Most of each stream that the answer to a request which waits repeats, in bytes.
 const MAX_ANSWERED: u64 = 1 << 20;
-
-/// Most that can be asked to be kept of each stream, in bytes.
-const MAX_OUTPUT_LIMIT: u64 = 1 << 30;
 
 /// Longest that a request for an exec waits for its end, in seconds.
 const MAX_WAIT: f64 = 3600.0;
@@ -334,8 +331,7 @@ impl StartRequest {
             }
         };
         let output_limit = self.output_limit.map(SizeText::bytes).transpose()?;
-        let output_limit = output_limit.unwrap_or(OUTPUT_LIMIT);
-        if output_limit > MAX_OUTPUT_LIMIT {
+        if output_limit.is_some_and(|bytes| bytes > MOST_OUTPUT) {
             return Err(invalid("the field output_limit is over 1 GiB".into()));
         }
         Ok(Command {
@@ -425,7 +421,7 @@ struct Output {
     responses(
         (status = 201, description = "It was started.", body = StartedExec, headers(("location" = String, description = "The exec's own path."))),
         (status = 200, description = "An earlier request with this key has started it.", body = StartedExec, headers(("location" = String, description = "The exec's own path."))),
-        Problems<{ BODY | SANDBOX | of(&[Kind::KeyReused, Kind::ExecForgotten]) }>,
+        Problems<{ BODY | SANDBOX | of(&[Kind::KeyReused, Kind::ExecForgotten, Kind::TooMany]) }>,
     )
 )]
 async fn start(

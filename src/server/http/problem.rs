@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use axum::body::Body;
 use axum::http::StatusCode;
-use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 use utoipa::openapi::schema::{AllOfBuilder, ObjectBuilder, Schema, SchemaFormat, Type};
@@ -356,6 +356,7 @@ impl From<provider::Error> for Problem {
             E::SessionBusy(_) => Kind::SessionBusy,
             E::SessionEnded(_) => Kind::SessionEnded,
             E::TooMany(_) => Kind::TooMany,
+            E::TooMuchOutput { .. } => Kind::NotPossible,
             E::ExecEnded(_) => Kind::ExecEnded,
             E::NoTerminal(_) => Kind::NoTerminal,
             E::StdinClosed(_) => Kind::StdinClosed,
@@ -383,6 +384,9 @@ impl From<provider::Error> for Problem {
             E::SetupFailed { exit_code, output } => {
                 problem.with("exit_code", exit_code).with("output", output)
             }
+            E::TooMuchOutput { most, .. } => problem.with("most", most),
+            // For a client that knows no better: whether one ends by then, nobody knows.
+            E::TooMany(_) => problem.with_header(RETRY_AFTER, HeaderValue::from_static("1")),
             _ => problem,
         }
     }
@@ -479,6 +483,7 @@ impl PartialSchema for Problem {
             .property("request_id", text("The request's id in derrick's log; `x-request-id` says it too.").format(Some(SchemaFormat::Custom("uuid".to_owned()))))
             .property("exit_code", number("`command-failed` and `setup-failed`: as a shell reports it."))
             .property("outcome", text("`command-failed`: how the command ended.").enum_values(Some(["exited", "signaled", "deadline"])))
+            .property("most", number("`not-possible`, for an `output_limit` above the workspace's: how much may be kept."))
             .property("output", text("`command-failed` and `setup-failed`: the end of what was printed."))
             .required("type")
             .required("title")

@@ -27,7 +27,7 @@ use super::{App, HttpOptions, Listener, Token, serve_as};
 use crate::provider::{
     Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, Figures,
     FileContent, FilePath, Finished, Limits, NewWorkspace, Novelty, OpenFile, Outcome, Provider,
-    Ran, Receipt, Session, SessionRecord, State, WorkspaceId,
+    Ran, Receipt, Requests, Session, SessionRecord, State, WorkspaceId,
 };
 use crate::tally::Timings;
 
@@ -84,6 +84,7 @@ impl Provider for Fake {
             created: 5,
             execs: 0,
             limits: Limits::default(),
+            requests: Requests::default(),
             usage: None,
             enforcement: json!({"landlock": "full"}),
         })

@@ -15,7 +15,9 @@ use super::App;
 use super::body;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
 use super::routes::{Id, Nothing, Part, checked_env, part_of, tag};
-use crate::provider::{Description, Fetched, LimitsAsked, NewWorkspace, Receipt, WorkspaceId};
+use crate::provider::{
+    Description, Fetched, LimitsAsked, NewWorkspace, Receipt, RequestsAsked, WorkspaceId,
+};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
@@ -34,6 +36,7 @@ const SETUP: u64 = of(&[
     Kind::Conflict,
     Kind::NoSpace,
     Kind::LimitUnenforceable,
+    Kind::TooMany,
 ]);
 
 /// What a sandbox may be refused for when it is started anew, as a stopped workspace's is.
@@ -76,8 +79,10 @@ async fn list(State(app): State<Arc<App>>) -> Json<Workspaces> {
 struct CreateRequest {
     /// Environment of all its commands, on top of the config's.
     env: Option<BTreeMap<String, String>>,
-    /// What all its processes together may use; the config's limits where it says nothing.
+    /// What it may use; the config's limits where it says nothing.
     limits: Option<LimitsAsked>,
+    /// What it is to get where others want it as well; the config's requests where it says nothing.
+    requests: Option<RequestsAsked>,
 }
 
 /// Makes a workspace in the state right after setup.
@@ -98,16 +103,20 @@ struct CreateRequest {
 async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Json<Workspace>, Problem> {
     let body = app.collect(request, body::MAX_BODY).await?;
     let request: CreateRequest = body::parse(&body.bytes)?;
+    let invalid = |object: &'static str| {
+        move |(field, reason)| {
+            let detail = format!("field {object}.{field}: {reason}");
+            Problem::new(Kind::InvalidRequest, detail)
+        }
+    };
     let limits = request.limits.unwrap_or_default();
-    limits.check().map_err(|(field, reason)| {
-        Problem::new(
-            Kind::InvalidRequest,
-            format!("field limits.{field}: {reason}"),
-        )
-    })?;
+    limits.check().map_err(invalid("limits"))?;
+    let requests = request.requests.unwrap_or_default();
+    requests.check().map_err(invalid("requests"))?;
     let asked = NewWorkspace {
         env: checked_env(request.env)?,
         limits: (&limits).into(),
+        requests: (&requests).into(),
     };
     let id = app.provider.create(asked).await?;
     Ok(Json(Workspace { id }))

@@ -30,7 +30,7 @@ pub use stdin::{Input, StdinClosed};
 
 use super::events::{Event, Events};
 use crate::init::protocol::{self, Target};
-use crate::pool::exec::{self, Bounds, Flusher, Sink, Stream, Streams};
+use crate::pool::exec::{self, Flusher, Sink, Stream, Streams};
 use crate::pool::{Sandbox, SandboxError, Signaller, is_full};
 use crate::sys::terminal::{self, Size};
 use crate::tally::Tally;
@@ -69,12 +69,34 @@ pub struct Order {
     pub streams: Streams,
     /// When it is killed.
     pub timeout: Option<Duration>,
-    /// Bytes that are kept of each stream.
-    pub output_limit: u64,
+    /// Bytes that are kept of each stream; as many as is usual if absent.
+    pub output_limit: Option<u64>,
     /// What keeps it from being started a second time.
     pub key: Option<Key>,
     /// Its descriptors from 3 on; only for one with an open stdin.
     pub further: Vec<OwnedFd>,
+}
+
+/// What the commands of a workspace may take up.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bounds {
+    /// How many run at once.
+    pub at_once: Option<u32>,
+    /// Bytes that are kept of each stream.
+    pub output: Option<u64>,
+}
+
+impl Bounds {
+    /// How much is kept of each stream of a command for which `asked` is asked.
+    fn kept(&self, asked: Option<u64>) -> Result<u64, ExecError> {
+        match (asked, self.output) {
+            (Some(asked), Some(most)) if asked > most => {
+                Err(ExecError::TooMuchOutput { asked, most })
+            }
+            (Some(asked), _) => Ok(asked),
+            (None, most) => Ok(most.map_or(OUTPUT_LIMIT, |most| most.min(OUTPUT_LIMIT))),
+        }
+    }
 }
 
 /// Why an exec was not started, or something not done to it.
@@ -93,6 +115,17 @@ pub enum ExecError {
         "what the idempotency key '{0}' started has ended and was forgotten; it is not started again"
     )]
     Forgotten(String),
+    /// As many run as may at once.
+    #[error("{0} commands run, which is as many as the workspace's limit on execs allows at once")]
+    TooMany(u32),
+    /// More of its output is to be kept than may be.
+    #[error("output_limit is {asked}, above the workspace's limit on output, {most}")]
+    TooMuchOutput {
+        /// How much, in bytes.
+        asked: u64,
+        /// How much may be.
+        most: u64,
+    },
     /// It has ended.
     #[error("the exec {0} has ended")]
     Ended(ExecId),
@@ -274,10 +307,11 @@ impl Execs {
     pub async fn start<E: From<ExecError>>(
         self: &Arc<Self>,
         order: Order,
+        bounds: Bounds,
         command: protocol::Exec,
         sandbox: impl Future<Output = Result<Sandbox, E>>,
     ) -> Result<(Arc<Exec>, Novelty), E> {
-        let exec = match self.reserve(&order, &command)? {
+        let exec = match self.reserve(&order, bounds, &command)? {
             (exec, Novelty::Repeated) => {
                 exec.until_running().await?;
                 return Ok((exec, Novelty::Repeated));
@@ -325,7 +359,7 @@ impl Execs {
             execs: Arc::clone(self),
             exec: Arc::clone(exec),
             sandbox,
-            bounds: Bounds {
+            bounds: exec::Bounds {
                 deadline: order
                     .timeout
                     .map(|timeout| tokio::time::Instant::now() + timeout),
@@ -340,6 +374,7 @@ impl Execs {
     fn reserve(
         &self,
         order: &Order,
+        bounds: Bounds,
         command: &protocol::Exec,
     ) -> Result<(Arc<Exec>, Novelty), ExecError> {
         let mut table = self.table();
@@ -356,7 +391,13 @@ impl Execs {
                 _ => Err(ExecError::OtherRequest(key.name.clone())),
             };
         }
-        let exec = Arc::new(Exec::new(order, command, &self.directory));
+        let kept = bounds.kept(order.output_limit)?;
+        if let Some(most) = bounds.at_once
+            && table.running() >= usize::try_from(most).unwrap_or(usize::MAX)
+        {
+            return Err(ExecError::TooMany(most));
+        }
+        let exec = Arc::new(Exec::new(order, command, kept, &self.directory));
         table.all.insert(exec.id, Arc::clone(&exec));
         if let Some(key) = &order.key {
             table.keys.insert(key.name.clone(), exec.id);
@@ -384,9 +425,7 @@ impl Execs {
     /// How many run.
     #[must_use]
     pub fn running(&self) -> usize {
-        let table = self.table();
-        let running = |exec: &&Arc<Exec>| exec.lock_record().state == ExecState::Running;
-        table.all.values().filter(running).count()
+        self.table().running()
     }
 
     /// Waits until the ends of all that ran are noted and told; their sandbox must have ended.
@@ -524,6 +563,11 @@ impl Execs {
 }
 
 impl Table {
+    fn running(&self) -> usize {
+        let running = |exec: &&Arc<Exec>| exec.lock_record().state == ExecState::Running;
+        self.all.values().filter(running).count()
+    }
+
     /// How many there are of what the journal has a line for at least.
     fn lines(&self) -> usize {
         self.all.len() + self.forgotten.order.len()
@@ -560,7 +604,7 @@ fn remove_directory(path: &Path) {
 }
 
 impl Exec {
-    fn new(order: &Order, command: &protocol::Exec, parent: &Path) -> Self {
+    fn new(order: &Order, command: &protocol::Exec, kept: u64, parent: &Path) -> Self {
         let id = ExecId::generate();
         let log_directory = parent.join(id.to_string());
         let (asked, command_cut) = Asked::of(&command.program).shortened();
@@ -592,7 +636,7 @@ impl Exec {
             truncated: false,
             detached: 0,
         };
-        let log = Log::new(log_directory.clone(), order.output_limit);
+        let log = Log::new(log_directory.clone(), kept);
         Self {
             id,
             key: order.key.clone(),
@@ -832,7 +876,7 @@ struct Driver {
     execs: Arc<Execs>,
     exec: Arc<Exec>,
     sandbox: Sandbox,
-    bounds: Bounds,
+    bounds: exec::Bounds,
     started: Instant,
 }
 

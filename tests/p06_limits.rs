@@ -1,0 +1,371 @@
+//! P6: a limit that is accepted is enforced; one that cannot be enforced is refused.
+//!
+//! Each test is an attack of one row of the threat model. It works in a workspace without the limit, with
+//! a bound of its own there, and fails with the limit, for the reason that the kernel gives.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Derrick, Lives, Mode, Workspace, mode};
+
+fn python(program: &str) -> Value {
+    json!({ "argv": ["/usr/bin/python3", "-c", program] })
+}
+
+/// What the program printed, which has to succeed.
+fn printed(workspace: &Workspace, program: &str) -> String {
+    let ended = workspace.run_with(&python(program));
+    assert_eq!(ended["exit_code"], 0, "{ended}");
+    let printed = ended["output"]["stdout"].as_str().expect("text");
+    printed.trim_end().to_owned()
+}
+
+fn limited(derrick: &Derrick, limits: &Value) -> Workspace {
+    derrick.api.create_with(&json!({ "limits": limits }))
+}
+
+/// Fills the directory `at` with one file until it has 8 MiB, or there is no room.
+fn filling(at: &str) -> String {
+    format!(
+        "import errno
+size = 0
+with open('{at}/filling', 'wb', buffering=0) as file:
+    try:
+        while size < 8 << 20: size += file.write(bytes(1 << 16))
+    except OSError as error: print(errno.errorcode[error.errno], end=' ')
+print(size)"
+    )
+}
+
+/// Makes 3000 empty files in the directory `at`, or as many as there is room for.
+fn littering(at: &str) -> String {
+    format!(
+        "import errno
+count = 0
+try:
+    for count in range(3000): open(f'{at}/{{count}}', 'w').close()
+except OSError as error: print(errno.errorcode[error.errno], end=' ')
+print(count < 300)"
+    )
+}
+
+// D-06
+#[test]
+fn a_descriptor_flood_meets_a_limit_that_cannot_be_raised() {
+    let flood = "import errno, os, resource
+count = 0
+try:
+    while count < 500: os.dup(1); count += 1
+except OSError as error: print(errno.errorcode[error.errno], end=' ')
+print(count < 64)
+try: resource.setrlimit(resource.RLIMIT_NOFILE, (500, 500))
+except ValueError as refused: print(refused)";
+    let derrick = Derrick::on_host();
+    assert_eq!(printed(&derrick.create(), flood), "False");
+    let workspace = limited(&derrick, &json!({ "open_files": 64 }));
+    let refused = "EMFILE True\nnot allowed to raise maximum limit";
+    assert_eq!(printed(&workspace, flood), refused);
+    let told = workspace.describe();
+    assert_eq!(told["limits"]["open_files"], 64, "{told}");
+    assert_eq!(told["enforcement"]["sandbox"]["rlimits"]["nofile"], 64);
+    // Those of init are its own: it starts as many commands as before.
+    let running: Vec<_> = (0..80)
+        .map(|_| workspace.exec(&json!({ "argv": ["sleep", "1000"], "stdin": "open" })))
+        .collect();
+    assert_eq!(
+        workspace
+            .execs()
+            .iter()
+            .filter(|it| it["state"] == "running")
+            .count(),
+        80
+    );
+    assert_eq!(running[79].kill()["outcome"]["kind"], "killed");
+}
+
+// D-03
+#[test]
+fn what_is_written_to_dev_shm_meets_its_size() {
+    let derrick = Derrick::on_host();
+    let whole = (8 << 20).to_string();
+    assert_eq!(printed(&derrick.create(), &filling("/dev/shm")), whole);
+    let workspace = limited(&derrick, &json!({ "shm": "2MiB" }));
+    let full = format!("ENOSPC {}", 2 << 20);
+    assert_eq!(printed(&workspace, &filling("/dev/shm")), full);
+    // Through the API as well, where the bytes are the provider's to write.
+    workspace.ok("rm /dev/shm/filling");
+    let put = workspace.on_file("PUT", "/dev/shm/put", "", &vec![1; 3 << 20]);
+    put.problem(507);
+    workspace
+        .on_file("PUT", "/dev/shm/put", "", &vec![1; 1 << 20])
+        .expect(201);
+}
+
+// D-05
+#[test]
+fn empty_files_in_dev_shm_meet_a_limit_on_inodes() {
+    let derrick = Derrick::on_host();
+    assert_eq!(printed(&derrick.create(), &littering("/dev/shm")), "False");
+    let workspace = limited(&derrick, &json!({ "shm": "512KiB", "tmp": "512KiB" }));
+    for at in ["/dev/shm", "/tmp"] {
+        assert_eq!(printed(&workspace, &littering(at)), "ENOSPC True", "{at}");
+    }
+}
+
+// D-03, D-04
+#[test]
+fn what_is_written_to_tmp_meets_its_size_and_is_gone_with_the_sandbox() {
+    let mut derrick = Derrick::on_host();
+    let whole = (8 << 20).to_string();
+    let free = derrick.create();
+    assert_eq!(printed(&free, &filling("/tmp")), whole);
+    let workspace = limited(&derrick, &json!({ "tmp": "2MiB" }));
+    let full = format!("ENOSPC {}", 2 << 20);
+    let is_empty = || assert_eq!(workspace.ok("ls -A /tmp; stat -c %a /tmp"), "1777\n");
+    is_empty();
+    assert_eq!(printed(&workspace, &filling("/tmp")), full);
+    workspace.ok("echo kept > /file; rm /tmp/filling");
+    workspace
+        .on_file("PUT", "/tmp/put", "", b"content")
+        .expect(201);
+    assert_eq!(workspace.ok("cat /tmp/put"), "content");
+    workspace.reset();
+    is_empty();
+    workspace.ok("echo kept > /file; echo gone > /tmp/file");
+    derrick.restart();
+    let workspace = derrick.api.workspace(&workspace.id);
+    assert_eq!(workspace.ok("ls -A /tmp; cat /file"), "kept\n");
+    assert_eq!(printed(&workspace, &filling("/tmp")), full);
+    // Where there is no such limit, it is a part of the files, as ever.
+    let free = derrick.api.workspace(&free.id);
+    assert_eq!(free.ok("ls /tmp"), "filling\n");
+}
+
+// D-07, D-08
+#[test]
+fn an_output_flood_is_kept_up_to_the_limit_and_counted() {
+    let flood = "head -c 20000000 /dev/zero | tr '\\0' x";
+    let derrick = Derrick::on_host();
+    let kept = |workspace: &Workspace, body: &Value| {
+        let ended = workspace.run_with(body);
+        assert_eq!(ended["stdout"]["bytes"], 20_000_000, "{ended}");
+        20_000_000 - ended["stdout"]["omitted"].as_u64().expect("a number")
+    };
+    let more = json!({ "cmd": flood, "output_limit": "30MB" });
+    assert_eq!(kept(&derrick.create(), &more), 20_000_000);
+    let workspace = limited(&derrick, &json!({ "output": "1MiB" }));
+    // By segments of an eighth, of which the oldest goes when the others are enough.
+    let most = (1 << 20) / 8 * 9;
+    assert!(kept(&workspace, &json!({ "cmd": flood })) <= most);
+    assert!(kept(&workspace, &json!({ "cmd": flood, "output_limit": 1000 })) <= 1125);
+    let problem = workspace.post("execs", &more).problem(422);
+    assert_eq!(problem["most"], 1 << 20, "{problem}");
+    let detail = problem["detail"].as_str().expect("text");
+    assert!(
+        detail.contains("the workspace's limit on output"),
+        "{detail}"
+    );
+    // What a session and the old routes print is output as well.
+    assert!(workspace.ok(flood).len() < (1 << 20) / 8 * 9 + 1000);
+}
+
+// D-17
+#[test]
+fn execs_beyond_those_at_once_are_refused() {
+    let derrick = Derrick::on_host();
+    let workspace = limited(&derrick, &json!({ "execs": 3 }));
+    let sleep = json!({ "argv": ["sleep", "1000"] });
+    let running: Vec<_> = (0..2).map(|_| workspace.exec(&sleep)).collect();
+    let keyed = workspace.exec_with_key("third", &sleep).expect(201).json();
+    let refused = |answer: support::Answer| {
+        assert_eq!(answer.headers["retry-after"], "1");
+        let problem = answer.problem(429);
+        assert_eq!(problem["type"], "urn:derrick:problem:too-many");
+        let detail = problem["detail"].as_str().expect("text");
+        assert!(detail.contains("limit on execs"), "{detail}");
+    };
+    refused(workspace.post("execs", &sleep));
+    refused(workspace.cmd("true"));
+    refused(workspace.post("cmd_with_output", &json!({ "cmd": "true" })));
+    refused(workspace.post("sessions", &json!({ "name": "s" })));
+    // Nothing is started by this.
+    let again = workspace.exec_with_key("third", &sleep).expect(200).json();
+    assert_eq!(again["id"], keyed["id"]);
+    // Files are no execs, and other workspaces have their own.
+    workspace.on_file("GET", "/etc/passwd", "", b"").expect(200);
+    derrick.create().ok("true");
+    running[0].kill();
+    workspace.ok("true");
+    // All at once, as many as fit start.
+    let at_once: Vec<_> = (0..10)
+        .map(|_| workspace.start_exec(sleep.clone()))
+        .collect();
+    let statuses: Vec<_> = at_once.into_iter().map(|it| it.answer().status).collect();
+    assert_eq!(
+        statuses.iter().filter(|it| **it == 201).count(),
+        1,
+        "{statuses:?}"
+    );
+    assert_eq!(
+        statuses.iter().filter(|it| **it == 429).count(),
+        9,
+        "{statuses:?}"
+    );
+}
+
+// D-17
+#[test]
+fn workspaces_beyond_those_at_once_are_refused() {
+    let mut derrick = Derrick::start(json!({ "name": "test", "max_workspaces": 3 }));
+    let first = derrick.create();
+    let at_once: Vec<_> = (0..6)
+        .map(|_| derrick.api.start("/workspaces", json!({})))
+        .collect();
+    let statuses: Vec<_> = at_once.into_iter().map(|it| it.answer().status).collect();
+    assert_eq!(
+        statuses.iter().filter(|it| **it == 200).count(),
+        2,
+        "{statuses:?}"
+    );
+    let refused = |derrick: &Derrick| {
+        let answer = derrick.api.post("/workspaces", &json!({}));
+        assert_eq!(answer.headers["retry-after"], "1");
+        let problem = answer.problem(429);
+        assert_eq!(problem["type"], "urn:derrick:problem:too-many");
+        assert_eq!(derrick.api.list().len(), 3);
+    };
+    refused(&derrick);
+    assert!(first.delete());
+    derrick.create();
+    refused(&derrick);
+    // Those that are stopped are there as well.
+    derrick.restart();
+    refused(&derrick);
+    derrick.configure(&json!({ "name": "test" }));
+    derrick.restart();
+    derrick.create();
+}
+
+// D-18
+#[test]
+fn what_the_host_cannot_give_is_refused_by_name() {
+    let derrick = Derrick::on_host();
+    for (asked, status, named) in [
+        (
+            json!({ "limits": { "open_files": u32::MAX } }),
+            422,
+            "the limit on open_files cannot be enforced",
+        ),
+        (
+            json!({ "limits": { "open_files": 0 } }),
+            400,
+            "limits.open_files",
+        ),
+        (json!({ "limits": { "shm": 0 } }), 400, "limits.shm"),
+        (json!({ "limits": { "tmp": -1 } }), 400, "limits.tmp"),
+        (
+            json!({ "limits": { "output": "2GiB" } }),
+            400,
+            "limits.output",
+        ),
+        (json!({ "limits": { "execs": 0 } }), 400, "limits.execs"),
+        (json!({ "requests": { "cpus": 0 } }), 400, "requests.cpus"),
+        (
+            json!({ "requests": { "memory": 0 } }),
+            400,
+            "requests.memory",
+        ),
+        (json!({ "requests": { "pids": 1 } }), 400, "pids"),
+        (
+            json!({ "requests": { "memory": "1GiB" }, "limits": { "memory": "1GB" } }),
+            422,
+            "requests.memory: 1073741824 is above limits.memory, 1000000000",
+        ),
+        (
+            json!({ "requests": { "cpus": 2 }, "limits": { "cpus": 1.5 } }),
+            422,
+            "requests.cpus: 2 is above limits.cpus, 1.5",
+        ),
+        (
+            json!({ "requests": { "cpus": 1e6 } }),
+            422,
+            "the request for cpus cannot be enforced",
+        ),
+        (
+            json!({ "requests": { "memory": "1000TB" } }),
+            422,
+            "the request for memory cannot be enforced",
+        ),
+    ] {
+        let problem = derrick.api.post("/workspaces", &asked).problem(status);
+        let detail = problem["detail"].as_str().expect("text");
+        assert!(detail.contains(named), "{asked}: {detail}");
+    }
+    assert_eq!(derrick.api.list(), [""; 0]);
+    // Above the config's own ceiling, too.
+    let config = json!({ "name": "test", "limits": { "cpus": 0.5 }, "best_effort": ["limits"] });
+    let derrick = Derrick::start(config);
+    let answer = derrick
+        .api
+        .post("/workspaces", &json!({ "requests": { "cpus": 0.6 } }));
+    assert!(
+        answer.problem(422)["detail"]
+            .to_string()
+            .contains("requests.cpus")
+    );
+    // As best effort it is left out, and said so.
+    let workspace = limited(&derrick, &json!({ "open_files": u32::MAX }));
+    let told = workspace.describe();
+    assert_eq!(told["limits"].get("open_files"), None, "{told}");
+    let weaker = told["enforcement"]["weaker"].to_string();
+    assert!(
+        weaker.contains("the limit on open_files cannot be enforced"),
+        "{told}"
+    );
+}
+
+// D-09, D-02
+#[test]
+fn requests_reach_the_kernel() {
+    let derrick = Derrick::on_host();
+    let requests = json!({ "memory": "32MiB", "cpus": 0.5 });
+    let answer = derrick
+        .api
+        .post("/workspaces", &json!({ "requests": requests }));
+    if answer.status == 422 && mode() != Mode::Root {
+        let problem = answer.problem(422);
+        assert_eq!(problem["type"], "urn:derrick:problem:limit-unenforceable");
+        return;
+    }
+    let id = answer.expect(200).json()["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let workspace = derrick.api.workspace(&id);
+    let told = workspace.describe();
+    assert_eq!(
+        told["requests"],
+        json!({ "memory": 32 << 20, "cpus": 0.5 }),
+        "{told}"
+    );
+    assert_eq!(told["limits"], json!({}), "{told}");
+    let lives = Lives::below(derrick.pid());
+    let set = |names: [&str; 2], expected: [&str; 2]| {
+        lives.cgroups().iter().any(|group| {
+            names.iter().zip(expected).any(|(name, expected)| {
+                let text = std::fs::read_to_string(group.join(name));
+                text.is_ok_and(|text| text.trim_end() == expected)
+            })
+        })
+    };
+    let memory = (32 << 20).to_string();
+    assert!(set(
+        ["memory.low", "memory.soft_limit_in_bytes"],
+        [&memory, &memory]
+    ));
+    // As kubernetes converts half a processor.
+    assert!(set(["cpu.weight", "cpu.shares"], ["20", "512"]));
+    workspace.ok("true");
+    workspace.reset();
+    workspace.ok("true");
+}
