@@ -20,7 +20,7 @@ use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_beh
 use rustix::thread::UnshareFlags;
 
 use crate::sandbox::identity::{act_as_range, set_root, unshare_user};
-use crate::sandbox::seccomp::Profile;
+use crate::sandbox::seccomp::Filters;
 use crate::sandbox::{
     At, Enforcement, Failure, Keyring, Landlock, Network, Restriction, SandboxSpec, Step,
     capabilities, landlock, limits, mounts, network,
@@ -39,7 +39,7 @@ use protocol::{Birth, Go};
 pub fn be_born(
     one: OneThread,
     spec: &SandboxSpec,
-    profile: &Profile,
+    filters: &Filters,
     parent: &Channel,
     provider: &Channel,
 ) -> i32 {
@@ -48,7 +48,7 @@ pub fn be_born(
         .and_then(|()| leave_the_host(one, spec, parent))
         .and_then(|keyring| {
             // The pid namespace is that of children: the first of them is PID 1.
-            fork_child(one, || live(one, spec, keyring, profile, parent, provider))
+            fork_child(one, || live(one, spec, keyring, filters, parent, provider))
                 .at(Step::Process, "forking init")
         });
     match outcome {
@@ -142,11 +142,11 @@ fn live(
     one: OneThread,
     spec: &SandboxSpec,
     keyring: Keyring,
-    profile: &Profile,
+    filters: &Filters,
     parent: &Channel,
     provider: &Channel,
 ) -> i32 {
-    let born = assemble(spec, keyring, profile, parent).and_then(|enforcement| {
+    let born = assemble(spec, keyring, filters, parent).and_then(|enforcement| {
         let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .at(Step::Serve, "opening a pidfd of init")?;
         parent
@@ -169,7 +169,7 @@ fn live(
 fn assemble(
     spec: &SandboxSpec,
     keyring: Keyring,
-    profile: &Profile,
+    filters: &Filters,
     parent: &Channel,
 ) -> Result<Enforcement, Failure> {
     // The host's umask must not decide what modes the sandbox's directories get.
@@ -199,7 +199,7 @@ fn assemble(
     } else {
         landlock::enter(spec.landlock)?
     };
-    let seccomp_filters = without.unless_off(Restriction::Seccomp, || profile.install())?;
+    let seccomp_filters = without.unless_off(Restriction::Seccomp, || filters.install())?;
     Ok(Enforcement {
         namespaces: std::iter::once("user")
             .chain(namespaces(spec.network).map(|(_, name)| name))

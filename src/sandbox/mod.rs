@@ -23,6 +23,6 @@ pub mod without;
 pub use failure::{At, Failure, Step};
 pub use spec::{
     Access, Enforcement, IdMap, Keyring, Landlock, Limits, Lower, MemoryFiles, Network, Overlay,
-    Requests, Requirement, SandboxSpec,
+    Profile, Requests, Requirement, SandboxSpec,
 };
 pub use without::{Restriction, Without};

@@ -22,9 +22,10 @@ use serde::{Deserialize, Serialize};
 use super::cgroups::{Caller, Layout, filesystem_of, offers, usable};
 use super::identity::{self, Identity};
 use super::overlay::{self, Scratch};
-use super::seccomp::Profile;
+use super::seccomp::Filters;
 use super::{
-    Access, At, Failure, Lower, MemoryFiles, Overlay, Requirement, SandboxSpec, Step, landlock,
+    Access, At, Failure, Lower, MemoryFiles, Overlay, Profile, Requirement, SandboxSpec, Step,
+    landlock,
 };
 use crate::sys;
 use crate::sys::channel::{Channel, Peer};
@@ -532,7 +533,7 @@ fn idmapped_mounts(place: Option<&Place>, identity: Identity) -> Fact {
 }
 
 fn seccomp() -> Fact {
-    match attempt(|_| Profile::compile()?.install()) {
+    match attempt(|_| Filters::compile(Profile::Standard)?.install()) {
         Ok(filters) => Fact::ok("seccomp", format!("{filters} filters were installed")),
         Err(failure) => Fact::missing("seccomp", said(&failure), "no sandbox can be made")
             .fix("boot a kernel with CONFIG_SECCOMP_FILTER".to_owned()),

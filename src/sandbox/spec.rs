@@ -202,6 +202,16 @@ impl Network {
     }
 }
 
+/// What a sandbox is let do about namespaces of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// No namespace can be made or entered, and nothing mounted.
+    Standard,
+    /// Namespaces can be made inside, and what root may do in them.
+    Nested,
+}
+
 /// What to do where a restriction cannot be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Requirement {

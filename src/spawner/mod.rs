@@ -20,8 +20,8 @@ use crate::init::protocol::{Birth, Go};
 use crate::sandbox::cgroups;
 use crate::sandbox::identity::{self, Identity};
 use crate::sandbox::overlay::{self, Scratch};
-use crate::sandbox::seccomp::Profile;
-use crate::sandbox::{At, Enforcement, Failure, SandboxSpec, Step};
+use crate::sandbox::seccomp::Filters;
+use crate::sandbox::{At, Enforcement, Failure, Profile, SandboxSpec, Step};
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::events::Events;
 use crate::sys::process::{
@@ -62,7 +62,7 @@ struct Spawner {
     one: OneThread,
     identity: Identity,
     scratch: Scratch,
-    profile: Profile,
+    filters: Filters,
     /// Removals under way, by the child that does each.
     removals: HashMap<i32, RequestId>,
     /// Pidfds of the living inits, by process id.
@@ -92,7 +92,7 @@ impl Spawner {
             one,
             identity,
             scratch: Scratch::enter()?,
-            profile: Profile::compile()?,
+            filters: Filters::compile(Profile::Standard)?,
             removals: HashMap::new(),
             inits: HashMap::new(),
             group_parents: BTreeSet::new(),
@@ -200,7 +200,7 @@ impl Spawner {
         let (ours, theirs) =
             Channel::pair(Peer::Untrusted).at(Step::Process, "making a socket for the birth")?;
         let child = fork_child(self.one, || {
-            init::be_born(self.one, spec, &self.profile, &theirs, &init_end)
+            init::be_born(self.one, spec, &self.filters, &theirs, &init_end)
         })
         .at(Step::Process, "forking a sandbox's first process")?;
         // Only the child's copy may stay, or its end would never show.

@@ -1,0 +1,202 @@
+//! What is refused of calls that are let through: by their arguments.
+
+use std::collections::BTreeMap;
+
+use libc::c_int;
+use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
+
+use super::calls::{Architecture, number};
+use crate::sandbox::Profile;
+
+/// Rules by a call's number; one that is met is enough.
+pub(super) type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// What is refused: a filter's errno, and for which arguments.
+pub(super) fn rules(
+    profile: Profile,
+    architecture: Architecture,
+) -> Result<[(c_int, Rules); 3], seccompiler::Error> {
+    Ok([
+        (libc::EPERM, not_permitted(profile, architecture)?),
+        (libc::EAFNOSUPPORT, families(architecture)?),
+        (libc::EPROTONOSUPPORT, protocols(architecture)?),
+    ])
+}
+
+/// `CLONE_NEW*` of clone(2) for mount, UTS, IPC, user, pid and network namespaces.
+const NAMESPACE_FLAGS: &[u64] = &[
+    0x0002_0000,
+    0x0400_0000,
+    0x0800_0000,
+    0x1000_0000,
+    0x2000_0000,
+    0x4000_0000,
+];
+/// Never let through: with one of its own a process could mount its control group, and where that
+/// belongs to the user who runs derrick raise its own limits.
+const CLONE_NEWCGROUP: u64 = 0x0200_0000;
+/// Never let through either, as nobody asks for it. A flag of unshare(2) alone: clone has the exit
+/// signal there.
+const CLONE_NEWTIME: u64 = 0x80;
+/// Makes a sibling instead of a child: it would not be below the leader of its exec.
+const CLONE_PARENT: u64 = 0x8000;
+
+/// Socket families that are let through: unix, IPv4, IPv6 and netlink.
+const FAMILIES: &[u64] = &[
+    libc::AF_UNIX as u64,
+    libc::AF_INET as u64,
+    libc::AF_INET6 as u64,
+    libc::AF_NETLINK as u64,
+];
+
+/// Protocols of IPv4 and IPv6 sockets that are let through: the default, ICMP, TCP, UDP, ICMPv6.
+const PROTOCOLS: &[u64] = &[0, 1, 6, 17, 58];
+
+/// Types of IPv4 and IPv6 sockets that are refused: those that reach SCTP or DCCP through the default
+/// protocol, and `SOCK_PACKET`, by which the kernel takes IPv4 for packet sockets.
+const TYPES: &[u64] = &[
+    libc::SOCK_RDM as u64,
+    libc::SOCK_SEQPACKET as u64,
+    libc::SOCK_DCCP as u64,
+    10,
+];
+
+/// Levels and options of setsockopt(2) that replace the rules of packet filters: `IPT_SO_SET_REPLACE`,
+/// `IPT_SO_SET_ADD_COUNTERS` and those of IPv6, which have the same numbers.
+const FILTER_LEVELS: &[u64] = &[libc::IPPROTO_IP as u64, libc::IPPROTO_IPV6 as u64];
+const FILTER_OPTIONS: &[u64] = &[64, 65];
+
+/// Execution domains that programs ask for, and the question which one it is.
+const PERSONALITIES: &[u64] = &[0x0, 0x8, 0x2_0000, 0x2_0008, 0x4_0000, 0xffff_ffff];
+
+/// Allowed calls with arguments that are forbidden.
+fn not_permitted(
+    profile: Profile,
+    architecture: Architecture,
+) -> Result<Rules, seccompiler::Error> {
+    let mut rules = Rules::new();
+    let namespaces = match profile {
+        Profile::Standard => NAMESPACE_FLAGS,
+        Profile::Nested => &[],
+    };
+    rules.insert(
+        number!(clone, architecture),
+        any_bit(&[namespaces, &[CLONE_NEWCGROUP, CLONE_PARENT]].concat())?,
+    );
+    rules.insert(
+        number!(unshare, architecture),
+        any_bit(&[namespaces, &[CLONE_NEWCGROUP, CLONE_NEWTIME]].concat())?,
+    );
+    if profile == Profile::Nested {
+        // Root of a network namespace of its own could use them.
+        rules.insert(number!(setsockopt, architecture), packet_filters()?);
+    }
+    // The kernel looks at the low 32 bits of a request alone: so does the filter.
+    rules.insert(
+        number!(ioctl, architecture),
+        vec![
+            rule(&[low_is(1, SeccompCmpOp::Eq, libc::TIOCSTI)?])?,
+            rule(&[low_is(1, SeccompCmpOp::Eq, TIOCLINUX)?])?,
+        ],
+    );
+    rules.insert(
+        number!(personality, architecture),
+        vec![rule(&none_of(0, PERSONALITIES)?)?],
+    );
+    // The leader of an exec adopts the orphans of its tree, so that a deadline finds them all.
+    let subreaper = low_is(0, SeccompCmpOp::Eq, libc::PR_SET_CHILD_SUBREAPER as u64)?;
+    let off = condition(1, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+    rules.insert(number!(prctl, architecture), vec![rule(&[subreaper, off])?]);
+    // Init has the ids of root inside, which alone would let its limits be changed.
+    let init = low_is(0, SeccompCmpOp::Eq, 1_u64)?;
+    rules.insert(number!(prlimit64, architecture), vec![rule(&[init])?]);
+    Ok(rules)
+}
+
+/// `TIOCLINUX` of ioctl_console(2), which the libc crate has for some targets only.
+const TIOCLINUX: u64 = 0x541c;
+
+fn families(architecture: Architecture) -> Result<Rules, seccompiler::Error> {
+    let unlisted = rule(&none_of(0, FAMILIES)?)?;
+    Ok([
+        (number!(socket, architecture), vec![unlisted.clone()]),
+        (number!(socketpair, architecture), vec![unlisted]),
+    ]
+    .into())
+}
+
+fn packet_filters() -> Result<Vec<SeccompRule>, seccompiler::Error> {
+    let pairs = FILTER_LEVELS
+        .iter()
+        .flat_map(|level| FILTER_OPTIONS.iter().map(move |option| (*level, *option)));
+    pairs
+        .map(|(level, option)| {
+            rule(&[
+                low_is(1, SeccompCmpOp::Eq, level)?,
+                low_is(2, SeccompCmpOp::Eq, option)?,
+            ])
+        })
+        .collect()
+}
+
+fn protocols(architecture: Architecture) -> Result<Rules, seccompiler::Error> {
+    let mut rules = Vec::new();
+    for family in [libc::AF_INET as u64, libc::AF_INET6 as u64] {
+        let is_family = || low_is(0, SeccompCmpOp::Eq, family);
+        let mut unlisted = none_of(2, PROTOCOLS)?;
+        unlisted.push(is_family()?);
+        rules.push(rule(&unlisted)?);
+        for kind in TYPES {
+            let is_kind = condition(
+                1,
+                SeccompCmpArgLen::Dword,
+                SeccompCmpOp::MaskedEq(0xf),
+                *kind,
+            )?;
+            rules.push(rule(&[is_family()?, is_kind])?);
+        }
+    }
+    // Of netlink, routes alone: neither netfilter nor IPsec.
+    let netlink = low_is(0, SeccompCmpOp::Eq, libc::AF_NETLINK as u64)?;
+    let other = low_is(2, SeccompCmpOp::Ne, libc::NETLINK_ROUTE as u64)?;
+    rules.push(rule(&[netlink, other])?);
+    Ok([(number!(socket, architecture), rules)].into())
+}
+
+fn rule(conditions: &[SeccompCondition]) -> Result<SeccompRule, seccompiler::Error> {
+    Ok(SeccompRule::new(conditions.to_vec())?)
+}
+
+fn condition(
+    argument: u8,
+    length: SeccompCmpArgLen,
+    operator: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompCondition, seccompiler::Error> {
+    Ok(SeccompCondition::new(argument, length, operator, value)?)
+}
+
+fn low_is(
+    argument: u8,
+    operator: SeccompCmpOp,
+    value: impl Into<u64>,
+) -> Result<SeccompCondition, seccompiler::Error> {
+    condition(argument, SeccompCmpArgLen::Dword, operator, value.into())
+}
+
+/// The first argument has any of these.
+fn any_bit(bits: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::Error> {
+    bits.iter()
+        .map(|bit| {
+            let masked = SeccompCmpOp::MaskedEq(*bit);
+            rule(&[condition(0, SeccompCmpArgLen::Qword, masked, *bit)?])
+        })
+        .collect()
+}
+
+fn none_of(argument: u8, values: &[u64]) -> Result<Vec<SeccompCondition>, seccompiler::Error> {
+    values
+        .iter()
+        .map(|value| low_is(argument, SeccompCmpOp::Ne, *value))
+        .collect()
+}
