@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{AttachArgs, CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, ResetArgs, RmArgs};
@@ -83,6 +84,10 @@ pub struct ServeArgs {
     /// Where layers, mirrors and workspaces are kept.
     #[command(flatten)]
     pub state: StateArgs,
+    /// Bytes of the state directory's filesystem that stay free: with less, nothing new is started or put
+    /// there. A fiftieth of it, at most 1 GiB, if absent.
+    #[arg(long, value_name = "SIZE")]
+    pub min_free: Option<ByteSize>,
     /// Require the bearer token in this file from every client.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,

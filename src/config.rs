@@ -71,6 +71,9 @@ pub struct WorkspaceConfig {
     /// What network commands see.
     #[serde(default)]
     pub network: Network,
+    /// Where what workspaces write is kept.
+    #[serde(default)]
+    pub storage: Storage,
     /// Settings of the setup phase alone.
     #[serde(default)]
     pub setup: Setup,
@@ -148,6 +151,18 @@ pub enum Network {
     Host,
 }
 
+/// Where what workspaces write is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Storage {
+    /// In the state directory: it is there until the workspace is reset or removed.
+    #[default]
+    Disk,
+    /// In memory, `limits.disk` of it or half of the host's at most: it is gone with the workspace's
+    /// processes, also when derrick ends.
+    Memory,
+}
+
 /// Settings of the setup phase.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -209,11 +224,15 @@ pub struct Limits {
     /// Commands and sessions at once.
     #[serde(default)]
     pub execs: Option<u32>,
-    /// What the workspace may write to disk, as a size. Not supported yet.
+    /// What the workspace may write and keep, as a size. With `"storage": "disk"` for root alone.
     #[serde(default, deserialize_with = "size")]
     #[schemars(with = "Option<SizeForm>")]
-    #[schema(ignore)]
+    #[schema(value_type = Option<SizeForm>)]
     pub disk: Option<ByteSize>,
+    /// Files and directories that the workspace may make and keep; together with `disk`. One for each
+    /// 8 KiB of it if absent.
+    #[serde(default)]
+    pub inodes: Option<u64>,
 }
 
 /// What a workspace is to get where others want it as well; it may use more, up to its limits.
@@ -343,6 +362,7 @@ impl WorkspaceConfig {
             workdir: root_dir(),
             user: root(),
             network: Network::default(),
+            storage: Storage::default(),
             setup: Setup::default(),
             best_effort: Vec::new(),
             limits: None,
@@ -560,6 +580,8 @@ impl From<&Limits> for sandbox::Limits {
             tmp: bytes(limits.tmp),
             output: bytes(limits.output),
             execs: limits.execs,
+            disk: bytes(limits.disk),
+            inodes: limits.inodes,
         }
     }
 }

@@ -4,6 +4,8 @@
 //! process makes on its way to something whole is in a directory of its own below `run`, locked while
 //! the process lives; whoever starts next throws away those whose lock is free.
 
+mod images;
+
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -12,14 +14,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::config;
 use crate::pool::{Gone, Sandbox, Spawner, SpawnerError};
-use crate::sandbox::cgroups::{self, Group, Hierarchies, Unenforceable};
-use crate::sandbox::{Limits, Requests};
+use crate::sandbox::cgroups::{self, Group, Hierarchies, Unenforceable, Wish};
+use crate::sandbox::disk;
+use crate::sandbox::{Limits, Requests, Storage, Writable};
 use crate::tally::Tally;
+use images::Images;
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +65,44 @@ pub enum Use {
     Throwaway,
 }
 
+/// How much of the state directory's filesystem stays free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Floor(pub Option<ByteSize>);
+
+impl Floor {
+    const LARGEST: u64 = 1 << 30;
+
+    /// In bytes, on a filesystem of `size` bytes: what was asked for, else a fiftieth, at most 1 GiB.
+    fn of(self, size: u64) -> u64 {
+        self.0
+            .map_or_else(|| (size / 50).min(Self::LARGEST), |floor| floor.as_u64())
+    }
+}
+
+/// Why nothing new is written.
+#[derive(Debug, thiserror::Error)]
+pub enum NoRoom {
+    /// There is less than the floor.
+    #[error(
+        "the filesystem of {} has {} left, of which derrick keeps {}; remove workspaces or files of it, or lower \
+         --min-free",
+        root.display(),
+        free.display().iec(),
+        floor.display().iec()
+    )]
+    Low {
+        /// The state directory.
+        root: PathBuf,
+        /// What there is.
+        free: ByteSize,
+        /// What there has to be.
+        floor: ByteSize,
+    },
+    /// It does not say.
+    #[error("asking how full the state directory is")]
+    Unknown(#[source] io::Error),
+}
+
 /// An open state directory. Clones share it.
 #[derive(Debug, Clone)]
 pub struct State {
@@ -71,6 +115,8 @@ struct Shared {
     instance: PathBuf,
     hierarchies: Hierarchies,
     groups: AtomicU64,
+    images: Images,
+    floor: Floor,
     spawner: Spawner,
     tally: Arc<Tally>,
     discards: mpsc::UnboundedSender<Discard>,
@@ -91,7 +137,7 @@ impl State {
     ///
     /// # Errors
     /// Where the directory cannot be used, or the spawner not be started.
-    pub async fn open(root: &Path, usage: Use) -> Result<Self, StateError> {
+    pub async fn open(root: &Path, usage: Use, floor: Floor) -> Result<Self, StateError> {
         let failed = |attempt| {
             let path = root.to_owned();
             move |source| StateError::Io {
@@ -124,9 +170,10 @@ impl State {
         make_private(&instance).map_err(failed("making a directory in it"))?;
         let own = lock(&instance.join("lock")).map_err(failed("locking a directory in it"))?;
         let own = own.ok_or_else(|| StateError::InUse(root.clone()))?;
-        for name in ["scratch", "staging", "workspaces"] {
+        for name in ["scratch", "staging", "workspaces", "images"] {
             make_private(&instance.join(name)).map_err(failed("making a directory in it"))?;
         }
+        let images = Images::new(instance.join("images"));
         let hierarchies = Hierarchies::find(&format!("derrick-{name}"));
         note_groups(&instance, &hierarchies).map_err(failed("noting its control groups"))?;
         let spawner_lock = serving
@@ -143,6 +190,8 @@ impl State {
                 instance,
                 hierarchies,
                 groups: AtomicU64::new(1),
+                images,
+                floor,
                 spawner,
                 tally: Arc::default(),
                 discards,
@@ -153,6 +202,28 @@ impl State {
         state.sweep(usage).map_err(failed("sweeping it"))?;
         drop(starting);
         Ok(state)
+    }
+
+    /// Whether its filesystem still has the room that nothing new is written into.
+    ///
+    /// # Errors
+    /// When it has less, or cannot be asked.
+    pub fn check_room(&self) -> Result<(), NoRoom> {
+        let root = &self.shared.root;
+        let status = rustix::fs::statvfs(root).map_err(|error| NoRoom::Unknown(error.into()))?;
+        let free = status.f_bavail.saturating_mul(status.f_frsize);
+        let floor = self
+            .shared
+            .floor
+            .of(status.f_blocks.saturating_mul(status.f_frsize));
+        if free >= floor {
+            return Ok(());
+        }
+        Err(NoRoom::Low {
+            root: root.clone(),
+            free: ByteSize::b(free),
+            floor: ByteSize::b(floor),
+        })
     }
 
     /// The spawner that works on it.
@@ -179,8 +250,14 @@ impl State {
     ///
     /// # Errors
     /// The first one that it does not enforce.
-    pub fn check(&self, limits: &Limits, requests: &Requests) -> Result<(), Unenforceable> {
-        self.shared.hierarchies.check(limits, requests)
+    pub fn check(
+        &self,
+        limits: &Limits,
+        requests: &Requests,
+        storage: config::Storage,
+    ) -> Result<(), Unenforceable> {
+        self.shared.hierarchies.check(limits, requests)?;
+        self.check_disk(limits, storage)
     }
 
     /// What of `limits` and `requests` this host enforces, and why it does not enforce the rest.
@@ -189,8 +266,30 @@ impl State {
         &self,
         limits: &Limits,
         requests: &Requests,
+        storage: config::Storage,
     ) -> (Limits, Requests, Vec<Unenforceable>) {
-        self.shared.hierarchies.enforceable(limits, requests)
+        let (mut kept, requests, mut missing) =
+            self.shared.hierarchies.enforceable(limits, requests);
+        if let Err(unenforceable) = self.check_disk(&kept, storage) {
+            (kept.disk, kept.inodes) = (None, None);
+            missing.push(unenforceable);
+        }
+        (kept, requests, missing)
+    }
+
+    /// Whether a sandbox can have a disk of its own, if it is to.
+    fn check_disk(&self, limits: &Limits, storage: config::Storage) -> Result<(), Unenforceable> {
+        if storage != config::Storage::Disk || limits.disk.is_none() {
+            return Ok(());
+        }
+        let identity = self.spawner().identity();
+        match disk::image_obstacle(identity).or_else(images::obstacle) {
+            Some(reason) => Err(Unenforceable {
+                wish: Wish::DiskLimit,
+                reason,
+            }),
+            None => Ok(()),
+        }
     }
 
     /// What this process counts while it works on it.
@@ -220,18 +319,25 @@ impl State {
         self.shared.instance.join("staging")
     }
 
-    /// Makes `directory` with `upper` and `work` for a sandbox to write to; what an earlier sandbox
-    /// wrote to `upper` stays.
+    /// Makes `directory` for a sandbox to write to in this way; what an earlier sandbox wrote there stays.
     ///
     /// # Errors
-    /// Those of mkdir(2) and rename(2).
-    pub fn make_writable(&self, directory: &Path) -> io::Result<()> {
-        make_private(directory)?;
-        make_private(&directory.join("upper"))?;
-        let work = directory.join("work");
-        // An overlay that is not synced marks its work directory, and none takes a marked one again.
-        self.discard(&work)?;
-        make_private(&work)
+    /// Those of making it, and of making its filesystem.
+    pub async fn make_writable(
+        &self,
+        directory: PathBuf,
+        storage: Storage,
+    ) -> io::Result<Writable> {
+        make_private(&directory)?;
+        match storage {
+            Storage::Directory => make_private(&directory.join("upper"))?,
+            Storage::Image(capacity) => {
+                let image = directory.join(disk::IMAGE);
+                self.shared.images.make(&image, capacity).await?;
+            }
+            Storage::Memory(_) => {}
+        }
+        Ok(Writable { directory, storage })
     }
 
     /// Takes `path` out of the way at once and removes it in the background, which goes on after a

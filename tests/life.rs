@@ -411,7 +411,10 @@ fn a_full_disk_is_a_clear_error_and_the_service_goes_on() {
     let disk = std::env::var_os("DERRICK_SMALL_DISK")
         .expect("DERRICK_SMALL_DISK names no small filesystem; tests/run as root makes one");
     let state = Path::new(&disk).join("state");
-    let derrick = Launch::new(json!({ "name": "test" })).state(&state).start();
+    let derrick = Launch::new(json!({ "name": "test" }))
+        .state(&state)
+        .arguments(["--min-free", "0"])
+        .start();
     let workspace = derrick.create();
 
     let ran = workspace.sh("head -c 1G /dev/zero > /big");

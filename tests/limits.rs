@@ -218,7 +218,7 @@ fn limits_of_the_config_hold_and_those_of_a_workspace_come_before_them() {
         (json!({ "cpus": -1.5 }), "limits.cpus"),
         (json!({ "pids": 0 }), "limits.pids"),
         (json!({ "pids": 1e30 }), "limits.pids"),
-        (json!({ "disk": "1GB" }), "limits.disk"),
+        (json!({ "disk": "1KB" }), "limits.disk"),
         (json!({ "mem": 1 }), "mem"),
         (json!(7), "limits"),
     ] {

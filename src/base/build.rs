@@ -15,7 +15,7 @@ use crate::init::unpack::{Compression, Summary};
 use crate::pool::exec::{self, Ended};
 use crate::pool::ranges::Range;
 use crate::pool::{Gone, Sandbox};
-use crate::sandbox::{MemoryFiles, Network, Requirement, SandboxSpec};
+use crate::sandbox::{MemoryFiles, Network, Requirement, SandboxSpec, Storage};
 use crate::state::State;
 
 /// Bytes of a program's output, its end, that an error or a layer's record carries.
@@ -52,13 +52,14 @@ impl Build {
             .take_range(state.spawner().identity())
             .map_err(SetupError::host("taking ids for a layer"))?;
         let directory = state.staging().join(Uuid::now_v7().to_string());
-        state
-            .make_writable(&directory)
-            .map_err(SetupError::host("making a directory for a layer"))?;
+        let writable = state
+            .make_writable(directory.clone(), Storage::Directory)
+            .await;
+        let writable = writable.map_err(SetupError::host("making a directory for a layer"))?;
         let spec = SandboxSpec {
             ids: range.ids(),
             overlays: stack.overlays.clone(),
-            writable: directory.clone(),
+            writable,
             network,
             hostname: "setup".into(),
             landlock,

@@ -20,7 +20,7 @@ use crate::config::WorkspaceConfig;
 use crate::init::protocol::{Exit, Program, Status};
 use crate::pool::exec::pipe;
 use crate::pool::{Gone, Running, Sandbox, SandboxError};
-use crate::state::{State, Use};
+use crate::state::{Floor, State, Use};
 use crate::sys::terminal::resize;
 use crate::workspace::{Asked, Launch, Workspaces};
 
@@ -50,7 +50,12 @@ async fn run_in_throwaway(
         .map(|word| word.to_str().map(str::to_owned))
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| anyhow!("the command is not UTF-8"))?;
-    let state = State::open(&arguments.state.directory()?, Use::Throwaway).await?;
+    let state = State::open(
+        &arguments.state.directory()?,
+        Use::Throwaway,
+        Floor::default(),
+    )
+    .await?;
     let result = async {
         let workspaces = Workspaces::open(Arc::new(config), state.clone(), Use::Throwaway).await?;
         let workspace = workspaces.create(Asked::default()).await?;

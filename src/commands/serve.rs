@@ -13,7 +13,7 @@ use crate::config::{Network, WorkspaceConfig};
 use crate::provider::Provider;
 use crate::provider::ns::NsProvider;
 use crate::server::http::{self, HttpOptions, Listener, Token};
-use crate::state::{State, Use};
+use crate::state::{Floor, State, Use};
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -52,7 +52,12 @@ async fn serve_until_told(arguments: &ServeArgs, config: WorkspaceConfig) -> any
         Listen::Tcp(address) => Listener::tcp(*address, &options)?,
         Listen::Unix(path) => Listener::unix(path)?,
     };
-    let state = State::open(&arguments.state.directory()?, Use::Serve).await?;
+    let state = State::open(
+        &arguments.state.directory()?,
+        Use::Serve,
+        Floor(arguments.min_free),
+    )
+    .await?;
     let shares_network = [config.network, config.setup_network()].contains(&Network::Host);
     let opened = tokio::select! {
         opened = NsProvider::open(config, state.clone()) => Some(opened),

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, Metadata};
+use std::ops::RangeInclusive;
 use std::path::{Component, Path as HostPath, PathBuf};
 
 use super::tree::Path;
@@ -498,6 +499,10 @@ const LEAST_FILES: u64 = 4096;
 /// The largest size of a filesystem that the kernel does not misread.
 const MOST_FILES: u64 = 1 << 60;
 
+/// Bytes that a disk image can have.
+const DISKS: RangeInclusive<u64> = (1 << 20)..=(8 << 40);
+const INODES: RangeInclusive<u64> = 64..=1_000_000_000;
+
 /// The field that cannot be, and why.
 pub(super) fn limits(limits: &Limits) -> Result<(), (&'static str, String)> {
     let Limits {
@@ -510,6 +515,7 @@ pub(super) fn limits(limits: &Limits) -> Result<(), (&'static str, String)> {
         output,
         execs,
         disk,
+        inodes,
     } = limits;
     self::cpus(*cpus)?;
     if memory.is_some_and(|size| size.as_u64() < LEAST_MEMORY) {
@@ -542,10 +548,22 @@ pub(super) fn limits(limits: &Limits) -> Result<(), (&'static str, String)> {
     if *execs == Some(0) {
         return Err(("execs", above_zero(16)));
     }
-    if disk.is_some() {
-        return Err(("disk", NOT_YET.to_owned()));
+    if disk.is_some_and(|size| !DISKS.contains(&size.as_u64())) {
+        let reason = "is no size that a disk can have; write at least 1 MiB and at most 8 TiB, such as \"10GiB\"";
+        return Err(("disk", reason.to_owned()));
     }
-    Ok(())
+    match inodes {
+        Some(count) if !INODES.contains(count) => {
+            let reason = "is no number of files that a disk can have; write at least 64 and at most 1000000000";
+            Err(("inodes", reason.to_owned()))
+        }
+        Some(_) if disk.is_none() => {
+            let reason =
+                "bounds the files on a disk whose size is not bounded; set \"disk\" as well";
+            Err(("inodes", reason.to_owned()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The field that cannot be, and why.

@@ -47,6 +47,8 @@ pub enum Request {
     Signal(RequestId, i32, Target),
     /// Count the processes of the sandbox, init apart.
     Count(RequestId),
+    /// Tell how full the filesystem is that the sandbox writes to.
+    Room(RequestId),
 }
 
 /// A command to start.
@@ -104,6 +106,8 @@ pub enum Reply {
     Exited(RequestId, Exit),
     /// This many processes.
     Counted(RequestId, u64),
+    /// This full.
+    Room(RequestId, Room),
     /// It cannot be done.
     Refused(RequestId, Refusal),
 }
@@ -116,6 +120,7 @@ impl Reply {
             Self::Started(id)
             | Self::Exited(id, _)
             | Self::Counted(id, _)
+            | Self::Room(id, _)
             | Self::Refused(id, _) => *id,
         }
     }
@@ -146,6 +151,45 @@ pub struct Exit {
     pub detached: u64,
     /// What it used.
     pub usage: Usage,
+    /// Whether nothing more could be written to the sandbox's root just then.
+    pub full: bool,
+}
+
+/// How full a filesystem is, as statvfs(3) tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Bytes that are used.
+    pub bytes: u64,
+    /// Bytes that are free.
+    pub free_bytes: u64,
+    /// Files and directories.
+    pub inodes: u64,
+    /// How many more there can be.
+    pub free_inodes: u64,
+}
+
+impl Room {
+    /// That of the calling process's root.
+    ///
+    /// # Errors
+    /// Those of statvfs(3).
+    pub fn here() -> std::io::Result<Self> {
+        let status = rustix::fs::statvfs("/")?;
+        Ok(Self {
+            bytes: status.f_blocks.saturating_sub(status.f_bfree) * status.f_frsize,
+            free_bytes: status.f_bavail * status.f_frsize,
+            inodes: status.f_files.saturating_sub(status.f_ffree),
+            free_inodes: status.f_favail,
+        })
+    }
+
+    /// Whether hardly anything more can be written. Filesystems refuse larger writes before the last
+    /// block is taken.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let all = self.bytes + self.free_bytes;
+        self.free_bytes < (all / 64).min(1 << 20) || self.free_inodes == 0
+    }
 }
 
 /// What a command and those of its descendants that were waited for, or killed with it, used, as

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use super::protocol::{Exit, Reply, Request, RequestId, Status, Target, Usage};
+use super::protocol::{Exit, Reply, Request, RequestId, Room, Status, Target, Usage};
 use super::{exec, tree};
 use crate::sys::channel::{Channel, Received};
 use crate::sys::events::Events;
@@ -111,6 +111,7 @@ impl Init<'_> {
             }
             Request::Signal(id, number, target) => self.signal(id, number, target),
             Request::Count(id) => self.tell(&Reply::Counted(id, tree::count()?), &[]),
+            Request::Room(id) => self.tell(&Reply::Room(id, Room::here()?), &[]),
         }
     }
 
@@ -222,6 +223,7 @@ impl Init<'_> {
                     killed: running.killed.is_some(),
                     detached: self.take_orphans()?,
                     usage,
+                    full: Room::here()?.is_full(),
                 };
                 self.tell(&Reply::Exited(running.request, exit), &[])?;
             }

@@ -294,6 +294,7 @@ fn killed() -> Exit {
         killed: true,
         detached: 0,
         usage: Usage::default(),
+        full: false,
     }
 }
 

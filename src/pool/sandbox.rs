@@ -16,13 +16,18 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::channel::{AsyncChannel, watch};
 use super::is_full;
 use super::spawner::{OwnedGroup, Spawner, SpawnerError};
-use crate::init::protocol::{Attempt, Exec, Exit, Refusal, Reply, Request, RequestId, Target};
-use crate::sandbox::Enforcement;
+use crate::init::protocol::{
+    Attempt, Exec, Exit, Refusal, Reply, Request, RequestId, Room, Target,
+};
 use crate::sandbox::cgroups::{Counters, Throttle};
+use crate::sandbox::{Enforcement, Storage};
 use crate::sys::channel::{Peer, Received};
 
 /// How long a sandbox may take to end by itself where it cannot be killed.
 const OWN_END: Duration = Duration::from_secs(10);
+
+/// How long init may take to say how full its filesystem is.
+const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How much is attended to beside, at most: each holds a descriptor of the provider's, of which other
 /// sandboxes need some as well.
@@ -69,6 +74,7 @@ struct Shared {
     connection: Arc<Connection>,
     init: AsyncFd<OwnedFd>,
     enforcement: Enforcement,
+    storage: Storage,
     next: AtomicU64,
     reader: tokio::task::JoinHandle<()>,
     attended: Mutex<Attended>,
@@ -149,6 +155,7 @@ impl Sandbox {
         init: OwnedFd,
         enforcement: Enforcement,
         group: Option<OwnedGroup>,
+        storage: Storage,
     ) -> io::Result<Self> {
         let alarm = group
             .as_ref()
@@ -171,6 +178,7 @@ impl Sandbox {
             connection,
             init,
             enforcement,
+            storage,
             next: AtomicU64::new(1),
             reader,
             attended: Mutex::default(),
@@ -198,6 +206,28 @@ impl Sandbox {
     pub fn counters(&self) -> Option<Counters> {
         let group = self.shared.connection.group.as_ref();
         group.map(|group| group.counters())
+    }
+
+    /// What it writes to.
+    #[must_use]
+    pub fn storage(&self) -> Storage {
+        self.shared.storage
+    }
+
+    /// How full the filesystem is that it alone writes to, if it has one; as its init says, `None` if
+    /// that does not answer.
+    pub async fn own_room(&self) -> Option<Room> {
+        if !self.storage().is_bounded() {
+            return None;
+        }
+        let asked = tokio::time::timeout(ROOM_PATIENCE, self.ask(Request::Room)).await;
+        match asked.ok()?.ok()?.message {
+            Reply::Room(_, room) => Some(room),
+            other => {
+                self.not_done(other);
+                None
+            }
+        }
     }
 
     /// Why it ended, if it did.

@@ -142,6 +142,7 @@ impl Spawner {
     /// The step that failed; nothing of the sandbox is left then but its directories.
     pub async fn create(&self, spec: SandboxSpec) -> Result<Sandbox, SpawnerError> {
         let group = spec.group.clone().map(|group| self.own(group));
+        let storage = spec.writable.storage;
         let mut reply = self
             .ask(|id| Request::Create(id, Box::new(spec)), &[])
             .await?;
@@ -150,7 +151,7 @@ impl Spawner {
         match (reply.message, socket, init) {
             (Reply::Created(_, enforcement), Some(socket), Some(init)) => {
                 self.shared.created.fetch_add(1, Ordering::Relaxed);
-                Sandbox::new(self.clone(), socket, init, enforcement, group)
+                Sandbox::new(self.clone(), socket, init, enforcement, group, storage)
                     .map_err(SpawnerError::Unreachable)
             }
             (Reply::Failed(_, failure), ..) => Err(SpawnerError::NotCreated(failure)),

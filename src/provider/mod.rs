@@ -12,6 +12,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 pub use crate::config::{Limits as LimitsAsked, MOST_OUTPUT, Requests as RequestsAsked};
+use crate::init::protocol::Room;
 pub use crate::init::protocol::Target;
 pub use crate::pool::exec::{Stream, Streams};
 use crate::sandbox;
@@ -44,7 +45,7 @@ pub trait Provider: files::Files + Send + Sync + 'static {
     /// All workspaces, oldest first.
     fn list(&self) -> Vec<WorkspaceId>;
     /// State, layer, enforcement and execs of one workspace.
-    fn describe(&self, id: &WorkspaceId) -> Result<Description, Error>;
+    async fn describe(&self, id: &WorkspaceId) -> Result<Description, Error>;
     /// Ends a workspace; `false` if there was none. Its files are disposed of in the background.
     async fn remove(&self, id: &WorkspaceId) -> Result<bool, Error>;
     /// Starts one command, unless its key says that it was started before; answers when it runs.
@@ -249,6 +250,12 @@ pub struct Limits {
     /// Commands and sessions at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub execs: Option<u32>,
+    /// Bytes that the workspace may write and keep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
+    /// Files and directories that it may make and keep.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inodes: Option<u64>,
 }
 
 impl From<sandbox::Limits> for Limits {
@@ -262,6 +269,8 @@ impl From<sandbox::Limits> for Limits {
             tmp,
             output,
             execs,
+            disk,
+            inodes,
         } = limits;
         Self {
             memory,
@@ -272,6 +281,8 @@ impl From<sandbox::Limits> for Limits {
             tmp,
             output,
             execs,
+            disk,
+            inodes,
         }
     }
 }
@@ -322,11 +333,23 @@ pub struct Usage {
     /// Time that was waited for because of the limit, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub throttled: Option<f64>,
+    /// Bytes that are written on a disk of the workspace's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
+    /// Files and directories on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inodes: Option<u64>,
 }
 
-impl From<Counters> for Usage {
-    fn from(counters: Counters) -> Self {
-        Self {
+impl Usage {
+    /// From what the kernel counts, and how full the workspace's own disk is, where it has one.
+    #[must_use]
+    pub fn new(counters: Option<Counters>, room: Option<Room>) -> Option<Self> {
+        if counters.is_none() && room.is_none() {
+            return None;
+        }
+        let counters = counters.unwrap_or_default();
+        Some(Self {
             memory: counters.memory,
             peak_memory: counters.peak_memory,
             // Init is not the workspace's.
@@ -334,7 +357,9 @@ impl From<Counters> for Usage {
             pids_refused: counters.pids_refused,
             cpu: counters.cpu.map(|time| time.as_secs_f64()),
             throttled: counters.throttled.map(|time| time.as_secs_f64()),
-        }
+            disk: room.map(|room| room.bytes),
+            inodes: room.map(|room| room.inodes),
+        })
     }
 }
 

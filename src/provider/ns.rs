@@ -14,7 +14,7 @@ use super::log::{View, read_ends};
 use super::{
     Asked, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord, Fetched,
     Figures, FileContent, FilePath, Finished, NewWorkspace, Novelty, OpenFile, Outcome, Provider,
-    Ran, Receipt, Session, SessionRecord, Stream, Streams,
+    Ran, Receipt, Session, SessionRecord, Stream, Streams, Usage,
 };
 use crate::base::SetupError;
 use crate::chain;
@@ -23,7 +23,7 @@ use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::user;
 use crate::pool::{Gone, SandboxError};
 use crate::sandbox::identity::Identity;
-use crate::state::{State, Use};
+use crate::state::{NoRoom, State, Use};
 use crate::workspace::execs::Order;
 use crate::workspace::sessions::SessionError;
 use crate::workspace::{InForce, Launch, Workspace, WorkspaceError, WorkspaceId, Workspaces};
@@ -65,6 +65,14 @@ impl NsProvider {
         self.workspaces.get(id).map_err(|error| error_of(error, ""))
     }
 
+    /// Whether the host's disk has room for something new.
+    fn check_room(&self) -> Result<(), Error> {
+        self.state.check_room().map_err(|error| match error {
+            NoRoom::Low { .. } => Error::NoSpace(error.to_string()),
+            NoRoom::Unknown(_) => Error::Host(chain::text(&error)),
+        })
+    }
+
     /// What errors name: the whole working directory, and the user.
     fn named_by(&self, workspace: &Workspace, command: &Command) -> (String, String) {
         let directory = workspace.directory_inside(command.working_dir.as_deref());
@@ -77,6 +85,7 @@ impl NsProvider {
 impl Provider for NsProvider {
     async fn create(&self, asked: NewWorkspace) -> Result<WorkspaceId, Error> {
         check_environment(&asked.env)?;
+        self.check_room()?;
         let this = self.clone();
         to_its_end(async move {
             let created = this.workspaces.create(asked).await;
@@ -93,14 +102,14 @@ impl Provider for NsProvider {
         self.workspaces.list()
     }
 
-    fn describe(&self, id: &WorkspaceId) -> Result<Description, Error> {
+    async fn describe(&self, id: &WorkspaceId) -> Result<Description, Error> {
         let workspace = self.get(id)?;
         let sandbox = workspace.current();
         let (state, state_detail) = match &sandbox {
             Some(_) => (super::State::Running, None),
             None => (
                 super::State::Stopped,
-                Some("its processes are gone; its files are there, and the next command starts it on them".to_owned()),
+                Some(workspace.what_is_left().to_owned()),
             ),
         };
         let mut enforcement = self.enforcement();
@@ -112,7 +121,10 @@ impl Provider for NsProvider {
         if let Some(weaker) = enforcement["weaker"].as_array_mut() {
             weaker.extend(missing.into_iter().map(Into::into));
         }
-        let usage = sandbox.as_ref().and_then(|sandbox| sandbox.counters());
+        let usage = match &sandbox {
+            Some(sandbox) => Usage::new(sandbox.counters(), sandbox.own_room().await),
+            None => None,
+        };
         if let Some(sandbox) = sandbox
             && let Ok(mut own) = serde_json::to_value(sandbox.enforcement())
         {
@@ -131,7 +143,7 @@ impl Provider for NsProvider {
             execs: workspace.execs().running(),
             limits: limits.into(),
             requests: requests.into(),
-            usage: usage.map(Into::into),
+            usage,
             enforcement,
         })
     }
@@ -154,6 +166,7 @@ impl Provider for NsProvider {
     ) -> Result<(Arc<Exec>, Novelty), Error> {
         check_command(&command)?;
         let workspace = self.get(id)?;
+        self.check_room()?;
         let (directory, user) = self.named_by(&workspace, &command);
         let launch = Launch {
             program: match command.asked {
@@ -196,6 +209,7 @@ impl Provider for NsProvider {
     ) -> Result<SessionRecord, Error> {
         check_command(&command)?;
         let workspace = self.get(id)?;
+        self.check_room()?;
         let (directory, user) = self.named_by(&workspace, &command);
         let launch = Launch {
             program: Program::Arguments(Vec::new()),
@@ -228,6 +242,7 @@ impl Provider for NsProvider {
     ) -> Result<Ran, Error> {
         check_text("cmd", &line)?;
         let session = self.session(id, name)?;
+        self.check_room()?;
         to_its_end(async move { Ok(session.run(&line, timeout).await?) }).await
     }
 
@@ -298,6 +313,7 @@ impl Provider for NsProvider {
 
     async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error> {
         let (this, workspace) = (self.clone(), self.get(id)?);
+        self.check_room()?;
         let fetched = to_its_end(async move {
             workspace
                 .fetch(this.workspaces.setups(), &this.config.repositories)

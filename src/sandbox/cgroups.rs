@@ -226,6 +226,8 @@ pub enum Wish {
     PidsLimit,
     /// The ceiling for open files.
     OpenFilesLimit,
+    /// The ceiling for what is written.
+    DiskLimit,
     /// Memory that is to be there.
     MemoryRequest,
     /// Time on processors that is to be there.
@@ -239,6 +241,7 @@ impl fmt::Display for Wish {
             Self::CpuLimit => "limit on cpus",
             Self::PidsLimit => "limit on pids",
             Self::OpenFilesLimit => "limit on open_files",
+            Self::DiskLimit => "limit on disk",
             Self::MemoryRequest => "request for memory",
             Self::CpuRequest => "request for cpus",
         })
@@ -379,6 +382,7 @@ impl Hierarchies {
                 Wish::CpuLimit => limits.cpus = None,
                 Wish::PidsLimit => limits.pids = None,
                 Wish::OpenFilesLimit => limits.open_files = None,
+                Wish::DiskLimit => limits.disk = None,
                 Wish::MemoryRequest => requests.memory = None,
                 Wish::CpuRequest => requests.cpus = None,
             }

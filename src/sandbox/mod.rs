@@ -1,13 +1,14 @@
 //! One sandbox, restriction by restriction: first the descriptions, then one file for each.
 //!
-//! `spec` says what is wanted and `failure` what went wrong. `identity`, `overlay` and `mounts`
-//! build what the sandbox sees; `network`, `cgroups`, `limits`, `capabilities`, `landlock` and
+//! `spec` says what is wanted and `failure` what went wrong. `identity`, `disk`, `overlay` and
+//! `mounts` build what the sandbox sees; `network`, `cgroups`, `limits`, `capabilities`, `landlock` and
 //! `seccomp` take away what it may do. All of it is called from `spawner` and `init` alone, in
 //! processes of one thread, but for what the kernel counts in `cgroups`, which the provider reads.
 //! Nothing here knows tokio, HTTP or the config file.
 
 pub mod capabilities;
 pub mod cgroups;
+pub mod disk;
 pub mod failure;
 pub mod identity;
 pub mod landlock;
@@ -22,7 +23,7 @@ pub mod without;
 
 pub use failure::{At, Failure, Step};
 pub use spec::{
-    Access, Enforcement, IdMap, Keyring, Landlock, Limits, Lower, MemoryFiles, Network, Overlay,
-    Profile, Requests, Requirement, SandboxSpec,
+    Access, Capacity, Enforcement, IdMap, Keyring, Landlock, Limits, Lower, MemoryFiles, Network,
+    Overlay, Profile, Requests, Requirement, SandboxSpec, Storage, Writable,
 };
 pub use without::{Restriction, Without};

@@ -18,7 +18,9 @@ use rustix::mount::{
 use rustix::process::{chdir, fchdir};
 
 use super::identity::{Identity, Maps};
-use super::{Access, At, Failure, IdMap, Lower, Overlay, Restriction, SandboxSpec, Step, Without};
+use super::{
+    Access, At, Failure, IdMap, Lower, Overlay, Restriction, SandboxSpec, Step, Without, disk,
+};
 use crate::sys::mount::{Restrict, Scope, restrict};
 use crate::sys::process::OneThread;
 
@@ -103,29 +105,42 @@ fn make_directory(path: &Path) -> Result<(), Failure> {
     )
 }
 
-/// Makes the directories that the overlays of `spec` write to, owned by root inside.
+/// Makes the directories that the overlays of `spec` write to, below `uppers`, owned by root inside.
 ///
-/// # Errors
-/// The failed step; those that are there already, from a sandbox before this one, are kept.
-pub fn prepare_uppers(spec: &SandboxSpec) -> Result<(), Failure> {
+/// What was written to an upper before stays. A work directory is always a new one: an overlay that
+/// is not synced marks its own, and none takes a marked one again.
+fn prepare_uppers(spec: &SandboxSpec) -> Result<(), Failure> {
+    let uppers = Path::new(UPPERS);
+    match std::fs::remove_dir_all(uppers.join("work")) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        removed => removed.at(Step::Upper, "removing the overlays' old work directories")?,
+    }
     for kind in ["upper", "work"] {
+        let parent = uppers.join(kind);
+        make_if_missing(&parent).at(Step::Upper, format_args!("making {kind}"))?;
         for (number, overlay) in spec.overlays.iter().enumerate() {
             if overlay.access == Access::ReadOnly {
                 continue;
             }
-            let path = spec.writable.join(kind).join(number.to_string());
-            match rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)) {
-                Err(rustix::io::Errno::EXIST) => continue,
-                made => made.at(Step::Upper, format_args!("making {kind}/{number}"))?,
+            let path = parent.join(number.to_string());
+            if make_if_missing(&path).at(Step::Upper, format_args!("making {kind}/{number}"))? {
+                let owner = spec.ids.first;
+                std::os::unix::fs::lchown(&path, Some(owner), Some(owner)).at(
+                    Step::Upper,
+                    format_args!("giving {kind}/{number} to the sandbox"),
+                )?;
             }
-            let owner = spec.ids.first;
-            std::os::unix::fs::lchown(&path, Some(owner), Some(owner)).at(
-                Step::Upper,
-                format_args!("giving {kind}/{number} to the sandbox"),
-            )?;
         }
     }
     Ok(())
+}
+
+/// Whether the directory had to be made.
+fn make_if_missing(path: &Path) -> rustix::io::Result<bool> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Err(rustix::io::Errno::EXIST) => Ok(false),
+        made => made.map(|()| true),
+    }
 }
 
 /// Mounts every overlay of `spec`, attached nowhere yet, in the order of the spec.
@@ -140,9 +155,9 @@ pub fn mount_all(
     namespace: &OwnedFd,
 ) -> Result<Vec<OwnedFd>, Failure> {
     scratch.on_stage(|maps| {
-        let uppers =
-            clone_tree(&spec.writable).at(Step::Overlay, "opening the writable directory")?;
+        let uppers = disk::open(&spec.writable, identity)?;
         attach(&uppers, Path::new(UPPERS)).at(Step::Overlay, "attaching the writable directory")?;
+        prepare_uppers(spec)?;
         let mut mounting = Mounting {
             one,
             ids: spec.ids,

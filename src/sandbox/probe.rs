@@ -25,7 +25,7 @@ use super::overlay::{self, Scratch};
 use super::seccomp::Filters;
 use super::{
     Access, At, Failure, Lower, MemoryFiles, Overlay, Profile, Requirement, SandboxSpec, Step,
-    landlock,
+    Storage, Writable, landlock,
 };
 use crate::sys;
 use crate::sys::channel::{Channel, Peer};
@@ -451,8 +451,6 @@ fn mount_and_work(
         "lower/directory",
         "lower/gone",
         "writable",
-        "writable/upper",
-        "writable/work",
         "scratch",
     ] {
         match fs::create_dir(at(name)) {
@@ -473,7 +471,10 @@ fn mount_and_work(
             }],
             access: Access::Writable,
         }],
-        writable: at("writable"),
+        writable: Writable {
+            directory: at("writable"),
+            storage: Storage::Directory,
+        },
         network: super::Network::None,
         hostname: "check".to_owned(),
         landlock: Requirement::BestEffort,
@@ -481,7 +482,6 @@ fn mount_and_work(
         memory_files: MemoryFiles::default(),
         without: super::Without::default(),
     };
-    overlay::prepare_uppers(&spec)?;
     let namespace = identity::make_namespace(one, 0, spec.ids)?;
     let overlays = overlay::mount_all(one, &mut scratch, &spec, identity, &namespace)?;
     // Through an idmapped lower the probe is an id that owns nothing; the mount is what counts.

@@ -16,8 +16,8 @@ pub struct SandboxSpec {
     /// The root filesystem, then what is mounted in it, parents first. Overlay `n` keeps what is
     /// written to it in `upper/n` of `writable`.
     pub overlays: Vec<Overlay>,
-    /// A directory of the provider's own with `upper` and `work` in it.
-    pub writable: PathBuf,
+    /// Where it writes to.
+    pub writable: Writable,
     /// What network the sandbox has.
     pub network: Network,
     /// The hostname inside.
@@ -30,6 +30,44 @@ pub struct SandboxSpec {
     pub memory_files: MemoryFiles,
     /// What a test has turned off.
     pub without: Without,
+}
+
+/// Where a sandbox's uppers are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Writable {
+    /// A directory of the provider's own.
+    pub directory: PathBuf,
+    /// What there is in it.
+    pub storage: Storage,
+}
+
+/// What a sandbox's uppers are kept on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Storage {
+    /// The filesystem of the directory, which has `upper` and `work`.
+    #[default]
+    Directory,
+    /// A filesystem of this capacity in a file of the directory, made by the provider.
+    Image(Capacity),
+    /// Memory, as a filesystem of this capacity that ends with the sandbox.
+    Memory(Capacity),
+}
+
+impl Storage {
+    /// Whether it is the sandbox's alone, so that its being full says something of the sandbox.
+    #[must_use]
+    pub fn is_bounded(self) -> bool {
+        self != Self::Directory
+    }
+}
+
+/// How much a filesystem can take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Capacity {
+    /// In bytes; half of the host's memory if absent.
+    pub bytes: Option<u64>,
+    /// Files and directories; the kernel's or derrick's own measure if absent.
+    pub inodes: Option<u64>,
 }
 
 /// The filesystems in memory of a sandbox, with their sizes in bytes.
@@ -78,6 +116,12 @@ pub struct Limits {
     /// Commands at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub execs: Option<u32>,
+    /// Bytes that it may write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
+    /// Files and directories that it may make.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inodes: Option<u64>,
 }
 
 impl Limits {
@@ -93,6 +137,8 @@ impl Limits {
             tmp: self.tmp.or(others.tmp),
             output: self.output.or(others.output),
             execs: self.execs.or(others.execs),
+            disk: self.disk.or(others.disk),
+            inodes: self.inodes.or(others.inodes),
         }
     }
 }

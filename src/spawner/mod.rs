@@ -189,7 +189,6 @@ impl Spawner {
 
     /// Makes one sandbox, from its directories to the moment that its init serves.
     fn create(&mut self, spec: &SandboxSpec) -> Result<Created, Failure> {
-        overlay::prepare_uppers(spec)?;
         if let Some(group) = &spec.group {
             self.group_parents
                 .extend(group.parents().map(Path::to_owned));

@@ -10,6 +10,7 @@ pub mod channel;
 pub mod events;
 pub mod keyring;
 pub mod landlock;
+pub mod loop_device;
 pub mod mount;
 pub mod net;
 pub mod process;

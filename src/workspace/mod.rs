@@ -138,7 +138,7 @@ impl Shared {
             .check_within(limits)
             .map_err(|(field, reason)| WorkspaceError::Request { field, reason })?;
         if !self.config.best_effort.contains(&Restriction::Limits) {
-            self.state.check(limits, requests)?;
+            self.state.check(limits, requests, self.config.storage)?;
         }
         Ok(())
     }

@@ -12,12 +12,12 @@ use super::execs::{self, Execs, Novelty, Order};
 use super::record::{Record, writable};
 use super::sessions::Sessions;
 use crate::base::{self, Digest, Stack, environment};
-use crate::config::{Restriction, WorkspaceConfig};
+use crate::config::{self, Restriction, WorkspaceConfig};
 use crate::git::CommitId;
 use crate::init::protocol::{Exec, Program};
 use crate::pool::ranges::Range;
 use crate::pool::{Gone, Sandbox};
-use crate::sandbox::{IdMap, Limits, Requests, SandboxSpec};
+use crate::sandbox::{Capacity, IdMap, Limits, Requests, SandboxSpec, Storage};
 use crate::state::State;
 use crate::sys::terminal::Size;
 use crate::workspace::WorkspaceId;
@@ -132,9 +132,12 @@ impl Workspace {
             range: range.number(),
             ids: range.ids(),
             generation: 0,
+            storage: Storage::Directory,
         };
         let workspace = Self::new(config, state, parent.join(id.as_str()), record)
             .map_err(WorkspaceError::host("looking for execs"))?;
+        let storage = workspace.next_storage();
+        workspace.lock_record().storage = storage;
         match workspace.first_start(range).await {
             Ok(()) => Ok(workspace),
             Err(error) => {
@@ -196,7 +199,8 @@ impl Workspace {
 
     /// The record is written last: before it is there, nothing was acknowledged.
     async fn first_start(&self, range: Range) -> Result<(), WorkspaceError> {
-        let sandbox = self.start_sandbox(0, range.ids()).await?;
+        let storage = self.record().storage;
+        let sandbox = self.start_sandbox(0, storage, range.ids()).await?;
         self.record()
             .write(&self.directory)
             .map_err(WorkspaceError::host("writing a workspace's record"))?;
@@ -231,11 +235,27 @@ impl Workspace {
                 missing: Vec::new(),
             };
         }
-        let (limits, requests, missing) = self.state.enforceable(&limits, &requests);
+        let (limits, requests, missing) =
+            self.state
+                .enforceable(&limits, &requests, self.config.storage);
         InForce {
             limits,
             requests,
             missing: missing.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// What there is of it while it has no sandbox, for people.
+    #[must_use]
+    pub fn what_is_left(&self) -> &'static str {
+        match self.record().storage {
+            Storage::Directory | Storage::Image(_) => {
+                "its processes are gone; its files are there, and the next command starts it on them"
+            }
+            Storage::Memory(_) => {
+                "its processes are gone, and so are its files, which were in memory; the next command starts it in \
+                 the state right after setup"
+            }
         }
     }
 
@@ -288,8 +308,19 @@ impl Workspace {
             dying.end(Gone::Lost).await?;
         }
         let (generation, ids) = self.ids(&mut lifecycle)?;
-        let sandbox = self.start_sandbox(generation, ids).await?;
+        let storage = self.record().storage;
+        if matches!(storage, Storage::Memory(_)) {
+            // Its files ended with the sandbox before.
+            self.note_generation(generation, storage)?;
+        }
+        let sandbox = self.start_sandbox(generation, storage, ids).await?;
         self.set_current(Some(sandbox.clone()));
+        if matches!(storage, Storage::Memory(_)) {
+            self.events.tell(Event::Reset {
+                layer: self.layer().to_string(),
+                processes_killed: 0,
+            });
+        }
         Ok(sandbox)
     }
 
@@ -339,11 +370,14 @@ impl Workspace {
         lifecycle.check_open()?;
         let (generation, ids) = self.ids(&mut lifecycle)?;
         let next = generation + 1;
+        let storage = self.next_storage();
         // Left by a reset that was cut short.
         self.discard(&writable(&self.directory, next));
         // Beside each other: both take a while, and what is counted is what is about to end.
-        let (processes_killed, started_sandbox) =
-            tokio::join!(self.count_processes(), self.start_sandbox(next, ids));
+        let (processes_killed, started_sandbox) = tokio::join!(
+            self.count_processes(),
+            self.start_sandbox(next, storage, ids)
+        );
         let sandbox = match started_sandbox {
             Ok(sandbox) => sandbox,
             // Where the old files leave no room for a new sandbox beside them, they go first.
@@ -352,28 +386,23 @@ impl Workspace {
                 self.discard(&writable(&self.directory, next));
                 self.discard(&writable(&self.directory, generation));
                 self.state.flush().await;
-                self.start_sandbox(next, ids).await?
+                self.start_sandbox(next, storage, ids).await?
             }
             Err(error) => {
                 self.discard(&writable(&self.directory, next));
                 return Err(error);
             }
         };
-        let upper_entries = count_upper(&writable(&self.directory, next))
-            .map_err(WorkspaceError::host("counting what a reset left"))?;
+        let upper_entries = match storage {
+            Storage::Directory => count_upper(&writable(&self.directory, next))
+                .map_err(WorkspaceError::host("counting what a reset left"))?,
+            // A filesystem that was made for it, and is to be seen inside alone.
+            Storage::Image(_) | Storage::Memory(_) => 0,
+        };
         self.end_current(Gone::Reset).await?;
         // What ended with the old sandbox is told before the reset, and that before what is next.
         self.execs.settle().await;
-        {
-            let mut record = self.lock_record();
-            let mut changed = record.clone();
-            changed.generation = next;
-            changed.commits = changed.stack.commits.clone();
-            changed
-                .write(&self.directory)
-                .map_err(WorkspaceError::host("writing a workspace's record"))?;
-            *record = changed;
-        }
+        self.note_generation(next, storage)?;
         self.set_current(Some(sandbox));
         self.discard(&writable(&self.directory, generation));
         self.events.tell(Event::Reset {
@@ -457,10 +486,45 @@ impl Workspace {
         Ok((record.generation, ids))
     }
 
-    async fn start_sandbox(&self, generation: u64, ids: IdMap) -> Result<Sandbox, WorkspaceError> {
+    /// What its next generation is kept on.
+    fn next_storage(&self) -> Storage {
+        let limits = self.limits().limits;
+        let capacity = Capacity {
+            bytes: limits.disk,
+            inodes: limits.inodes,
+        };
+        match self.config.storage {
+            config::Storage::Memory => Storage::Memory(capacity),
+            config::Storage::Disk if limits.disk.is_some() => Storage::Image(capacity),
+            config::Storage::Disk => Storage::Directory,
+        }
+    }
+
+    /// Notes that its files are those of a generation that begins in the state right after setup.
+    fn note_generation(&self, generation: u64, storage: Storage) -> Result<(), WorkspaceError> {
+        let mut record = self.lock_record();
+        let mut changed = record.clone();
+        changed.generation = generation;
+        changed.storage = storage;
+        changed.commits = changed.stack.commits.clone();
+        changed
+            .write(&self.directory)
+            .map_err(WorkspaceError::host("writing a workspace's record"))?;
+        *record = changed;
+        Ok(())
+    }
+
+    async fn start_sandbox(
+        &self,
+        generation: u64,
+        storage: Storage,
+        ids: IdMap,
+    ) -> Result<Sandbox, WorkspaceError> {
         let files = writable(&self.directory, generation);
-        self.state
-            .make_writable(&files)
+        let files = self
+            .state
+            .make_writable(files, storage)
+            .await
             .map_err(WorkspaceError::host("making a directory for a sandbox"))?;
         let InForce {
             limits, requests, ..

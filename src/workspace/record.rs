@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::WorkspaceId;
 use crate::base::Stack;
 use crate::git::CommitId;
-use crate::sandbox::{IdMap, Limits, Requests};
+use crate::sandbox::{IdMap, Limits, Requests, Storage};
 
 /// The record of one workspace.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub(super) struct Record {
     pub(super) ids: IdMap,
     /// Counts its resets; names the directory that it writes to.
     pub(super) generation: u64,
+    /// What that directory has in it.
+    #[serde(default)]
+    pub(super) storage: Storage,
     /// The commit of each repository that its remote-tracking references are known to have.
     pub(super) commits: BTreeMap<PathBuf, CommitId>,
 }

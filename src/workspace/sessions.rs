@@ -162,11 +162,12 @@ impl Ending {
             Outcome::Reset => Self::Reset,
             Outcome::Removed => Self::Removed,
             Outcome::Lost { .. } => Self::Lost,
-            Outcome::Exited { .. } | Outcome::Signaled { .. } | Outcome::PidsLimit { .. } => {
-                Self::SessionEnded {
-                    code: outcome.exit_code(),
-                }
-            }
+            Outcome::Exited { .. }
+            | Outcome::Signaled { .. }
+            | Outcome::PidsLimit { .. }
+            | Outcome::DiskQuota { .. } => Self::SessionEnded {
+                code: outcome.exit_code(),
+            },
         }
     }
 

@@ -76,6 +76,7 @@ impl Files for NsProvider {
         content: Content,
     ) -> Result<(Entry, Before), Error> {
         let workspace = self.ready(id, &target).await?;
+        self.check_room()?;
         let path = target.path.clone();
         let explain = self.explain(&target);
         let replaced = workspace.replace_file(target, creation, content).await;
@@ -102,6 +103,9 @@ impl Files for NsProvider {
             }
         };
         check_raw_path(&path)?;
+        if !matches!(request, FileRequest::Remove(..)) {
+            self.check_room()?;
+        }
         self.change_files(id, target, request, path).await
     }
 
@@ -127,6 +131,7 @@ impl Files for NsProvider {
         content: Content,
     ) -> Result<Unpacked, Error> {
         let workspace = self.ready(id, &target).await?;
+        self.check_room()?;
         let explain = self.explain(&target);
         let unpacked = workspace.unpack_files(target, compression, content).await;
         Ok(unpacked.map_err(explain)?.into())

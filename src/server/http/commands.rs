@@ -165,6 +165,9 @@ async fn cmd(
         Outcome::PidsLimit { code } => format!(
             "the command in workspace {id} was refused processes at the workspace's limit and ended with exit code {code}"
         ),
+        Outcome::DiskQuota { code } => format!(
+            "the command in workspace {id} ended with exit code {code}, and the workspace's disk is full to its limit"
+        ),
         Outcome::Killed => format!("the command in workspace {id} was killed by a request"),
         Outcome::Reset | Outcome::Removed | Outcome::Lost { .. } => {
             format!("the command in workspace {id} was ended with its sandbox")
@@ -204,7 +207,7 @@ struct CommandOutput {
             description = "It ended.",
             body = CommandOutput,
             headers(
-                ("derrick-outcome" = String, description = "How it ended: `exited`, `signaled`, `deadline`, `oom`, `pids_limit` or `killed`."),
+                ("derrick-outcome" = String, description = "How it ended: `exited`, `signaled`, `deadline`, `oom`, `pids_limit`, `disk_quota` or `killed`."),
                 ("derrick-omitted-bytes" = u64, description = "Bytes left out of the middle of the output, if any are."),
             ),
         ),

@@ -73,7 +73,7 @@ impl Provider for Fake {
         vec!["w".parse().unwrap()]
     }
 
-    fn describe(&self, id: &WorkspaceId) -> Result<Description, Error> {
+    async fn describe(&self, id: &WorkspaceId) -> Result<Description, Error> {
         self.call(id, "describe".to_owned())?;
         Ok(Description {
             id: id.clone(),

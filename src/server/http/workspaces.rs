@@ -135,7 +135,7 @@ async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Json<Wo
     )
 )]
 async fn describe(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<Description>, Problem> {
-    Ok(Json(app.provider.describe(&id)?))
+    Ok(Json(app.provider.describe(&id).await?))
 }
 
 /// Ends a workspace: its processes, then its files.

@@ -898,7 +898,10 @@ impl Driver {
             Ok(end) => {
                 at = end.at;
                 let after = self.sandbox.counters().unwrap_or_default();
-                let outcome = Outcome::of_exit(&end.exit, end.cause).at_limits(&before, &after);
+                let mut outcome = Outcome::of_exit(&end.exit, end.cause).at_limits(&before, &after);
+                if end.exit.full && self.sandbox.storage().is_bounded() {
+                    outcome = outcome.on_full_disk();
+                }
                 (outcome, Some(end.exit))
             }
             Err(error @ SandboxError::Refused(_)) if !self.exec.told.load(Ordering::Relaxed) => {
@@ -909,6 +912,7 @@ impl Driver {
         let limit = match outcome {
             Outcome::Oom => Some("memory"),
             Outcome::PidsLimit { .. } => Some("pids"),
+            Outcome::DiskQuota { .. } => Some("disk"),
             _ => None,
         };
         if let Some(limit) = limit {

@@ -94,6 +94,11 @@ pub enum Outcome {
         /// 1 to 255.
         code: i32,
     },
+    /// It exited with a failure, and the workspace was at its limit on disk space or files then.
+    DiskQuota {
+        /// 1 to 255.
+        code: i32,
+    },
     /// Somebody asked derrick to kill it.
     Killed,
     /// Its workspace was reset.
@@ -109,12 +114,13 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every [`word`](Self::word).
-    pub const WORDS: [&str; 9] = [
+    pub const WORDS: [&str; 10] = [
         "exited",
         "signaled",
         "deadline",
         "oom",
         "pids_limit",
+        "disk_quota",
         "killed",
         "reset",
         "removed",
@@ -155,6 +161,15 @@ impl Outcome {
         }
     }
 
+    /// This one, where the disk of the workspace's own was full at the command's end.
+    #[must_use]
+    pub fn on_full_disk(self) -> Self {
+        match self {
+            Self::Exited { code } if code != 0 => Self::DiskQuota { code },
+            other => other,
+        }
+    }
+
     /// Of a command whose sandbox failed it.
     #[must_use]
     pub fn of_error(error: &SandboxError) -> Self {
@@ -173,7 +188,7 @@ impl Outcome {
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Exited { code } | Self::PidsLimit { code } => *code,
+            Self::Exited { code } | Self::PidsLimit { code } | Self::DiskQuota { code } => *code,
             Self::Signaled { signal, .. } => 128 + signal,
             Self::Deadline => 124,
             Self::Oom | Self::Killed | Self::Reset | Self::Removed => 128 + libc::SIGKILL,
@@ -190,6 +205,7 @@ impl Outcome {
             Self::Deadline => "deadline",
             Self::Oom => "oom",
             Self::PidsLimit { .. } => "pids_limit",
+            Self::DiskQuota { .. } => "disk_quota",
             Self::Killed => "killed",
             Self::Reset => "reset",
             Self::Removed => "removed",
@@ -397,6 +413,7 @@ mod tests {
             Outcome::Deadline,
             Outcome::Oom,
             Outcome::PidsLimit { code: 1 },
+            Outcome::DiskQuota { code: 1 },
             Outcome::Killed,
             Outcome::Reset,
             Outcome::Removed,
