@@ -13,7 +13,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use support::{
     Api, Derrick, GUARD, Launch, Lives, Workspace, as_owner, cgroup_directories, descendants,
-    fixture, namespaces, open_files, succeed, wait_until_empty,
+    digest_of_tree, fixture, namespaces, open_files, succeed, wait_until_empty,
 };
 
 /// What must not change, one line for each thing.
@@ -32,7 +32,7 @@ impl Picture {
         lines.insert(format!("{} processes below it", below.len() - 1));
         lines.extend(groups_of(&derrick.state()));
         lines.extend(names_below(&derrick.state()));
-        let layers = digest_of(&derrick.state().join("layers"));
+        let layers = digest_of_tree(&derrick.state().join("layers"));
         lines.insert(format!("layers {layers}"));
         Self(lines)
     }
@@ -132,19 +132,6 @@ fn groups_of(state: &Path) -> BTreeSet<String> {
         }
     }
     found
-}
-
-fn digest_of(directory: &Path) -> String {
-    succeed(
-        as_owner("sh")
-            .args([
-                "-c",
-                "set -e
-                tar --create --sort=name --numeric-owner --xattrs --xattrs-include='*' --directory=\"$1\" . | sha256sum",
-                "sh",
-            ])
-            .arg(directory),
-    )
 }
 
 fn names_below(state: &Path) -> BTreeSet<String> {
@@ -290,18 +277,6 @@ fn refused(workspace: &Workspace) {
     workspace.api().raw(b"nonsense\r\n\r\n");
 }
 
-/// A workspace with limits where this host enforces them, else one without.
-fn create(api: &Api) -> Workspace {
-    let limits = json!({ "limits": { "memory": 256 << 20, "pids": 100 } });
-    let answer = api.post("/workspaces", &limits);
-    if answer.status == 200 {
-        let id = answer.json()["id"].as_str().expect("an id").to_owned();
-        return api.workspace(&id);
-    }
-    answer.problem(422);
-    api.create()
-}
-
 #[test]
 fn provider_spawner_layers_and_state_end_up_as_they_began() {
     let derrick = Launch::new(json!({
@@ -311,9 +286,14 @@ fn provider_spawner_layers_and_state_end_up_as_they_began() {
     }))
     .start();
     let round = || {
+        let limits = json!({ "memory": 256 << 20, "pids": 100 });
         // Connections of its own, which are closed with it.
         let api = Api::new(derrick.api.address(), None);
-        let workspaces = [create(&api), create(&api), api.create()];
+        let workspaces = [
+            api.create_limited(&limits),
+            api.create_limited(&limits),
+            api.create(),
+        ];
         std::thread::scope(|scope| {
             for workspace in &workspaces {
                 scope.spawn(|| use_it(workspace));

@@ -180,6 +180,18 @@ impl Api {
         self.workspace(id)
     }
 
+    /// Makes a workspace with these limits where the host enforces them, else without.
+    pub(crate) fn create_limited(&self, limits: &Value) -> Workspace {
+        let answer = self.post("/workspaces", &json!({ "limits": limits }));
+        if answer.status == 200 {
+            let id = answer.json()["id"].as_str().expect("an id").to_owned();
+            return self.workspace(&id);
+        }
+        let problem = answer.problem(422);
+        assert_eq!(problem["type"], "urn:derrick:problem:limit-unenforceable");
+        self.create()
+    }
+
     /// A workspace that is there already.
     pub(crate) fn workspace(&self, id: &str) -> Workspace {
         Workspace {

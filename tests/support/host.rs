@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{GUARD, Workspace};
+use super::{GUARD, Workspace, as_owner, succeed};
 
 /// Every process that descends from one process, held so that their end can be waited for.
 #[derive(Debug, Default)]
@@ -165,6 +165,16 @@ pub(crate) fn mounts_below(directory: &Path) -> Vec<String> {
         .filter(|line| line.contains(directory))
         .map(str::to_owned)
         .collect()
+}
+
+/// A digest of all that is below a directory: names, kinds, owners, modes, times of change, attributes and
+/// content.
+pub(crate) fn digest_of_tree(directory: &Path) -> String {
+    let archive = "set -e
+        tar --create --sort=name --numeric-owner --xattrs --xattrs-include='*' --pax-option=delete=atime \
+            --directory=\"$1\" . | sha256sum";
+    let mut digest = as_owner("sh");
+    succeed(digest.args(["-c", archive, "sh"]).arg(directory))
 }
 
 /// What the descriptors of a process lead to.

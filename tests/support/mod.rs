@@ -30,8 +30,8 @@ pub(crate) use self::{
     derrick::{Derrick, Launch, binary},
     git_server::{GitRequest, GitServer, Upstream, git},
     host::{
-        Lives, cgroup_directories, descendants, holders, mounts_below, namespaces, open_files,
-        process_with_argument, seen_from_the_host, uid_map, wait_until_empty,
+        Lives, cgroup_directories, descendants, digest_of_tree, holders, mounts_below, namespaces,
+        open_files, process_with_argument, seen_from_the_host, uid_map, wait_until_empty,
     },
     mode::{Mode, mode},
     scratch::{Scratch, as_owner},
