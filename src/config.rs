@@ -77,6 +77,9 @@ pub struct WorkspaceConfig {
     /// Settings of the setup phase alone.
     #[serde(default)]
     pub setup: Setup,
+    /// What the workspace is let do about namespaces of its own, during setup too.
+    #[serde(default)]
+    pub profile: Profile,
     /// What may be missing on this host instead of failing the start of a sandbox.
     #[serde(default)]
     pub best_effort: Vec<Restriction>,
@@ -161,6 +164,18 @@ pub enum Storage {
     /// In memory, `limits.disk` of it or half of the host's at most: it is gone with the workspace's
     /// processes, also when derrick ends.
     Memory,
+}
+
+/// What a workspace is let do about namespaces of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// It can neither make nor enter any, and mount nothing.
+    #[default]
+    Standard,
+    /// It can, as bubblewrap, Chromium's sandbox and rootless containers want it; more of the kernel can
+    /// be attacked then.
+    Nested,
 }
 
 /// Settings of the setup phase.
@@ -364,6 +379,7 @@ impl WorkspaceConfig {
             network: Network::default(),
             storage: Storage::default(),
             setup: Setup::default(),
+            profile: Profile::default(),
             best_effort: Vec::new(),
             limits: None,
             requests: None,

@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::build::{About, Build};
+use super::build::{About, Build, Confinement};
 use super::host::{BaseError, host_base, withheld, without_nested};
-use super::setup::landlock;
 use super::skeleton::skeleton_tar;
 use super::stack::Owner;
 use super::store::{LAYER_FORMAT, LayerMeta};
@@ -23,7 +22,7 @@ use super::{Digest, Layer, LayerStore, SetupError, Stack, whiteouts};
 use crate::config::{Base, WorkspaceConfig};
 use crate::init::unpack::Compression;
 use crate::sandbox::identity::Identity;
-use crate::sandbox::{Access, Lower, Network, Overlay};
+use crate::sandbox::{Access, Lower, Network, Overlay, Profile};
 use crate::state::State;
 
 /// Resolves a config's base.
@@ -264,7 +263,12 @@ impl Bases<'_> {
             return Ok(layer);
         }
         tracing::info!(layer = %digest, "unpacking {what}");
-        let build = Build::start(self.state, stack, Network::None, landlock(self.config)).await?;
+        let confinement = Confinement {
+            network: Network::None,
+            profile: Profile::Standard,
+            ..Confinement::of(self.config)
+        };
+        let build = Build::start(self.state, stack, confinement).await?;
         match build
             .unpack(archive.file.into(), archive.compression, Path::new("/"))
             .await

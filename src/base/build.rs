@@ -9,13 +9,14 @@ use uuid::Uuid;
 
 use super::store::{LAYER_FORMAT, LayerMeta};
 use super::{Digest, Layer, LayerStore, SetupError, Stack};
+use crate::config::{self, WorkspaceConfig};
 use crate::init::files::protocol::RawPath;
 use crate::init::protocol::{Exec, Program, Unpacked};
 use crate::init::unpack::{Compression, Summary};
 use crate::pool::exec::{self, Ended};
 use crate::pool::ranges::Range;
 use crate::pool::{Gone, Sandbox};
-use crate::sandbox::{MemoryFiles, Network, Requirement, SandboxSpec, Storage};
+use crate::sandbox::{MemoryFiles, Network, Profile, Requirement, SandboxSpec, Storage};
 use crate::state::State;
 
 /// Bytes of a program's output, its end, that an error or a layer's record carries.
@@ -40,13 +41,45 @@ pub(super) struct About {
     pub(super) output: Option<String>,
 }
 
+/// What a sandbox of a config is let do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Confinement {
+    pub(crate) network: Network,
+    pub(crate) profile: Profile,
+    pub(crate) landlock: Requirement,
+}
+
+impl Confinement {
+    /// That of the config's workspaces.
+    pub(crate) fn of(config: &WorkspaceConfig) -> Self {
+        Self {
+            network: network(config.network),
+            profile: match config.profile {
+                config::Profile::Standard => Profile::Standard,
+                config::Profile::Nested => Profile::Nested,
+            },
+            landlock: if config.best_effort.contains(&config::Restriction::Landlock) {
+                Requirement::BestEffort
+            } else {
+                Requirement::Required
+            },
+        }
+    }
+}
+
+pub(super) fn network(asked: config::Network) -> Network {
+    match asked {
+        config::Network::None => Network::None,
+        config::Network::Host => Network::Host,
+    }
+}
+
 impl Build {
     /// Starts a sandbox on `stack`.
     pub(super) async fn start(
         state: &State,
         stack: &Stack,
-        network: Network,
-        landlock: Requirement,
+        confinement: Confinement,
     ) -> Result<Self, SetupError> {
         let range = stack
             .take_range(state.spawner().identity())
@@ -60,9 +93,10 @@ impl Build {
             ids: range.ids(),
             overlays: stack.overlays.clone(),
             writable,
-            network,
+            network: confinement.network,
             hostname: "setup".into(),
-            landlock,
+            profile: confinement.profile,
+            landlock: confinement.landlock,
             // What setup may use is up to whoever wrote the config.
             group: None,
             memory_files: MemoryFiles::default(),

@@ -18,10 +18,11 @@ pub mod store;
 pub mod tarball;
 mod whiteouts;
 
+pub(crate) use build::Confinement;
 pub use build::environment;
 pub use error::SetupError;
 pub(crate) use repositories::take_in;
 pub use setup::Setups;
-pub(crate) use setup::{landlock, limits, network, requests};
+pub(crate) use setup::{limits, requests};
 pub use stack::Stack;
 pub use store::{Digest, Layer, LayerStore};

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::bases::Bases;
-use super::build::{About, Build, OUTPUT_END, run_in};
+use super::build::{About, Build, Confinement, OUTPUT_END, network, run_in};
 use super::repositories::{Checkout, owner_for};
 use super::stack::Owner;
 use super::store::LAYER_FORMAT;
@@ -18,7 +18,7 @@ use crate::config::{self, WorkspaceConfig};
 use crate::git::{CommitId, Mirrors};
 use crate::init::files;
 use crate::init::protocol::Program;
-use crate::sandbox::{Access, Enforcement, Limits, Network, Requests, Requirement};
+use crate::sandbox::{Access, Enforcement, Limits, Requests};
 use crate::state::State;
 
 /// Setup layers on top of each other, after which a setup starts from the base again.
@@ -56,7 +56,7 @@ impl Setups {
         .resolve()
         .await?;
         // Started once and thrown away: what a workspace could not start with is said now.
-        let trial = Build::start(state, &base, network(config.network), landlock(&config)).await?;
+        let trial = Build::start(state, &base, Confinement::of(&config)).await?;
         let enforcement = trial.sandbox().enforcement().clone();
         trial.abandon().await;
         let shared = Shared {
@@ -102,6 +102,7 @@ impl Setups {
         read_only
             .into_iter()
             .chain(identity)
+            .chain(shared.enforcement.profile.weaker().map(str::to_owned))
             .chain(shared.enforcement.landlock.weaker())
             .chain(shared.enforcement.network.weaker().map(str::to_owned))
             .chain(shared.state.spawner().without().weaker())
@@ -194,6 +195,8 @@ impl Setups {
             "env": config.env,
             "workdir": config.workdir,
             "network": config.setup_network(),
+            // What the script may do.
+            "profile": (config.profile != config::Profile::Standard).then_some(config.profile),
             // Whom the repositories belong to.
             "user": (!config.repositories.is_empty()).then_some(&config.user),
         });
@@ -235,8 +238,11 @@ impl Setups {
             None => (shared.base.clone(), None),
         };
         tracing::info!(layer = %digest, from = parent.as_ref().map(Digest::as_str), "setting up");
-        let network = network(shared.config.setup_network());
-        let build = Build::start(&shared.state, &start, network, landlock(&shared.config)).await?;
+        let confinement = Confinement {
+            network: network(shared.config.setup_network()),
+            ..Confinement::of(&shared.config)
+        };
+        let build = Build::start(&shared.state, &start, confinement).await?;
         let output = match self.fill(&build, &start, checkouts).await {
             Ok(output) => output,
             Err(error) => {
@@ -394,13 +400,6 @@ impl Setups {
 }
 
 /// What a sandbox's spec calls the network that the config asks for.
-pub(crate) fn network(asked: config::Network) -> Network {
-    match asked {
-        config::Network::None => Network::None,
-        config::Network::Host => Network::Host,
-    }
-}
-
 /// What the config allows a workspace.
 pub(crate) fn limits(config: &WorkspaceConfig) -> Limits {
     config
@@ -415,13 +414,4 @@ pub(crate) fn requests(config: &WorkspaceConfig) -> Requests {
         .requests
         .as_ref()
         .map_or_else(Requests::default, Requests::from)
-}
-
-/// Whether landlock is required, as the config says.
-pub(crate) fn landlock(config: &WorkspaceConfig) -> Requirement {
-    if config.best_effort.contains(&config::Restriction::Landlock) {
-        Requirement::BestEffort
-    } else {
-        Requirement::Required
-    }
 }

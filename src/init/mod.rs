@@ -197,7 +197,7 @@ fn assemble(
         let abi = crate::sys::landlock::abi();
         Landlock::Off { abi }
     } else {
-        landlock::enter(spec.landlock)?
+        landlock::enter(spec.profile, spec.landlock)?
     };
     let seccomp_filters = without.unless_off(Restriction::Seccomp, || filters.install())?;
     Ok(Enforcement {
@@ -209,6 +209,7 @@ fn assemble(
         keyring,
         no_new_privs,
         rlimits,
+        profile: spec.profile,
         landlock,
         seccomp_filters,
         capabilities,

@@ -2,24 +2,43 @@
 //!
 //! One domain for a whole sandbox, entered by init before any command. It denies mounting as such,
 //! device nodes and device ioctls outside `/dev`, and signals and abstract sockets across its edge.
+//! Where namespaces can be nested there is the latter alone: nothing could be mounted in them else.
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
     RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
-use super::{Failure, Landlock, Requirement, Step};
+use super::{Failure, Landlock, Profile, Requirement, Step};
 use crate::sys;
 
 /// With ABI 1 every rename or link across directories gives `EXDEV`, which breaks git and package managers.
 const LEAST: i32 = 2;
 
-/// Enters the domain; how much of it this kernel enforces.
+/// From this version on there are scopes.
+const SCOPES: i32 = 6;
+
+/// Enters the domain of `profile`; how much of it this kernel enforces.
 ///
 /// # Errors
 /// The failed step; also where it is required and the kernel has none, or too old a one.
-pub fn enter(requirement: Requirement) -> Result<Landlock, Failure> {
+pub fn enter(profile: Profile, requirement: Requirement) -> Result<Landlock, Failure> {
     let abi = sys::landlock::abi();
+    match profile {
+        Profile::Standard => enter_whole(abi, requirement),
+        Profile::Nested if abi < SCOPES => Ok(Landlock::Off { abi }),
+        Profile::Nested => match restrict_scopes() {
+            Ok(RulesetStatus::FullyEnforced) => Ok(Landlock::Scopes { abi }),
+            Ok(status) => Err(Failure::new(
+                Step::Landlock,
+                format!("landlock's scopes: {status:?}"),
+            )),
+            Err(error) => Err(failed(&*error)),
+        },
+    }
+}
+
+fn enter_whole(abi: i32, requirement: Requirement) -> Result<Landlock, Failure> {
     if abi < LEAST {
         let found = if abi == 0 {
             "none".to_owned()
@@ -37,8 +56,7 @@ pub fn enter(requirement: Requirement) -> Result<Landlock, Failure> {
             Requirement::BestEffort => Ok(Landlock::Off { abi }),
         };
     }
-    let status =
-        restrict().map_err(|error| Failure::new(Step::Landlock, format!("landlock: {error}")))?;
+    let status = restrict().map_err(|error| failed(&*error))?;
     match status {
         RulesetStatus::FullyEnforced => Ok(Landlock::Full { abi }),
         RulesetStatus::PartiallyEnforced => Ok(Landlock::Partial {
@@ -56,13 +74,24 @@ fn missing(abi: i32) -> Vec<String> {
     let wanted = [
         (3, "truncation"),
         (5, "device ioctls"),
-        (6, "scoping of signals and abstract sockets"),
+        (SCOPES, "scoping of signals and abstract sockets"),
     ];
     wanted
         .iter()
         .filter(|(since, _)| abi < *since)
         .map(|(_, name)| (*name).to_owned())
         .collect()
+}
+
+fn failed(error: &dyn std::error::Error) -> Failure {
+    Failure::new(Step::Landlock, format!("landlock: {error}"))
+}
+
+fn restrict_scopes() -> Result<RulesetStatus, Box<dyn std::error::Error>> {
+    let ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .scope(Scope::AbstractUnixSocket | Scope::Signal)?;
+    Ok(ruleset.create()?.restrict_self()?.ruleset)
 }
 
 fn restrict() -> Result<RulesetStatus, Box<dyn std::error::Error>> {

@@ -14,7 +14,7 @@ use rustix::mount::{
 };
 
 use super::overlay::{clone_tree, enter, new_filesystem};
-use super::{At, Failure, MemoryFiles, Network, Restriction, SandboxSpec, Step};
+use super::{At, Failure, IdMap, MemoryFiles, Network, Profile, Restriction, SandboxSpec, Step};
 use crate::sys::mount::{Restrict, Scope, restrict};
 
 /// Device nodes that a sandbox has, with their major and minor numbers.
@@ -119,8 +119,9 @@ pub fn assemble(
     }
     attach_all(&prepared)?;
     // The last moment that /proc/sys can be written to.
-    spec.without
-        .unless_off(Restriction::UserNamespaces, forbid_user_namespaces)?;
+    spec.without.unless_off(Restriction::UserNamespaces, || {
+        forbid_namespaces(spec.profile, spec.ids)
+    })?;
     spec.without
         .unless_off(Restriction::ReadOnlyPaths, protect)?;
     spec.without.unless_off(Restriction::HiddenPaths, hide)
@@ -305,9 +306,17 @@ fn attach_at(mount: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
 }
 
 /// No process of this user namespace can ever make another one, whatever it may call.
-fn forbid_user_namespaces() -> Result<(), Failure> {
-    std::fs::write("/proc/sys/user/max_user_namespaces", "0")
-        .at(Step::Limits, "writing max_user_namespaces of the sandbox")
+///
+/// Where they can be nested, but root inside is the user who runs derrick, none can make a control group
+/// namespace: with one it could mount the group that it is in, which belongs to that user as well.
+fn forbid_namespaces(profile: Profile, ids: IdMap) -> Result<(), Failure> {
+    let limit = match profile {
+        Profile::Standard => "max_user_namespaces",
+        Profile::Nested if ids.first == 0 => "max_cgroup_namespaces",
+        Profile::Nested => return Ok(()),
+    };
+    std::fs::write(Path::new("/proc/sys/user").join(limit), "0")
+        .at(Step::Limits, format_args!("writing {limit} of the sandbox"))
 }
 
 fn protect() -> Result<(), Failure> {

@@ -477,6 +477,7 @@ fn mount_and_work(
         },
         network: super::Network::None,
         hostname: "check".to_owned(),
+        profile: Profile::Standard,
         landlock: Requirement::BestEffort,
         group: None,
         memory_files: MemoryFiles::default(),
@@ -543,7 +544,7 @@ fn seccomp() -> Fact {
 fn landlock_domain() -> Fact {
     const NAME: &str = "landlock";
     let abi = sys::landlock::abi();
-    match attempt(|_| landlock::enter(Requirement::Required)) {
+    match attempt(|_| landlock::enter(Profile::Standard, Requirement::Required)) {
         Ok(enforced) => match enforced.weaker() {
             None => Fact::ok(NAME, format!("ABI {abi}")),
             Some(weaker) => Fact::weaker(

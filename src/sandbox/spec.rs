@@ -22,6 +22,8 @@ pub struct SandboxSpec {
     pub network: Network,
     /// The hostname inside.
     pub hostname: String,
+    /// What it is let do about namespaces of its own.
+    pub profile: Profile,
     /// Whether a kernel without landlock is refused.
     pub landlock: Requirement,
     /// The control groups that limit it, if it is limited.
@@ -254,8 +256,24 @@ impl Network {
 pub enum Profile {
     /// No namespace can be made or entered, and nothing mounted.
     Standard,
-    /// Namespaces can be made inside, and what root may do in them.
+    /// They can, and whoever makes a user namespace is root in it; landlock confines no files.
     Nested,
+}
+
+impl Profile {
+    /// What it lacks beside `Standard`, for people.
+    #[must_use]
+    pub fn weaker(self) -> Option<&'static str> {
+        match self {
+            Self::Standard => None,
+            Self::Nested => Some(
+                "namespaces can be nested, as the config asks: root of a user namespace that is made inside has \
+                 every capability there, mounts filesystems, among them its control group to read, and sets up \
+                 networks of its own, traffic control included; landlock confines no files; so more of the kernel \
+                 can be attacked",
+            ),
+        }
+    }
 }
 
 /// What to do where a restriction cannot be had.
@@ -281,6 +299,8 @@ pub struct Enforcement {
     /// Resource limits that every process inside inherits, by their names in prlimit(1); bytes, or
     /// how many.
     pub rlimits: BTreeMap<String, u64>,
+    /// What it is let do about namespaces of its own.
+    pub profile: Profile,
     /// How much of the landlock domain is in force.
     pub landlock: Landlock,
     /// Seccomp filters in force.
@@ -320,6 +340,11 @@ pub enum Landlock {
         /// What is missing, for people.
         missing: Vec<String>,
     },
+    /// The scoping of signals and abstract sockets alone: a domain over files would forbid mounting.
+    Scopes {
+        /// The kernel's ABI version.
+        abi: i32,
+    },
     /// Nothing.
     Off {
         /// The kernel's ABI version; 0 if it has none.
@@ -332,7 +357,8 @@ impl Landlock {
     #[must_use]
     pub fn weaker(&self) -> Option<String> {
         match self {
-            Self::Full { .. } => None,
+            // Of the latter the profile tells.
+            Self::Full { .. } | Self::Scopes { .. } => None,
             Self::Partial { abi, missing } => Some(format!(
                 "landlock ABI {abi} of this kernel is without {}",
                 missing.join(", ")

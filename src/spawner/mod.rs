@@ -62,7 +62,9 @@ struct Spawner {
     one: OneThread,
     identity: Identity,
     scratch: Scratch,
-    filters: Filters,
+    /// Of each profile.
+    standard: Filters,
+    nested: Filters,
     /// Removals under way, by the child that does each.
     removals: HashMap<i32, RequestId>,
     /// Pidfds of the living inits, by process id.
@@ -92,7 +94,8 @@ impl Spawner {
             one,
             identity,
             scratch: Scratch::enter()?,
-            filters: Filters::compile(Profile::Standard)?,
+            standard: Filters::compile(Profile::Standard)?,
+            nested: Filters::compile(Profile::Nested)?,
             removals: HashMap::new(),
             inits: HashMap::new(),
             group_parents: BTreeSet::new(),
@@ -198,8 +201,12 @@ impl Spawner {
             Channel::pair(Peer::Untrusted).at(Step::Process, "making init's socket")?;
         let (ours, theirs) =
             Channel::pair(Peer::Untrusted).at(Step::Process, "making a socket for the birth")?;
+        let filters = match spec.profile {
+            Profile::Standard => &self.standard,
+            Profile::Nested => &self.nested,
+        };
         let child = fork_child(self.one, || {
-            init::be_born(self.one, spec, &self.filters, &theirs, &init_end)
+            init::be_born(self.one, spec, filters, &theirs, &init_end)
         })
         .at(Step::Process, "forking a sandbox's first process")?;
         // Only the child's copy may stay, or its end would never show.

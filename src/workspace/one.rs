@@ -11,7 +11,7 @@ use super::events::{Event, Events};
 use super::execs::{self, Execs, Novelty, Order};
 use super::record::{Record, writable};
 use super::sessions::Sessions;
-use crate::base::{self, Digest, Stack, environment};
+use crate::base::{Confinement, Digest, Stack, environment};
 use crate::config::{self, Restriction, WorkspaceConfig};
 use crate::git::CommitId;
 use crate::init::protocol::{Exec, Program};
@@ -529,13 +529,15 @@ impl Workspace {
         let InForce {
             limits, requests, ..
         } = self.limits();
+        let confinement = Confinement::of(&self.config);
         let spec = SandboxSpec {
             ids,
             overlays: self.record().stack.overlays,
             writable: files,
-            network: base::network(self.config.network),
+            network: confinement.network,
+            profile: confinement.profile,
             hostname: self.hostname(),
-            landlock: base::landlock(&self.config),
+            landlock: confinement.landlock,
             group: self.state.group(&limits, &requests)?,
             memory_files: (&limits).into(),
             without: self.state.spawner().without().clone(),

@@ -23,20 +23,17 @@ pub(super) fn rules(
     ])
 }
 
-/// `CLONE_NEW*` of clone(2) for mount, UTS, IPC, user, pid and network namespaces.
+/// `CLONE_NEW*` of clone(2) for mount, cgroup, UTS, IPC, user, pid and network namespaces.
 const NAMESPACE_FLAGS: &[u64] = &[
     0x0002_0000,
+    0x0200_0000,
     0x0400_0000,
     0x0800_0000,
     0x1000_0000,
     0x2000_0000,
     0x4000_0000,
 ];
-/// Never let through: with one of its own a process could mount its control group, and where that
-/// belongs to the user who runs derrick raise its own limits.
-const CLONE_NEWCGROUP: u64 = 0x0200_0000;
-/// Never let through either, as nobody asks for it. A flag of unshare(2) alone: clone has the exit
-/// signal there.
+/// Never let through, as nobody asks for it. A flag of unshare(2) alone: clone has the exit signal there.
 const CLONE_NEWTIME: u64 = 0x80;
 /// Makes a sibling instead of a child: it would not be below the leader of its exec.
 const CLONE_PARENT: u64 = 0x8000;
@@ -81,11 +78,11 @@ fn not_permitted(
     };
     rules.insert(
         number!(clone, architecture),
-        any_bit(&[namespaces, &[CLONE_NEWCGROUP, CLONE_PARENT]].concat())?,
+        any_bit(&[namespaces, &[CLONE_PARENT]].concat())?,
     );
     rules.insert(
         number!(unshare, architecture),
-        any_bit(&[namespaces, &[CLONE_NEWCGROUP, CLONE_NEWTIME]].concat())?,
+        any_bit(&[namespaces, &[CLONE_NEWTIME]].concat())?,
     );
     if profile == Profile::Nested {
         // Root of a network namespace of its own could use them.
