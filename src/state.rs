@@ -283,7 +283,7 @@ impl State {
             return Ok(());
         }
         let identity = self.spawner().identity();
-        match disk::image_obstacle(identity).or_else(images::obstacle) {
+        match disk::image_obstacle(identity) {
             Some(reason) => Err(Unenforceable {
                 wish: Wish::DiskLimit,
                 reason,

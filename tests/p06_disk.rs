@@ -134,6 +134,11 @@ fn an_image_is_attached_as_long_as_its_sandbox_lives_and_takes_what_is_written()
         let status = fs::metadata(image.trim()).expect("the image is there");
         std::os::unix::fs::MetadataExt::blocks(&status) * 512
     };
+    // Nobody inside is told where it is.
+    assert_eq!(
+        workspace.ok("cat /sys/block/*/loop/backing_file 2> /dev/null; true"),
+        ""
+    );
     // Not what it may become.
     assert!(taken() < 64 << 20, "{}", taken());
     workspace.ok("head -c 32M /dev/urandom > /file");

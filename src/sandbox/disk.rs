@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -107,6 +107,16 @@ fn openable(mount: &OwnedFd) -> Result<OwnedFd, Failure> {
         .at(Step::Upper, "opening a filesystem in memory")
 }
 
+/// The program that makes images, wherever the host has it.
+#[must_use]
+pub fn mkfs() -> Option<PathBuf> {
+    let places = ["/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/bin", "/bin"];
+    let programs = places
+        .iter()
+        .map(|place| Path::new(place).join("mkfs.ext4"));
+    programs.into_iter().find(|program| program.is_file())
+}
+
 /// Why an image cannot be used here, if it cannot; in the words of an answer to a person.
 #[must_use]
 pub fn image_obstacle(identity: Identity) -> Option<String> {
@@ -116,6 +126,9 @@ pub fn image_obstacle(identity: Identity) -> Option<String> {
              \"memory\""
                 .to_owned(),
         );
+    }
+    if mkfs().is_none() {
+        return Some("mkfs.ext4 is missing; run: apt-get install e2fsprogs".to_owned());
     }
     match File::options()
         .read(true)

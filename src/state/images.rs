@@ -13,7 +13,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use crate::sandbox::Capacity;
-use crate::sandbox::disk::copy_sparse;
+use crate::sandbox::disk::{self, copy_sparse};
 
 /// Bytes of a disk for each file that it can hold where nobody says how many. Source trees and packages
 /// have small files.
@@ -26,10 +26,6 @@ const INODE: u64 = 256;
 
 /// Bytes for what the filesystem keeps besides, on top of a hundredth of all.
 const SPARE: u64 = 1 << 20;
-
-const MKFS: &str = "mkfs.ext4";
-/// Where it is, whatever the provider's own `PATH` says.
-const PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin";
 
 /// The images that this process has made: the first of each capacity.
 #[derive(Debug)]
@@ -73,12 +69,6 @@ impl Images {
     }
 }
 
-/// Whether images can be made; why not, for people.
-pub(super) fn obstacle() -> Option<String> {
-    let is_there = std::env::split_paths(PATH).any(|directory| directory.join(MKFS).is_file());
-    (!is_there).then(|| format!("{MKFS} is missing; install the package e2fsprogs"))
-}
-
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     // Under its name only when it is whole: one that is there is taken.
     let unfinished = to.with_extension("new");
@@ -99,7 +89,8 @@ fn new_file(path: &Path) -> io::Result<File> {
 async fn make_filesystem(path: &Path, capacity: Capacity) -> io::Result<()> {
     let (bytes, inodes) = measure(capacity);
     new_file(path)?.set_len(bytes)?;
-    let made = Command::new(MKFS)
+    let mkfs = disk::mkfs().ok_or_else(|| io::Error::other("mkfs.ext4 is missing"))?;
+    let made = Command::new(&mkfs)
         .args(["-q", "-F", "-m", "0", "-b", "4096"])
         // Nothing that is written here has to outlive a power failure: no journal.
         .args(["-O", "^has_journal,^resize_inode"])
@@ -107,7 +98,6 @@ async fn make_filesystem(path: &Path, capacity: Capacity) -> io::Result<()> {
         .args(["-I", &INODE.to_string(), "-N", &inodes.to_string()])
         .arg(path)
         .env_clear()
-        .env("PATH", PATH)
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()
@@ -116,7 +106,11 @@ async fn make_filesystem(path: &Path, capacity: Capacity) -> io::Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&made.stderr);
-    Err(io::Error::other(format!("{MKFS} failed: {}", said.trim())))
+    Err(io::Error::other(format!(
+        "{} failed: {}",
+        mkfs.display(),
+        said.trim()
+    )))
 }
 
 /// How large the image is and how many files it holds, so that what it can take is no less than
