@@ -455,6 +455,36 @@ fn a_full_disk_is_a_clear_error_and_the_service_goes_on() {
     succeed(support::as_owner("rm").arg("-rf").arg(&state));
 }
 
+#[test]
+fn a_log_that_nothing_can_be_written_to_ends_nothing() {
+    let scratch = Scratch::new();
+    let full = fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("there is /dev/full");
+    let mut provider = Command::new(support::binary())
+        .args(["--listen", "127.0.0.1:0", "--state-dir"])
+        .arg(scratch.join("state"))
+        .stdout(Stdio::piped())
+        .stderr(full)
+        .spawn()
+        .expect("cannot start derrick");
+    let mut line = String::new();
+    let mut stdout = BufReader::new(provider.stdout.take().expect("it is a pipe"));
+    stdout
+        .read_line(&mut line)
+        .expect("it says where it listens");
+    let address = line.trim_end().strip_prefix("listening on http://");
+    let api = support::Api::new(address.unwrap_or_else(|| panic!("{line:?}")), None);
+    let workspace = api.create();
+    workspace.ok("true");
+    api.get("/nowhere").problem(404);
+    assert!(workspace.delete());
+    let pid = Pid::from_raw(provider.id().cast_signed());
+    kill(pid, Signal::SIGTERM).expect("it runs");
+    assert!(provider.wait().expect("it ends").success());
+}
+
 fn entries(directory: &Path) -> Vec<String> {
     fs::read_dir(directory)
         .unwrap_or_else(|error| panic!("cannot list {}: {error}", directory.display()))

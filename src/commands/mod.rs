@@ -80,6 +80,8 @@ fn log_to_stderr(format: LogFormat, default_level: &str) {
     };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // It would tell of a line that cannot be written with another one, and panic over that.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
