@@ -88,12 +88,18 @@ pub struct ServeArgs {
     /// there. A fiftieth of it, at most 1 GiB, if absent.
     #[arg(long, value_name = "SIZE")]
     pub min_free: Option<ByteSize>,
-    /// Require the bearer token in this file from every client.
+    /// Require a bearer token of this file from every client. SIGHUP has the file read again.
+    ///
+    /// A line is a token, then, if it is not good for everything, name=NAME and scope=own (what tokens of that name
+    /// made) or scope=ID,ID (these workspaces). The file must be mode 0600.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Accept requests for this host name besides localhost and the address that is listened on. Repeatable.
     #[arg(long = "allow-host", value_name = "NAME")]
     pub allowed_hosts: Vec<HostName>,
+    /// Let pages of this origin use the API from a browser, with a token. Repeatable.
+    #[arg(long = "allow-origin", value_name = "ORIGIN")]
+    pub allowed_origins: Vec<Origin>,
     /// How log lines are written to stderr.
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -370,6 +376,55 @@ impl FromStr for HostName {
 )]
 pub struct InvalidHostName;
 
+/// Where a page is from, as browsers write it in the `Origin` header: scheme, host and, unless it is
+/// the scheme's own, port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Origin {
+    type Err = InvalidOrigin;
+
+    fn from_str(text: &str) -> Result<Self, InvalidOrigin> {
+        let text = text.to_ascii_lowercase();
+        let (scheme, rest) = text.split_once("://").ok_or(InvalidOrigin)?;
+        let own_port = match scheme {
+            "http" => "80",
+            "https" => "443",
+            _ => return Err(InvalidOrigin),
+        };
+        // The colons of an IPv6 address are inside its brackets.
+        let (host, port) = match rest.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+            _ => (rest, None),
+        };
+        let host: HostName = host.parse().map_err(|_| InvalidOrigin)?;
+        let is_number = |port: &str| {
+            port.parse::<u16>()
+                .is_ok_and(|number| number.to_string() == port && number != 0)
+        };
+        match port {
+            // No browser ever writes it, so it would let nobody in.
+            Some(port) if port == own_port || !is_number(port) => Err(InvalidOrigin),
+            Some(port) => Ok(Self(format!("{scheme}://{}:{port}", host.as_str()))),
+            None => Ok(Self(format!("{scheme}://{}", host.as_str()))),
+        }
+    }
+}
+
+/// The text is no origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "write an origin as a browser does, such as https://ui.example.org or http://localhost:3000: http or https and a \
+     host, with the port unless it is the usual one, without a path or wildcard"
+)]
+pub struct InvalidOrigin;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,6 +455,7 @@ mod tests {
         assert_eq!(cli.serve.listen.to_string(), "127.0.0.1:50080");
         assert_eq!(cli.serve.token_file, None);
         assert_eq!(cli.serve.allowed_hosts, []);
+        assert_eq!(cli.serve.allowed_origins, []);
         assert_eq!(cli.serve.log_format, LogFormat::Text);
     }
 
@@ -549,6 +605,42 @@ mod tests {
             "", "*", "a:80", "http://a", "a/b", "a..b", "a.", "ü", "[x]", "::1", "a b",
         ] {
             assert_eq!(bad.parse::<HostName>(), Err(InvalidHostName), "{bad}");
+        }
+    }
+
+    #[test]
+    fn origins_are_as_a_browser_writes_them() {
+        for (text, origin) in [
+            ("https://ui.example.org", "https://ui.example.org"),
+            ("HTTPS://UI.example.org", "https://ui.example.org"),
+            ("http://localhost:3000", "http://localhost:3000"),
+            ("https://[::1]:8443", "https://[::1]:8443"),
+            ("http://[::1]", "http://[::1]"),
+        ] {
+            let parsed: Origin = text.parse().unwrap();
+            assert_eq!(parsed.to_string(), origin);
+        }
+        for bad in [
+            "*",
+            "null",
+            "",
+            "ui.example.org",
+            "https://",
+            "https://*",
+            "https://*.example.org",
+            "https://ui.example.org/",
+            "https://ui.example.org:443",
+            "http://ui.example.org:80",
+            "https://ui.example.org:",
+            "https://ui.example.org:0",
+            "https://ui.example.org:080",
+            "https://ui.example.org:65536",
+            "https://user@ui.example.org",
+            "https://ui.example.org,https://b.example",
+            "file://x",
+            "chrome-extension://abc",
+        ] {
+            assert_eq!(bad.parse::<Origin>(), Err(InvalidOrigin), "{bad:?}");
         }
     }
 

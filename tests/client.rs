@@ -551,9 +551,11 @@ fn a_part_of_an_id_that_fits_several_names_them() {
 fn a_token_is_shown_and_a_provider_that_wants_one_refuses_those_without() {
     let scratch = Scratch::new();
     let token = "0123456789abcdef0123456789abcdef";
-    let file = scratch.file("token", format!("{token}\n"));
+    // The provider's own file will do: the first token in it counts.
+    let text = format!("# mine\n{token} name=me scope=own\nfedcba9876543210fedcba9876543210\n");
+    let file = scratch.file("token", &text);
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    let derrick = Launch::new(json!({ "name": "test" })).token(token).start();
+    let derrick = Launch::new(json!({ "name": "test" })).token(&text).start();
     let server = url(&derrick);
     let said = refused(&run(&server, &["ls", "-q"]), 1);
     assert!(said.contains("Bearer"), "{said}");
@@ -567,6 +569,7 @@ fn a_token_is_shown_and_a_provider_that_wants_one_refuses_those_without() {
         ok(&with_file(&["exec", id.trim_end(), "--", "echo", "x"])),
         "x\n"
     );
+    assert_eq!(ok(&with_file(&["ls", "-q"])), id);
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     let said = refused(&with_file(&["ls"]), 125);
     assert!(said.contains("mode 0600"), "{said}");

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::AbortOnDropHandle;
 
+use crate::chain;
 use crate::cli::{Listen, ServeArgs};
 use crate::config::{Network, WorkspaceConfig};
 use crate::provider::Provider;
 use crate::provider::ns::NsProvider;
-use crate::server::http::{self, HttpOptions, Listener, Token};
+use crate::server::http::{self, HttpOptions, Listener, Tokens};
 use crate::state::{Floor, State, Use};
 
 /// Serves until SIGTERM or SIGINT.
@@ -35,16 +37,26 @@ pub fn serve(arguments: &ServeArgs) -> anyhow::Result<ExitCode> {
 async fn serve_until_told(arguments: &ServeArgs, config: WorkspaceConfig) -> anyhow::Result<()> {
     // Before anything else, so that a signal during a long start ends it cleanly too.
     let mut told_to_stop = Box::pin(told_to_stop()?);
+    let tokens = arguments.token_file.as_deref().map(Tokens::from_file);
+    let tokens = tokens.transpose()?.map(Arc::new);
+    if tokens.is_none() && !arguments.allowed_origins.is_empty() {
+        bail!(
+            "--allow-origin needs a --token-file: without a token a browser is let in as the user who runs it, \
+             whichever of that origin's pages it shows"
+        );
+    }
+    let _rereading = tokens.clone().map(reread_when_told).transpose()?;
     let options = HttpOptions {
-        token: arguments
-            .token_file
-            .as_deref()
-            .map(Token::from_file)
-            .transpose()?,
+        tokens: tokens.clone(),
         allowed_hosts: arguments
             .allowed_hosts
             .iter()
             .map(|name| name.as_str().to_owned())
+            .collect(),
+        allowed_origins: arguments
+            .allowed_origins
+            .iter()
+            .map(ToString::to_string)
             .collect(),
         ..HttpOptions::default()
     };
@@ -76,7 +88,7 @@ async fn serve_until_told(arguments: &ServeArgs, config: WorkspaceConfig) -> any
         }
     };
     if shares_network
-        && options.token.is_none()
+        && options.tokens.is_none()
         && matches!(arguments.listen, Listen::Tcp(_))
         && provider.shares_uid_with_workspaces()
     {
@@ -106,6 +118,30 @@ fn announce(listener: &Listener) -> anyhow::Result<()> {
 fn allow_many_descriptors() -> anyhow::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raising the limit of open files")
+}
+
+/// Reads the tokens again at each SIGHUP, until what this gives is dropped. A file that cannot be used
+/// changes nothing.
+fn reread_when_told(tokens: Arc<Tokens>) -> std::io::Result<AbortOnDropHandle<()>> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    let rereading = async move {
+        while hangups.recv().await.is_some() {
+            let tokens = Arc::clone(&tokens);
+            match tokio::task::spawn_blocking(move || tokens.reread()).await {
+                Ok(Ok(read)) => tracing::info!(
+                    tokens = read.tokens,
+                    added = read.added,
+                    revoked = read.revoked,
+                    "read the token file again"
+                ),
+                Ok(Err(error)) => {
+                    tracing::error!(error = chain::text(&error), "the tokens stay as they were")
+                }
+                Err(error) => tracing::error!(%error, "reading the token file failed"),
+            }
+        }
+    };
+    Ok(AbortOnDropHandle::new(tokio::spawn(rereading)))
 }
 
 fn told_to_stop() -> std::io::Result<impl Future<Output = ()>> {

@@ -44,6 +44,8 @@ pub trait Provider: files::Files + Send + Sync + 'static {
     async fn create(&self, asked: NewWorkspace) -> Result<WorkspaceId, Error>;
     /// All workspaces, oldest first.
     fn list(&self) -> Vec<WorkspaceId>;
+    /// The name that a workspace belongs to, if it belongs to one.
+    fn owner(&self, id: &WorkspaceId) -> Result<Option<String>, Error>;
     /// State, layer, enforcement and execs of one workspace.
     async fn describe(&self, id: &WorkspaceId) -> Result<Description, Error>;
     /// Ends a workspace; `false` if there was none. Its files are disposed of in the background.
@@ -190,6 +192,9 @@ pub struct Description {
     /// Why it is stopped, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_detail: Option<String>,
+    /// The name of the token that it was made with, if that has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// Digest of the setup layer that it started from.
     pub layer: String,
     /// The end of what the setup script printed, if there is one.

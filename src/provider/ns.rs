@@ -102,6 +102,10 @@ impl Provider for NsProvider {
         self.workspaces.list()
     }
 
+    fn owner(&self, id: &WorkspaceId) -> Result<Option<String>, Error> {
+        Ok(self.get(id)?.owner())
+    }
+
     async fn describe(&self, id: &WorkspaceId) -> Result<Description, Error> {
         let workspace = self.get(id)?;
         let sandbox = workspace.current();
@@ -137,6 +141,7 @@ impl Provider for NsProvider {
             id: id.clone(),
             state,
             state_detail,
+            owner: workspace.owner(),
             setup_output: self.workspaces.setups().output(&workspace.layer()),
             layer: workspace.layer().to_string(),
             created: workspace.created(),

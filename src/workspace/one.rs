@@ -83,6 +83,8 @@ pub struct Asked {
     pub limits: Limits,
     /// What it is to get; likewise.
     pub requests: Requests,
+    /// The name that it belongs to, if it belongs to one.
+    pub owner: Option<String>,
 }
 
 /// What a workspace may use and is to get, as far as this host enforces that.
@@ -127,6 +129,7 @@ impl Workspace {
             env: asked.env,
             limits: asked.limits,
             requests: asked.requests,
+            owner: asked.owner,
             commits: stack.commits.clone(),
             stack,
             range: range.number(),
@@ -219,6 +222,12 @@ impl Workspace {
     #[must_use]
     pub fn created(&self) -> u64 {
         self.record().created
+    }
+
+    /// The name that it belongs to, if it belongs to one.
+    #[must_use]
+    pub fn owner(&self) -> Option<String> {
+        self.lock_record().owner.clone()
     }
 
     /// What it may use and is to get.

@@ -27,6 +27,9 @@ pub(super) struct Record {
     /// What it is to get.
     #[serde(default)]
     pub(super) requests: Requests,
+    /// The name of the token that it was made with.
+    #[serde(default)]
+    pub(super) owner: Option<String>,
     /// What it starts from, and returns to.
     pub(super) stack: Stack,
     /// The number of the id range that its files are written with.

@@ -81,10 +81,16 @@ impl Launch {
         self.environment("DERRICK_TEST_WITHOUT", &restrictions.join(","))
     }
 
-    /// With a token that the API then asks for.
-    pub(crate) fn token(mut self, token: &str) -> Self {
-        self.token = Some(token.to_owned());
+    /// With a token file of this text, the first token of which the API is then asked with.
+    pub(crate) fn token(mut self, text: &str) -> Self {
+        self.token = Some(text.to_owned());
         self
+    }
+
+    fn first_token(&self) -> Option<&str> {
+        let mut lines = self.token.as_deref()?.lines();
+        let line = lines.find(|line| !line.starts_with('#'))?;
+        line.split_ascii_whitespace().next()
     }
 
     /// With this state directory, which the caller removes.
@@ -104,12 +110,10 @@ impl Launch {
         let home = Scratch::new();
         home.file("config.json", self.config.to_string());
         if let Some(token) = &self.token {
-            let path = home.file("token", token);
-            std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-                .expect("cannot restrict the token file");
+            write_tokens(&home, token);
         }
         let mut derrick = Derrick {
-            api: Api::new("", self.token.as_deref()),
+            api: Api::new("", None),
             launch: self,
             provider: None,
             home,
@@ -165,6 +169,12 @@ impl Derrick {
     /// Replaces the workspace config; it takes effect at the next start.
     pub(crate) fn configure(&self, config: &Value) {
         self.home.file("config.json", config.to_string());
+    }
+
+    /// Replaces the token file and has it read again, which happens some time after.
+    pub(crate) fn replace_tokens(&self, text: &str) {
+        write_tokens(&self.home, text);
+        kill(Pid::from_raw(self.pid()), Signal::SIGHUP).expect("cannot signal derrick");
     }
 
     /// Ends it with SIGTERM, as a service manager does, and waits for it.
@@ -262,7 +272,7 @@ impl Derrick {
         let address = line
             .strip_prefix("listening on http://")
             .unwrap_or_else(|| panic!("derrick's first line is {line:?}"));
-        self.api = Api::new(address, self.launch.token.as_deref());
+        self.api = Api::new(address, self.launch.first_token());
         Ok(())
     }
 
@@ -298,6 +308,12 @@ impl Derrick {
         );
         status
     }
+}
+
+fn write_tokens(home: &Scratch, text: &str) {
+    let path = home.file("token", text);
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("cannot restrict the token file");
 }
 
 impl Drop for Derrick {

@@ -23,6 +23,7 @@ use utoipa_axum::routes;
 use super::App;
 use super::connection::Connection;
 use super::execs::{ExecPath, SignalRequest, SizeField};
+use super::grant::Caller;
 use super::output::{Follow, Until};
 use super::problem::{Kind, Problem, Problems, of};
 use super::routes::{Parameters, tag};
@@ -101,6 +102,7 @@ async fn attach(
     path: ExecPath,
     Parameters(query): Parameters<AttachQuery>,
     Extension(connection): Extension<Connection>,
+    caller: Caller,
     Upgrade(upgrade): Upgrade,
 ) -> Result<Response, Problem> {
     let exec = app.exec(&path)?;
@@ -109,8 +111,15 @@ async fn attach(
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE);
     let tasks = app.upgraded.clone();
-    Ok(upgrade
-        .on_upgrade(move |socket| tasks.track_future(converse(socket, follow, app, connection))))
+    Ok(upgrade.on_upgrade(move |socket| {
+        tasks.track_future(async move {
+            tokio::select! {
+                () = converse(socket, follow, app, connection) => {}
+                // The answer that the guard watches over was the upgrade.
+                () = caller.revoked() => {}
+            }
+        })
+    }))
 }
 
 /// A text message of derrick's.

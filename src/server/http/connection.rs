@@ -129,7 +129,7 @@ impl Acceptor {
     /// Serves `stream` to its end.
     pub(super) fn converse(&self, stream: Stream) -> impl Future<Output = ()> + Send + use<> {
         let owner = self.owner;
-        let with_token = self.options.token.is_some();
+        let with_token = self.options.tokens.is_some();
         let refusals = Arc::clone(&self.refusals);
         let guest = self.entrance.admit();
         let conversation = Conversation {

@@ -170,7 +170,7 @@ pub(super) fn about() -> OpenApi {
                     SecurityScheme::Http(
                         HttpBuilder::new()
                             .scheme(HttpAuthScheme::Bearer)
-                            .description(Some("Where derrick was given a `--token-file`."))
+                            .description(Some("Where derrick was given a `--token-file`. What is beyond the scope of a token is not there: 404; what is for all workspaces together is 403 `beyond-scope`."))
                             .build(),
                     ),
                 )
@@ -259,6 +259,27 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     ]
     .into_iter()
     .flatten()
+}
+
+/// Method and path of each route for one workspace, without braces but those of the `{id}`.
+#[cfg(test)]
+pub(super) fn routes_with_a_workspace() -> Vec<(String, String)> {
+    let document = serde_json::json!(document());
+    let mut found = Vec::new();
+    for (path, item) in document["paths"].as_object().into_iter().flatten() {
+        for method in item
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(method, _)| method)
+        {
+            if let Some((before, after)) = path.split_once("{id}") {
+                let after = after.replace(['{', '}'], "");
+                found.push((method.to_uppercase(), format!("{before}{{id}}{after}")));
+            }
+        }
+    }
+    found
 }
 
 #[cfg(test)]

@@ -98,15 +98,9 @@ impl FromRequestParts<Arc<App>> for Place {
     type Rejection = Problem;
 
     /// From the target as it was sent: axum's own parameters are UTF-8.
-    async fn from_request_parts(parts: &mut Parts, _app: &Arc<App>) -> Result<Self, Problem> {
-        let mut rest = parts.uri.path().splitn(5, '/').skip(2);
-        let id = rest.next().unwrap_or_default();
-        let path = rest.nth(1).unwrap_or_default();
-        let id = percent_decode_str(id).decode_utf8_lossy();
-        let id = id.parse().map_err(|_| {
-            let shown: String = id.chars().take(63).collect();
-            Problem::from(Error::NoSuchWorkspace(format!("{shown:?}")))
-        })?;
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let Id(id) = Id::from_request_parts(parts, app).await?;
+        let path = parts.uri.path().splitn(5, '/').nth(4).unwrap_or_default();
         let path: Vec<u8> = std::iter::once(b'/')
             .chain(percent_decode_str(path))
             .collect();

@@ -3,34 +3,62 @@
 //! A web page in a browser of the provider's user reaches loopback too, so being there proves
 //! nothing: the page's requests are told by `Host` (DNS rebinding), `Origin` (cross-site requests,
 //! WebSocket handshakes), `Sec-Fetch-Site` (pictures, scripts, frames and links, which have no
-//! `Origin`) and the content type (requests that need no preflight). No `Access-Control-Allow-*`
-//! header is ever sent.
+//! `Origin`) and the content type (requests that need no preflight). Pages of the origins that the
+//! operator lists are let in, see `cors`; they need the token as everybody else does.
 //!
 //! No origin is let in for derrick's own page, `/docs`: it asks for nothing. What a browser asks for
 //! without an `Origin` is let in where a person typed the address, or followed a link of that page.
+//!
+//! Whoever is refused here is not listened to any longer: the connection is closed behind the answer,
+//! so that nobody holds a place in it by asking again and again and not reading.
 
 use std::sync::Arc;
 
 use axum::body::HttpBody;
 use axum::extract::{Request, State};
 use axum::http::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, HeaderValue, ORIGIN,
-    WWW_AUTHENTICATE,
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderName, HeaderValue,
+    ORIGIN, WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderMap, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 
 use super::connection::{Connection, Peer};
+use super::grant::Caller;
 use super::problem::{Kind, Problem};
-use super::{App, HttpOptions};
+use super::{App, HttpOptions, cors};
 
 /// The layer that lets a request through to its route.
 pub(super) async fn guard(
     State(app): State<Arc<App>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
+    let refused =
+        |problem: Problem| problem.with_header(CONNECTION, HeaderValue::from_static("close"));
+    let caller = match admit(&app.options, &request).map_err(refused)? {
+        Admitted::Caller(caller) => caller,
+        Admitted::Preflight => return Ok(cors::preflight()),
+    };
+    if !request.body().is_end_stream() {
+        check_preflighted(request.method(), request.uri().path(), request.headers())?;
+    }
+    if let Some(name) = caller.name() {
+        tracing::Span::current().record("token", name);
+    }
+    request.extensions_mut().insert(caller.clone());
+    caller.until_revoked(next.run(request)).await
+}
+
+/// Whose request is let in.
+enum Admitted {
+    Caller(Caller),
+    /// A browser's, which asks for a page whether that may ask.
+    Preflight,
+}
+
+fn admit(options: &HttpOptions, request: &Request) -> Result<Admitted, Problem> {
     // The order is from the cheapest lie to the most telling answer: a page learns nothing about
     // tokens, and nobody without one learns which routes there are.
     let connection = request.extensions().get::<Connection>();
@@ -38,13 +66,12 @@ pub(super) async fn guard(
         let detail = "the connection was not accepted by derrick's own listener";
         Problem::new(Kind::PeerRefused, detail)
     })?;
-    check_host(connection, &app.options, &request)?;
-    check_origin(&app.options, request.headers())?;
-    check_identity(connection, &app.options, request.headers())?;
-    if !request.body().is_end_stream() {
-        check_preflighted(request.method(), request.uri().path(), request.headers())?;
+    check_host(connection, options, request)?;
+    check_origin(options, request.headers())?;
+    if cors::is_preflight(request) {
+        return Ok(Admitted::Preflight);
     }
-    Ok(next.run(request).await)
+    identify(connection, options, request.headers()).map(Admitted::Caller)
 }
 
 /// `Host` must be a name of this server's that no other site's DNS can have given it.
@@ -106,17 +133,8 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// without it say whose page they are for (Fetch Metadata): none's, where a person typed the
 /// address, or one's own.
 fn check_origin(options: &HttpOptions, headers: &HeaderMap) -> Result<(), Problem> {
-    let allowed = |origin: &HeaderValue| {
-        let listed = options.allowed_origins.iter();
-        listed
-            .into_iter()
-            .any(|listed| listed.as_bytes() == origin.as_bytes())
-    };
-    match headers
-        .get_all(ORIGIN)
-        .iter()
-        .find(|origin| !allowed(origin))
-    {
+    let mut origins = headers.get_all(ORIGIN).iter();
+    match origins.find(|origin| !cors::is_listed(options, origin)) {
         None => check_site(headers),
         Some(origin) => {
             let origin = String::from_utf8_lossy(origin.as_bytes());
@@ -136,42 +154,48 @@ fn check_site(headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The peer's uid where there is no token; the token where there is one.
-fn check_identity(
+/// By the peer's uid where there are no tokens; by its token where there are some.
+fn identify(
     connection: &Connection,
     options: &HttpOptions,
     headers: &HeaderMap,
-) -> Result<(), Problem> {
-    match (&connection.peer, &options.token) {
+) -> Result<Caller, Problem> {
+    match (&connection.peer, &options.tokens) {
         (Peer::Refused(reason), _) => Err(Problem::new(Kind::PeerRefused, reason.clone())),
         (Peer::Anybody, None) => {
             let detail = "the connection's user was not looked up";
             Err(Problem::new(Kind::PeerRefused, detail))
         }
-        (Peer::Trusted, None) => Ok(()),
-        (Peer::Trusted | Peer::Anybody, Some(token)) => {
+        (Peer::Trusted, None) => Ok(Caller::trusted()),
+        (Peer::Trusted | Peer::Anybody, Some(tokens)) => {
             let mut given = headers.get_all(AUTHORIZATION).iter();
-            let challenge = |detail, challenge| {
-                Problem::new(Kind::Unauthorized, detail)
-                    .with_header(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
-            };
-            match (given.next(), given.next()) {
-                (None, _) => Err(challenge(
-                    "the request has no 'Authorization: Bearer' header",
-                    r#"Bearer realm="derrick""#,
-                )),
-                (Some(header), None)
-                    if bearer(header).is_some_and(|presented| token.matches(presented)) =>
-                {
-                    Ok(())
+            let grant = match (given.next(), given.next()) {
+                (None, _) => {
+                    return Err(unauthorized(
+                        "the request has no 'Authorization: Bearer' header",
+                        r#"Bearer realm="derrick""#,
+                    ));
                 }
-                _ => Err(challenge(
-                    "the Authorization header does not carry this server's token",
-                    r#"Bearer realm="derrick", error="invalid_token""#,
-                )),
-            }
+                (Some(header), None) => bearer(header).and_then(|shown| tokens.grant(shown)),
+                (Some(_), Some(_)) => None,
+            };
+            grant.map(Caller::holder).ok_or_else(|| {
+                unauthorized(
+                    "the Authorization header does not carry a token of this server's",
+                    INVALID_TOKEN,
+                )
+            })
         }
     }
+}
+
+/// The challenge to a token that is not good (RFC 6750, section 3.1).
+pub(super) const INVALID_TOKEN: &str = r#"Bearer realm="derrick", error="invalid_token""#;
+
+/// The refusal of a request that needs a token, or another one.
+pub(super) fn unauthorized(detail: &str, challenge: &'static str) -> Problem {
+    Problem::new(Kind::Unauthorized, detail)
+        .with_header(WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
 }
 
 /// The token in an `Authorization` header (RFC 6750, section 2.1).

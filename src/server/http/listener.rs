@@ -97,7 +97,7 @@ impl Listener {
     /// [`BindError::NeedsToken`] for an address beyond loopback where `options` have no token,
     /// [`BindError::Tcp`] if the kernel refuses.
     pub fn tcp(address: SocketAddr, options: &HttpOptions) -> Result<Self, BindError> {
-        if options.token.is_none() && !is_loopback(address) {
+        if options.tokens.is_none() && !is_loopback(address) {
             return Err(BindError::NeedsToken(address));
         }
         let bind = || {
@@ -184,8 +184,12 @@ impl Listener {
 
     /// Whether `options` allow to serve here; they need not be those that it was bound with.
     pub(super) fn check(&self, options: &HttpOptions) -> io::Result<()> {
+        if options.tokens.is_none() && !options.allowed_origins.is_empty() {
+            let reason = "pages of other origins are let in with a token only";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
         match self.address() {
-            Some(address) if options.token.is_none() && !is_loopback(address) => Err(
+            Some(address) if options.tokens.is_none() && !is_loopback(address) => Err(
                 io::Error::new(io::ErrorKind::InvalidInput, BindError::NeedsToken(address)),
             ),
             _ => Ok(()),

@@ -26,7 +26,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
-use super::problem::{ALWAYS, Kind, Problem, Problems};
+use super::grant::Caller;
+use super::problem::{Kind, Problem, Problems, of};
 use super::routes::tag;
 use crate::provider::{Durations, Figures};
 
@@ -36,7 +37,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 
 /// Numbers for Prometheus, in the OpenMetrics text format.
 ///
-/// A server that scrapes them needs the token where there is one, and is else the provider's own user or root.
+/// A server that scrapes them needs a token where there are some, one that is good for everything, as these
+/// are numbers of all workspaces together; it is else the provider's own user or root.
 #[utoipa::path(
     get,
     path = "/metrics",
@@ -44,10 +46,11 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     tag = tag::PROVIDER,
     responses(
         (status = 200, description = "All metrics.", body = String, content_type = "application/openmetrics-text"),
-        Problems<ALWAYS>,
+        Problems<{ of(&[Kind::BeyondScope]) }>,
     )
 )]
-async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Problem> {
+async fn metrics(State(app): State<Arc<App>>, caller: Caller) -> Result<Response, Problem> {
+    caller.check_everything("what all workspaces together do")?;
     let text = tokio::task::spawn_blocking(move || {
         let mut own = Registry::with_prefix(PREFIX);
         own.register_collector(Box::new(Shown(app.provider.figures())));

@@ -9,11 +9,13 @@ mod attach;
 mod body;
 mod commands;
 mod connection;
+mod cors;
 mod documents;
 mod entrance;
 mod events;
 mod execs;
 mod files;
+mod grant;
 mod guard;
 mod listener;
 mod metrics;
@@ -43,21 +45,22 @@ use tokio_util::task::TaskTracker;
 use crate::provider::Provider;
 
 pub use listener::{BindError, Listener};
-pub use token::{Token, TokenError, read_token};
+pub use token::{Reread, TokenError, Tokens, read_token};
 
 use connection::{Acceptor, Owner};
 
 /// What the operator decides about the HTTP front end.
 #[derive(Debug, Clone)]
 pub struct HttpOptions {
-    /// The bearer token that every request must carry. Without one a TCP listener must be on
+    /// The bearer tokens of which every request must carry one. Without them a TCP listener must be on
     /// loopback, and only the provider's own user and root are served.
-    pub token: Option<Token>,
+    pub tokens: Option<Arc<Tokens>>,
     /// Names that `Host` may carry besides the loopback names and the address that the connection
     /// came in on: `name` (with the listener's port or none) or `name:port`.
     pub allowed_hosts: Vec<String>,
-    /// Values of `Origin` that are let in, e.g. `https://ui.example`. A request with any other is
-    /// refused; one without the header is not sent by a page.
+    /// Values of `Origin` that are let in, e.g. `https://ui.example`; needs `tokens`, as a browser is
+    /// its user's whatever page it shows. A request with any other is refused; one without the header
+    /// is not sent by a page.
     pub allowed_origins: Vec<String>,
     /// Connections whose requests are served at once; further ones wait for their turn. By default
     /// a quarter of the descriptors that this process may have: the rest is for workspaces and execs.
@@ -75,7 +78,7 @@ impl Default for HttpOptions {
     fn default() -> Self {
         let descriptors = descriptors();
         Self {
-            token: None,
+            tokens: None,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
             max_connections: (descriptors / 4).clamp(16, 16_384),
@@ -101,7 +104,8 @@ fn descriptors() -> usize {
 ///
 /// # Errors
 ///
-/// `InvalidInput` if `options` do not allow to serve on this listener, see [`Listener::tcp`]. A
+/// `InvalidInput` if `options` do not allow to serve on this listener, see [`Listener::tcp`] and
+/// [`HttpOptions::allowed_origins`]. A
 /// connection that fails is logged and ends nothing else.
 pub async fn serve(
     listener: Listener,

@@ -1,7 +1,7 @@
 //! What every request gets, whatever becomes of it: an id, a span, and errors of one shape.
 //!
 //! Never logged: bodies, headers, queries, environments. A path is logged as the route that matched
-//! it.
+//! it, a token as its name.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use axum::response::Response;
 use futures_util::FutureExt;
 use tracing::Instrument;
 
-use super::App;
 use super::metrics::{Asked, Metrics};
 use super::problem::{Kind, Problem};
+use super::{App, cors};
 
 /// The answer's header with the request's id.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -32,15 +32,20 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         .get::<MatchedPath>()
         .map(MatchedPath::as_str);
     let asked = Asked::new(route, request.method());
+    let origin = cors::listed_origin(&app.options, request.headers());
     let span = tracing::info_span!(
         "request",
         id,
         method = %request.method(),
         route = route.unwrap_or("-"),
+        // The name of the token that it came with; the guard fills it in.
+        token = tracing::field::Empty,
     );
-    answer(&app.metrics, asked, id, request, next)
+    let mut response = answer(&app.metrics, asked, id, request, next)
         .instrument(span)
-        .await
+        .await;
+    cors::show(&app.options, origin, response.headers_mut());
+    response
 }
 
 async fn answer(

@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
+use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::schema::{AllOfBuilder, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response as Documented, ResponseBuilder};
 use utoipa::{IntoResponses, PartialSchema, ToSchema};
@@ -18,6 +19,10 @@ use crate::provider;
 
 const PROBLEM_JSON: &str = "application/problem+json";
 
+/// When what was too much may be asked for again, in seconds. Whatever takes the room ends when it ends,
+/// so this keeps a client from asking all the time, and promises nothing.
+const SOON: u16 = 1;
+
 /// What went wrong, as the caller can tell it from other things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -25,6 +30,7 @@ pub(super) enum Kind {
     Unauthorized,
     PeerRefused,
     OriginRefused,
+    BeyondScope,
     PermissionDenied,
     NoSuchRoute,
     NoSuchWorkspace,
@@ -70,6 +76,7 @@ impl Kind {
         Self::Unauthorized,
         Self::PeerRefused,
         Self::OriginRefused,
+        Self::BeyondScope,
         Self::PermissionDenied,
         Self::NoSuchRoute,
         Self::NoSuchWorkspace,
@@ -128,6 +135,11 @@ impl Kind {
             ),
             Self::PeerRefused => (S::FORBIDDEN, "peer-refused", "This user is not served"),
             Self::OriginRefused => (S::FORBIDDEN, "origin-refused", "Web pages are not served"),
+            Self::BeyondScope => (
+                S::FORBIDDEN,
+                "beyond-scope",
+                "The token is not good for that",
+            ),
             Self::PermissionDenied => (
                 S::FORBIDDEN,
                 "permission-denied",
@@ -271,13 +283,15 @@ impl Problem {
     /// `detail` names the object, for people: lowercase, no full stop.
     pub(super) fn new(kind: Kind, detail: impl Into<String>) -> Self {
         let (status, _, title) = kind.row();
+        let retry = status == StatusCode::TOO_MANY_REQUESTS;
+        let headers = retry.then(|| (RETRY_AFTER, HeaderValue::from(SOON)));
         Self {
             kind,
             status,
             title,
             detail: detail.into(),
             members: Map::new(),
-            headers: Vec::new(),
+            headers: headers.into_iter().collect(),
         }
     }
 
@@ -385,8 +399,6 @@ impl From<provider::Error> for Problem {
                 problem.with("exit_code", exit_code).with("output", output)
             }
             E::TooMuchOutput { most, .. } => problem.with("most", most),
-            // For a client that knows no better: whether one ends by then, nobody knows.
-            E::TooMany(_) => problem.with_header(RETRY_AFTER, HeaderValue::from_static("1")),
             _ => problem,
         }
     }
@@ -452,12 +464,28 @@ fn documented(kinds: &[Kind]) -> Documented {
     let schema = AllOfBuilder::new()
         .item(Ref::from_schema_name(Problem::name()))
         .item(narrowed);
-    ResponseBuilder::new()
+    let retry = kinds
+        .iter()
+        .any(|kind| kind.row().0 == StatusCode::TOO_MANY_REQUESTS);
+    let response = if retry {
+        ResponseBuilder::new().header(RETRY_AFTER.as_str(), retry_after())
+    } else {
+        ResponseBuilder::new()
+    };
+    response
         .description(lines.collect::<Vec<_>>().join(" "))
         .content(
             PROBLEM_JSON,
             ContentBuilder::new().schema(Some(schema)).build(),
         )
+        .build()
+}
+
+fn retry_after() -> Header {
+    let seconds = ObjectBuilder::new().schema_type(Type::Integer);
+    HeaderBuilder::new()
+        .schema(Some(seconds))
+        .description(Some("Seconds to wait before asking again."))
         .build()
 }
 
@@ -519,6 +547,7 @@ mod tests {
             (E::Invalid(text()), 422, "not-possible"),
             (E::Forbidden(text()), 403, "permission-denied"),
             (E::Conflict(text()), 409, "conflict"),
+            (E::TooMany(text()), 429, "too-many"),
             (failed, 422, "setup-failed"),
             (E::Repository(text()), 422, "repository-unavailable"),
             (E::ExecForgotten(text()), 410, "exec-forgotten"),
@@ -526,8 +555,11 @@ mod tests {
             (E::NoSpace(text()), 507, "no-space"),
             (E::Host(text()), 500, "internal"),
         ] {
-            let (found, name, _) = Problem::from(error).kind.row();
+            let problem = Problem::from(error);
+            let (found, name, _) = problem.kind.row();
             assert_eq!((found.as_u16(), name), (status, word));
+            let retry = problem.headers.iter().any(|(name, _)| name == RETRY_AFTER);
+            assert_eq!(retry, status == 429);
         }
     }
 }

@@ -52,6 +52,7 @@ use utoipa::{IntoParams, PartialSchema, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::body::{self, Bounds};
+use super::grant::Caller;
 use super::guard::guard;
 use super::observe::observe;
 use super::problem::{Kind, Problem};
@@ -179,7 +180,8 @@ impl App {
     }
 }
 
-/// The `{id}` of the route. What cannot be an id names no workspace: 404.
+/// The `{id}` of the route. What cannot be an id names no workspace, and what is beyond the scope of the
+/// caller's token is answered for as if there were none: 404. The only way to an id of a caller's.
 #[derive(IntoParams)]
 #[into_params(names("id"), parameter_in = Path)]
 pub(super) struct Id(
@@ -190,12 +192,18 @@ pub(super) struct Id(
 impl FromRequestParts<Arc<App>> for Id {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let caller = Caller::from_request_parts(parts, app).await?;
         let text = part_of(&parts.uri, Part::Workspace);
-        text.parse().map(Self).map_err(|_| {
+        let id: WorkspaceId = text.parse().map_err(|_| {
             let shown: String = text.chars().take(63).collect();
             Problem::from(Error::NoSuchWorkspace(format!("{shown:?}")))
-        })
+        })?;
+        if caller.may_ask_for(app, &id) {
+            Ok(Self(id))
+        } else {
+            Err(Error::NoSuchWorkspace(id.to_string()).into())
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use super::body::Uploads;
 use super::connection::Owner;
 use super::metrics::Metrics;
-use super::{App, HttpOptions, Listener, Token, serve_as};
+use super::{App, HttpOptions, Listener, Tokens, serve_as};
 use crate::provider::{
     Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, Figures,
     FileContent, FilePath, Finished, Limits, NewWorkspace, Novelty, OpenFile, Outcome, Provider,
@@ -37,6 +37,8 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 #[derive(Default)]
 struct Fake {
     calls: Mutex<Vec<String>>,
+    /// Whom the workspace belongs to: who created it last.
+    owner: Mutex<Option<String>>,
     written: Mutex<Vec<u8>>,
     started: Notify,
     dropped: Arc<Notify>,
@@ -66,11 +68,19 @@ impl Provider for Fake {
             .lock()
             .unwrap()
             .push(format!("create {:?}", asked.env));
+        *self.owner.lock().unwrap() = asked.owner;
         Ok("w".parse().unwrap())
     }
 
     fn list(&self) -> Vec<WorkspaceId> {
         vec!["w".parse().unwrap()]
+    }
+
+    fn owner(&self, id: &WorkspaceId) -> Result<Option<String>, Error> {
+        match id.as_str() {
+            "w" => Ok(self.owner.lock().unwrap().clone()),
+            _ => Err(Error::NoSuchWorkspace(id.to_string())),
+        }
     }
 
     async fn describe(&self, id: &WorkspaceId) -> Result<Description, Error> {
@@ -79,6 +89,7 @@ impl Provider for Fake {
             id: id.clone(),
             state: State::Running,
             state_detail: None,
+            owner: None,
             layer: "l".to_owned(),
             setup_output: None,
             created: 5,
@@ -312,7 +323,7 @@ impl Server {
 
     fn with_token() -> Self {
         Self::with(HttpOptions {
-            token: Some(token()),
+            tokens: Some(tokens()),
             ..HttpOptions::default()
         })
     }
@@ -446,10 +457,14 @@ async fn exchange(
     Reply::parse(&reply)
 }
 
-fn token() -> Token {
+fn tokens() -> Arc<Tokens> {
+    tokens_in(TOKEN)
+}
+
+fn tokens_in(text: &str) -> Arc<Tokens> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), TOKEN).unwrap();
-    Token::from_file(file.path()).unwrap()
+    std::fs::write(file.path(), text).unwrap();
+    Arc::new(Tokens::from_file(file.path()).unwrap())
 }
 
 fn base64(bytes: &[u8]) -> String {
@@ -842,6 +857,7 @@ async fn a_rebound_name_is_refused_on_every_route() {
 async fn a_web_page_is_refused_unless_the_operator_lists_it() {
     let server = Server::with(HttpOptions {
         allowed_origins: vec!["https://ui.example".to_owned()],
+        tokens: Some(tokens()),
         ..HttpOptions::default()
     });
     let port = server.port();
@@ -872,14 +888,19 @@ async fn a_web_page_is_refused_unless_the_operator_lists_it() {
         .await
         .problem(403, "origin-refused");
     assert!(server.calls().is_empty());
+    // A listed one needs the token, as everybody does.
     let listed = "GET /health HTTP/1.1\r\nOrigin: https://ui.example";
-    assert_eq!(server.send(listed, b"").await.status, 200);
+    let reply = server.send(listed, b"").await;
+    assert_eq!(reply.status, 401);
+    let listed = format!("{listed}\r\nAuthorization: Bearer {TOKEN}");
+    assert_eq!(server.send(&listed, b"").await.status, 200);
 }
 
 #[tokio::test]
 async fn what_another_sites_page_loads_without_an_origin_is_refused() {
     let server = Server::with(HttpOptions {
         allowed_origins: vec!["https://ui.example".to_owned()],
+        tokens: Some(tokens()),
         ..HttpOptions::default()
     });
     for route in ["/health", "/docs", "/openapi.json", "/workspaces/w"] {
@@ -899,7 +920,9 @@ async fn what_another_sites_page_loads_without_an_origin_is_refused() {
             "same-origin",
             "cross-site\r\nOrigin: https://ui.example",
         ] {
-            let head = format!("GET {route} HTTP/1.1\r\nSec-Fetch-Site: {site}");
+            let head = format!(
+                "GET {route} HTTP/1.1\r\nSec-Fetch-Site: {site}\r\nAuthorization: Bearer {TOKEN}"
+            );
             assert_eq!(server.send(&head, b"").await.status, 200, "{route} {site}");
         }
     }
@@ -996,6 +1019,8 @@ async fn without_the_token_no_route_answers() {
             let challenge = reply.header("www-authenticate").unwrap();
             assert!(challenge.starts_with("Bearer realm="), "{challenge}");
             assert!(!reply.text().contains(&TOKEN[1..]));
+            // Who only asks again and again, and never reads, keeps no place.
+            assert_eq!(reply.header("connection"), Some("close"));
         }
     }
     let query = format!("GET /health?access_token={TOKEN} HTTP/1.1");
@@ -1004,10 +1029,239 @@ async fn without_the_token_no_route_answers() {
     assert_eq!(server.send(&head, b"").await.status, 200);
 }
 
+/// The token of each scope, over a workspace that `maker` made, unless somebody else did since.
+const SCOPED: [(&str, &str); 3] = [
+    ("00112233445566778899aabbccddee01", "name=maker scope=own"),
+    ("00112233445566778899aabbccddee02", "name=other scope=own"),
+    ("00112233445566778899aabbccddee03", "scope=x,y"),
+];
+
+fn with_scopes() -> Server {
+    let lines = SCOPED.map(|(token, rest)| format!("{token} {rest}\n"));
+    let server = Server::with(HttpOptions {
+        tokens: Some(tokens_in(&format!("{TOKEN}\n{}", lines.concat()))),
+        ..HttpOptions::default()
+    });
+    *server.fake.owner.lock().unwrap() = Some("maker".to_owned());
+    server
+}
+
+#[tokio::test]
+async fn beyond_its_scope_a_workspace_is_on_every_route_as_one_that_is_not_there() {
+    let server = with_scopes();
+    let [(maker, _), (other, _), (listed, _)] = SCOPED;
+    let routes = super::documents::routes_with_a_workspace();
+    assert!(routes.len() > 20, "{routes:?}");
+    let with = |token: &str, kind: &str| {
+        format!(" HTTP/1.1\r\nAuthorization: Bearer {token}\r\nContent-Type: {kind}")
+    };
+    for (method, path) in routes {
+        // Of what it takes, of what it does not, and nothing.
+        for (kind, body) in [
+            ("application/json", r#"{"cmd":"true","path":"f"}"#),
+            ("application/json", "{"),
+            ("application/octet-stream", "x"),
+            ("application/json", ""),
+        ] {
+            let ask = async |token: &str, id: &str| {
+                let path = path.replace("{id}", id);
+                let head = format!("{method} {path}{}", with(token, kind));
+                let reply = server.send(&head, body.as_bytes()).await;
+                // Whatever names the request or the workspace.
+                let told = match serde_json::from_slice::<Value>(&reply.body) {
+                    Ok(mut told) if told.is_object() => {
+                        told["request_id"].take();
+                        told.to_string()
+                    }
+                    _ => String::from_utf8_lossy(&reply.body).into_owned(),
+                };
+                (reply.status, told.replace(&format!(" {id}\""), " ID\""))
+            };
+            for token in [other, listed] {
+                let there = ask(token, "w").await;
+                let nowhere = ask(token, "v").await;
+                assert_eq!(there, nowhere, "{method} {path} {body}");
+                let removed = there == (200, "false".to_owned());
+                let refused = there.0 == 415 || there.0 == 404 && there.1.contains("no-such-w");
+                assert!(removed || refused, "{method} {path} {body}: {there:?}");
+            }
+            assert!(server.calls().is_empty(), "{method} {path} {body}");
+            if path.ends_with("/events") {
+                // Its answer has no end.
+                continue;
+            }
+            let own = ask(maker, "w").await;
+            assert!(!own.1.contains("no-such-workspace"), "{method} {path}");
+            server.fake.calls.lock().unwrap().clear();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_lists_makes_and_measures_what_it_is_good_for() {
+    let server = with_scopes();
+    let everything = (TOKEN, "");
+    let [maker, other, listed] = SCOPED;
+    let head = |line: &str, token: &str| {
+        format!(
+            "{line} HTTP/1.1\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json"
+        )
+    };
+    for ((token, _), ids, makes, measures) in [
+        (everything, r#"[{"id":"w"}]"#, 200, 200),
+        (maker, r#"[{"id":"w"}]"#, 200, 403),
+        (other, "[]", 200, 403),
+        (listed, "[]", 403, 403),
+    ] {
+        *server.fake.owner.lock().unwrap() = Some("maker".to_owned());
+        let list = format!(r#"{{"workspaces":{ids}}}"#);
+        let reply = server.send(&head("GET /workspaces", token), b"").await;
+        reply.is_json(200, &list);
+        let reply = server.send(&head("GET /metrics", token), b"").await;
+        assert_eq!(reply.status, measures, "{token}");
+        for route in ["GET /health", "GET /docs", "GET /openapi.json"] {
+            let reply = server.send(&head(route, token), b"").await;
+            assert_eq!(reply.status, 200, "{route} {token}");
+        }
+        let reply = server.send(&head("POST /workspaces", token), b"{}").await;
+        assert_eq!(reply.status, makes, "{token}");
+        if makes == 403 {
+            reply.problem(403, "beyond-scope");
+        }
+    }
+    // What was made is its maker's.
+    let create = head("POST /workspaces", other.0);
+    server
+        .send(&create, b"{}")
+        .await
+        .is_json(200, r#"{"id":"w"}"#);
+    for ((token, _), status) in [(other, 200), (maker, 404), (everything, 200)] {
+        let reply = server.send(&head("GET /workspaces/w", token), b"").await;
+        assert_eq!(reply.status, status, "{token}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_listed_page_may_do_is_told_to_it_alone() {
+    let server = Server::with(HttpOptions {
+        allowed_origins: vec!["https://ui.example".to_owned()],
+        tokens: Some(tokens()),
+        ..HttpOptions::default()
+    });
+    let ask = |method: &str| {
+        format!(
+            "OPTIONS /workspaces HTTP/1.1\r\nOrigin: https://ui.example\r\n\
+             Access-Control-Request-Method: {method}"
+        )
+    };
+    for method in ["POST", "DELETE"] {
+        let reply = server.send(&ask(method), b"").await;
+        assert_eq!((reply.status, reply.text()), (204, ""));
+        let origin = reply.header("access-control-allow-origin");
+        assert_eq!(origin, Some("https://ui.example"));
+        assert_eq!(reply.header("vary"), Some("origin"));
+        let methods = reply.header("access-control-allow-methods").unwrap();
+        assert!(methods.contains(method), "{methods}");
+        let headers = reply.header("access-control-allow-headers").unwrap();
+        for name in ["authorization", "content-type", "idempotency-key"] {
+            assert!(headers.contains(name), "{headers}");
+        }
+        assert_eq!(reply.header("access-control-allow-credentials"), None);
+    }
+    // Errors are for its eyes too, made by a handler or before one.
+    let bearer = format!("\r\nAuthorization: Bearer {TOKEN}");
+    for (rest, path, status) in [
+        (bearer.as_str(), "/health", 200),
+        (bearer.as_str(), "/workspaces/x", 404),
+        (bearer.as_str(), "/nowhere", 404),
+        ("", "/health", 401),
+    ] {
+        let head = format!("GET {path} HTTP/1.1\r\nOrigin: https://ui.example{rest}");
+        let reply = server.send(&head, b"").await;
+        assert_eq!(reply.status, status);
+        let origin = reply.header("access-control-allow-origin");
+        assert_eq!(origin, Some("https://ui.example"), "{path}");
+        let shown = reply.header("access-control-expose-headers").unwrap();
+        assert!(shown.contains("derrick-outcome"), "{shown}");
+    }
+    // No page asks here; an OPTIONS of anybody else's is a method that no route has.
+    let plain = format!("OPTIONS /workspaces HTTP/1.1{bearer}");
+    let reply = server.send(&plain, b"").await;
+    reply.problem(405, "method-not-allowed");
+    assert_eq!(reply.header("vary"), Some("origin"));
+    // A name that was rebound is refused first, and another origin before it is asked who it is.
+    let rebound = format!("{}\r\nHost: evil.example", ask("POST"));
+    let reply = exchange(server.connect().await, &rebound, b"").await;
+    assert_eq!(reply.status, 421);
+    let other = ask("POST").replace("https://ui", "https://evil");
+    server
+        .send(&other, b"")
+        .await
+        .problem(403, "origin-refused");
+}
+
+#[tokio::test]
+async fn origins_are_listed_with_a_token_only() {
+    let options = HttpOptions {
+        allowed_origins: vec!["https://ui.example".to_owned()],
+        ..HttpOptions::default()
+    };
+    let server = Server::with(options);
+    let error = server.served.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn what_is_done_with_a_token_breaks_off_when_that_is_revoked() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("{TOKEN}\n{} name=a", SCOPED[0].0)).unwrap();
+    let tokens = Arc::new(Tokens::from_file(file.path()).unwrap());
+    let server = Server::with(HttpOptions {
+        tokens: Some(Arc::clone(&tokens)),
+        ..HttpOptions::default()
+    });
+    let head = |route: &str| {
+        format!(
+            "{route} HTTP/1.1\r\n{}\r\nAuthorization: Bearer {TOKEN}\r\n\
+             Content-Type: application/json\r\n",
+            server.host()
+        )
+    };
+    let mut events = server.connect().await;
+    let request = format!("{}\r\n", head("GET /workspaces/w/events"));
+    events.write_all(request.as_bytes()).await.unwrap();
+    let mut begun = [0; 1024];
+    let length = events.read(&mut begun).await.unwrap();
+    assert!(begun[..length].starts_with(b"HTTP/1.1 200 "));
+    let mut command = server.connect().await;
+    let request = format!(
+        "{}Content-Length: 14\r\n\r\n{{\"cmd\":\"wait\"}}",
+        head("POST /workspaces/w/cmd")
+    );
+    command.write_all(request.as_bytes()).await.unwrap();
+    server.fake.started.notified().await;
+
+    // What is neither gone nor changed goes on.
+    std::fs::write(file.path(), format!("{} name=b\n{TOKEN}\n", SCOPED[0].0)).unwrap();
+    assert_eq!(tokens.reread().unwrap().revoked, 1);
+    let asked = format!("GET /health HTTP/1.1\r\nAuthorization: Bearer {TOKEN}");
+    assert_eq!(server.send(&asked, b"").await.status, 200);
+    std::fs::write(file.path(), SCOPED[0].0).unwrap();
+    assert_eq!(tokens.reread().unwrap().revoked, 2);
+    server.fake.dropped.notified().await;
+    let mut rest = Vec::new();
+    // Either way it ends: the test would hang otherwise.
+    let _ = events.read_to_end(&mut rest).await;
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "it must not look whole");
+    let mut reply = [0; 4096];
+    let length = command.read(&mut reply).await.unwrap();
+    Reply::parse(&reply[..length]).problem(401, "unauthorized");
+}
+
 #[tokio::test]
 async fn with_a_token_it_serves_beyond_loopback() {
     let options = HttpOptions {
-        token: Some(token()),
+        tokens: Some(tokens()),
         ..HttpOptions::default()
     };
     let listener = Listener::tcp("0.0.0.0:0".parse().unwrap(), &options).unwrap();
@@ -1022,7 +1276,7 @@ async fn with_a_token_it_serves_beyond_loopback() {
 #[tokio::test]
 async fn options_that_lost_their_token_do_not_serve_beyond_loopback() {
     let with_token = HttpOptions {
-        token: Some(token()),
+        tokens: Some(tokens()),
         ..HttpOptions::default()
     };
     let listener = Listener::tcp("0.0.0.0:0".parse().unwrap(), &with_token).unwrap();
@@ -1123,15 +1377,15 @@ async fn a_unix_socket_serves_its_user_whatever_the_host_and_nobody_else() {
 async fn a_unix_sockets_peer_is_judged_by_its_token_or_else_by_its_uid() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("api");
-    let start = |token| {
+    let start = |tokens| {
         let listener = Listener::unix(&path).unwrap();
         let options = HttpOptions {
-            token,
+            tokens,
             ..HttpOptions::default()
         };
         Server::on(listener, Owner::somebody_else(), options)
     };
-    let server = start(Some(token()));
+    let server = start(Some(tokens()));
     let head = format!("GET /health HTTP/1.1\r\nAuthorization: Bearer {TOKEN}");
     assert_eq!(over_unix(&path, &head).await.status, 200);
     // Root is served by everybody's server, but even root needs the token where there is one.

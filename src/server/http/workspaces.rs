@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::Uri;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -13,8 +12,9 @@ use utoipa_axum::routes;
 
 use super::App;
 use super::body;
+use super::grant::Caller;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
-use super::routes::{Id, Nothing, Part, checked_env, part_of, tag};
+use super::routes::{Id, Nothing, checked_env, tag};
 use crate::provider::{
     Description, Fetched, LimitsAsked, NewWorkspace, Receipt, RequestsAsked, WorkspaceId,
 };
@@ -57,7 +57,7 @@ struct Workspaces {
     workspaces: Vec<Workspace>,
 }
 
-/// Lists all workspaces, oldest first.
+/// Lists all workspaces, oldest first; those that the token is good for.
 #[utoipa::path(
     get,
     path = "/workspaces",
@@ -68,9 +68,10 @@ struct Workspaces {
         Problems<ALWAYS>,
     )
 )]
-async fn list(State(app): State<Arc<App>>) -> Json<Workspaces> {
-    let ids = app.provider.list();
-    let workspaces = ids.into_iter().map(|id| Workspace { id }).collect();
+async fn list(State(app): State<Arc<App>>, caller: Caller) -> Json<Workspaces> {
+    let ids = app.provider.list().into_iter();
+    let within = ids.filter(|id| caller.may_ask_for(&app, id));
+    let workspaces = within.map(|id| Workspace { id }).collect();
     Json(Workspaces { workspaces })
 }
 
@@ -88,7 +89,7 @@ struct CreateRequest {
 /// Makes a workspace in the state right after setup.
 ///
 /// The first one sets up, which takes as long as the setup script does; further ones take
-/// milliseconds.
+/// milliseconds. It belongs to the name of the token that it is made with, if that has one.
 #[utoipa::path(
     post,
     path = "/workspaces",
@@ -97,10 +98,15 @@ struct CreateRequest {
     request_body = CreateRequest,
     responses(
         (status = 200, description = "It was made.", body = Workspace),
-        Problems<{ BODY | SETUP }>,
+        Problems<{ BODY | SETUP | of(&[Kind::BeyondScope]) }>,
     )
 )]
-async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Json<Workspace>, Problem> {
+async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    request: Request,
+) -> Result<Json<Workspace>, Problem> {
+    caller.check_creates()?;
     let body = app.collect(request, body::MAX_BODY).await?;
     let request: CreateRequest = body::parse(&body.bytes)?;
     let invalid = |object: &'static str| {
@@ -117,6 +123,7 @@ async fn create(State(app): State<Arc<App>>, request: Request) -> Result<Json<Wo
         env: checked_env(request.env)?,
         limits: (&limits).into(),
         requests: (&requests).into(),
+        owner: caller.name().map(str::to_owned),
     };
     let id = app.provider.create(asked).await?;
     Ok(Json(Workspace { id }))
@@ -152,10 +159,13 @@ async fn describe(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<Descri
         Problems<ALWAYS>,
     )
 )]
-// Not `Id`: text that names no workspace is `false` too, as it is for bosun-ai/derrick.
-async fn remove(State(app): State<Arc<App>>, uri: Uri) -> Result<Json<bool>, Problem> {
-    match part_of(&uri, Part::Workspace).parse() {
-        Ok(id) => Ok(Json(app.provider.remove(&id).await?)),
+// Text that names no workspace is `false` too, as it is for bosun-ai/derrick.
+async fn remove(
+    State(app): State<Arc<App>>,
+    id: Result<Id, Problem>,
+) -> Result<Json<bool>, Problem> {
+    match id {
+        Ok(Id(id)) => Ok(Json(app.provider.remove(&id).await?)),
         Err(_) => Ok(Json(false)),
     }
 }
