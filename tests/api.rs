@@ -1,20 +1,15 @@
-//! The API against the real provider: errors that tell whose fault it was, files that stay inside, clients who are let in.
+//! The API against the real provider: errors that tell whose fault it was, files that stay inside.
 //!
-//! The front end's own checks, each header and each field, are tested beside its code.
+//! The front end's own checks, each header and each field, are tested beside its code; who is let in, in
+//! `p10_access.rs`.
 
 mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
 
 use serde_json::json;
-use support::{Derrick, GUARD, Launch, Mode, Scratch, mode};
-
-const TOKEN: &str = "correct.horse.battery.staple.0123456789";
+use support::{Derrick, Mode, Scratch, mode};
 
 // --- errors ---
 
@@ -69,23 +64,6 @@ fn errors_are_problem_details_with_a_request_id_of_their_own() {
     // None of it did anything.
     assert_eq!(api.list(), [workspace.id.as_str()]);
     assert_eq!(workspace.sh("test -e /x").exit_code, 1);
-}
-
-#[test]
-fn a_body_beyond_the_limit_is_refused_before_it_is_sent() {
-    let derrick = Derrick::on_host();
-    let workspace = derrick.create();
-    let answer = derrick.api.raw(
-        format!(
-            "POST /workspaces/{}/write_file HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            workspace.id,
-            derrick.api.address(),
-            200 << 20
-        )
-        .as_bytes(),
-    );
-    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
 }
 
 // --- files ---
@@ -323,179 +301,6 @@ fn a_workspace_tells_its_state_its_layer_and_what_is_enforced_on_it() {
     assert_eq!(workspace.describe()["execs"], json!(1));
     workspace.ok("echo > /tmp/go");
     command.answer().expect(200);
-}
-
-// --- who is let in ---
-
-#[test]
-fn a_web_page_is_not_let_in() {
-    let derrick = Derrick::on_host();
-    let address = derrick.api.address();
-    for (header, status) in [
-        (format!("Host: {address}"), 200),
-        ("Host: evil.example".to_owned(), 421),
-        (
-            format!("Host: {address}\r\nOrigin: https://evil.example"),
-            403,
-        ),
-        (format!("Host: {address}\r\nOrigin: null"), 403),
-    ] {
-        let request = format!("GET /workspaces HTTP/1.1\r\n{header}\r\nConnection: close\r\n\r\n");
-        let answer = derrick.api.raw(request.as_bytes());
-        assert!(
-            answer.starts_with(&format!("HTTP/1.1 {status} ")),
-            "{header}: {answer}"
-        );
-        assert!(
-            !answer.to_ascii_lowercase().contains("access-control-allow"),
-            "{answer}"
-        );
-    }
-    // A form needs no preflight, so its types are refused.
-    let body = "{}";
-    let request = format!(
-        "POST /workspaces HTTP/1.1\r\nHost: {address}\r\nContent-Type: text/plain\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    let answer = derrick.api.raw(request.as_bytes());
-    assert!(answer.starts_with("HTTP/1.1 415 "), "{answer}");
-    assert_eq!(derrick.api.list(), Vec::<String>::new());
-}
-
-#[test]
-fn with_a_token_nobody_is_let_in_without_it() {
-    let derrick = Launch::new(json!({ "name": "test" })).token(TOKEN).start();
-    derrick.create().ok("true");
-    for token in [None, Some("wrong"), Some(&TOKEN[1..]), Some("")] {
-        let stranger = derrick.api.with_token(token);
-        for path in ["/workspaces", "/health", "/nowhere"] {
-            stranger.get(path).problem(401);
-        }
-    }
-    assert!(!derrick.printed().contains(TOKEN));
-    let line = fs::read(format!("/proc/{}/cmdline", derrick.pid())).expect("it runs");
-    assert!(!String::from_utf8_lossy(&line).contains(TOKEN));
-}
-
-#[test]
-fn without_a_token_no_other_user_of_the_host_is_let_in() {
-    let derrick = Derrick::on_host();
-    let url = format!("http://{}/workspaces", derrick.api.address());
-    let ask = |mut command: Command| {
-        let output = command
-            .args(["curl", "--silent", "--noproxy", "*", "--max-time", "60"])
-            .args(["--output", "/dev/null", "--write-out", "%{http_code}", &url])
-            .stdin(Stdio::null())
-            .output()
-            .expect("cannot start another user's client");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    };
-    assert_eq!(ask(Command::new("env")), "200");
-    let mut stranger = Command::new("setpriv");
-    match mode() {
-        Mode::Root => stranger.args(["--reuid=65534", "--regid=65534", "--clear-groups"]),
-        Mode::Subordinate => {
-            stranger = Command::new("unshare");
-            stranger.args(["--map-root-user", "--map-auto", "--", "setpriv"]);
-            stranger.args(["--reuid=1000", "--regid=1000", "--clear-groups"])
-        }
-        // This user can be nobody else; that another one is refused is what the other modes show.
-        Mode::Single => return,
-    };
-    assert_eq!(ask(stranger), "403");
-}
-
-#[test]
-fn a_unix_socket_is_served_and_is_its_users_own() {
-    let scratch = Scratch::new();
-    let path = scratch.join("api.sock");
-    let mut provider = Command::new(support::binary())
-        .arg("--listen")
-        .arg(format!("unix:{}", path.display()))
-        .arg("--state-dir")
-        .arg(scratch.join("state"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("cannot start derrick");
-    let mut line = String::new();
-    let mut stdout = std::io::BufReader::new(provider.stdout.take().expect("it is a pipe"));
-    std::io::BufRead::read_line(&mut stdout, &mut line).expect("derrick says where it listens");
-    assert_eq!(line, format!("listening on unix:{}\n", path.display()));
-    let mode = fs::metadata(&path)
-        .expect("it is there")
-        .permissions()
-        .mode();
-    assert_eq!(mode & 0o777, 0o600);
-
-    let mut stream = UnixStream::connect(&path).expect("derrick listens");
-    stream
-        .set_read_timeout(Some(GUARD))
-        .expect("a socket takes a timeout");
-    stream
-        .write_all(b"GET /workspaces HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .expect("derrick reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("derrick answers");
-    assert!(answer.ends_with("{\"workspaces\":[]}"), "{answer}");
-
-    let pid = nix::unistd::Pid::from_raw(provider.id().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
-    assert!(provider.wait().expect("it ends").success());
-    assert!(!path.exists(), "the socket is still there");
-}
-
-#[test]
-fn a_workspace_with_the_hosts_network_cannot_use_the_api() {
-    let config = json!({ "name": "test", "network": "host" });
-    if mode() == Mode::Single {
-        // Root inside is the provider's own user: only a token tells them apart.
-        let scratch = Scratch::new();
-        let file = scratch.file("config.json", config.to_string());
-        let output = Command::new(support::binary())
-            .args(["--listen", "127.0.0.1:0", "--workspace-config-path"])
-            .arg(&file)
-            .arg("--state-dir")
-            .arg(scratch.join("state"))
-            .output()
-            .expect("cannot start derrick");
-        assert!(!output.status.success());
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(said.contains("token"), "{said}");
-        return;
-    }
-    let derrick = Derrick::start(config);
-    let workspace = derrick.create();
-    let program = format!(
-        "import urllib.error, urllib.request
-try:
-    print(urllib.request.urlopen('http://{}/workspaces').status)
-except urllib.error.HTTPError as error:
-    print(error.code)
-",
-        derrick.api.address()
-    );
-    assert_eq!(workspace.python(&program).expect(0), "403\n");
-}
-
-#[test]
-fn with_a_token_a_workspace_with_the_hosts_network_cannot_use_the_api_either() {
-    let derrick = Launch::new(json!({ "name": "test", "network": "host" }))
-        .token(TOKEN)
-        .start();
-    let workspace = derrick.create();
-    let ran = workspace.sh(&format!(
-        "exec 3<> /dev/tcp/{}
-         printf 'GET /workspaces HTTP/1.1\\r\\nHost: {}\\r\\nConnection: close\\r\\n\\r\\n' >&3
-         head -n 1 <&3",
-        derrick.api.address().replace(':', "/"),
-        derrick.api.address(),
-    ));
-    assert!(ran.output.starts_with("HTTP/1.1 401 "), "{}", ran.output);
-    // The token is in a file of the provider's that is not there.
-    let found = workspace.sh(&format!("grep -rl {TOKEN} /etc /home /root /tmp /var /run"));
-    assert_eq!(found.output, "");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::TcpStream;
 
 use serde_json::{Value, json};
-use support::{Derrick, Exec, GUARD, Launch, Workspace};
+use support::{Derrick, Exec, GUARD, Workspace};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::HandshakeError;
 use tokio_tungstenite::tungstenite::http::Request;
@@ -442,41 +442,7 @@ fn the_end_of_the_provider_is_told_as_an_end() {
     }
 }
 
-// --- who is let in ---
-
-#[test]
-fn a_page_of_another_site_is_not_let_in() {
-    let derrick = Derrick::on_host();
-    let workspace = derrick.create();
-    let exec = workspace.exec_sh("sleep 1000");
-    for origin in ["https://evil.example", "null", "http://localhost"] {
-        let mut request = handshake(&derrick, &exec, "");
-        request
-            .headers_mut()
-            .insert("origin", origin.parse().expect("a header"));
-        assert_eq!(try_connect(&derrick, request).err(), Some(403), "{origin}");
-    }
-    let mut request = handshake(&derrick, &exec, "");
-    request
-        .headers_mut()
-        .insert("host", "evil.example".parse().expect("a header"));
-    assert_eq!(try_connect(&derrick, request).err(), Some(421));
-    attach(&derrick, &exec, "");
-}
-
-#[test]
-fn a_connection_asks_for_the_token_like_any_request() {
-    let token = "a-token-that-nobody-guesses-0123456789";
-    let derrick = Launch::new(json!({ "name": "test" })).token(token).start();
-    let workspace = derrick.create();
-    let exec = workspace.exec_sh("sleep 1000");
-    let request = handshake(&derrick, &exec, "");
-    assert_eq!(try_connect(&derrick, request).err(), Some(401));
-    let mut request = handshake(&derrick, &exec, "");
-    let bearer = format!("Bearer {token}").parse().expect("a header");
-    request.headers_mut().insert("authorization", bearer);
-    assert!(try_connect(&derrick, request).is_ok());
-}
+// --- what is no connection ---
 
 #[test]
 fn what_is_no_handshake_or_of_no_exec_is_refused() {

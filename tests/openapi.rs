@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::json;
 use support::{Derrick, GitServer, Scratch, fixture, source};
 
+// F-15
 #[test]
 fn every_answer_is_one_that_the_document_has() {
     let server = GitServer::open();

@@ -17,9 +17,14 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Makes an empty one below `TMPDIR`.
     pub(crate) fn new() -> Self {
+        Self::below(&std::env::temp_dir())
+    }
+
+    /// Makes an empty one below `directory`.
+    pub(crate) fn below(directory: &Path) -> Self {
         let path = tempfile::Builder::new()
             .prefix("derrick-test-")
-            .tempdir()
+            .tempdir_in(directory)
             .expect("cannot make a temporary directory")
             .keep();
         Self { path }
