@@ -67,6 +67,7 @@ impl Confinement {
     }
 }
 
+/// What a sandbox's spec calls the network that the config asks for.
 pub(super) fn network(asked: config::Network) -> Network {
     match asked {
         config::Network::None => Network::None,

@@ -399,7 +399,6 @@ impl Setups {
     }
 }
 
-/// What a sandbox's spec calls the network that the config asks for.
 /// What the config allows a workspace.
 pub(crate) fn limits(config: &WorkspaceConfig) -> Limits {
     config
