@@ -145,6 +145,8 @@ pub fn probe(state_dir: &Path) -> Report {
         state_directory(&place, state_dir),
         overlayfs(place.as_ref().ok(), identity_or_single),
         idmapped_mounts(place.as_ref().ok(), identity_or_single),
+        memory_storage(),
+        disk_image(identity_or_single),
         seccomp(),
         landlock_domain(),
         control_groups(),
@@ -531,6 +533,48 @@ fn idmapped_mounts(place: Option<&Place>, identity: Identity) -> Fact {
     match attempt(|one| try_overlay(one, place, 0)) {
         Ok(_) => Fact::ok(NAME, "layers are shared between the ids of all sandboxes"),
         Err(failure) => no_overlay(NAME, &failure, "boot a kernel of 5.19 or later"),
+    }
+}
+
+/// What a workspace writes, in memory.
+fn memory_storage() -> Fact {
+    const NAME: &str = "memory_storage";
+    match attempt(try_memory) {
+        Ok(()) => Fact::ok(NAME, "a limit on disk can be kept in memory"),
+        Err(failure) => Fact::weaker(
+            NAME,
+            said(&failure),
+            "no workspace can have \"storage\": \"memory\"",
+        )
+        .fix("boot a kernel of 6.6 or later".to_owned()),
+    }
+}
+
+fn try_memory(one: OneThread) -> Result<(), Failure> {
+    let identity = identity::become_root(one)?;
+    unshare(one, UnshareFlags::NEWNS).at(Step::Namespaces, "creating a mount namespace")?;
+    let capacity = Capacity {
+        bytes: Some(1 << 20),
+        inodes: None,
+    };
+    let writable = Writable {
+        directory: PathBuf::new(),
+        storage: Storage::Memory(capacity),
+    };
+    disk::open(&writable, identity).map(drop)
+}
+
+/// What a workspace writes, on a disk of its own.
+fn disk_image(identity: Identity) -> Fact {
+    const NAME: &str = "disk_image";
+    const EFFECT: &str = "a limit on disk cannot be kept on the disk";
+    match disk::image_obstacle(identity) {
+        Some(obstacle) => Fact::weaker(NAME, obstacle, EFFECT),
+        None if on_path("mkfs.ext4").is_none() => {
+            Fact::weaker(NAME, "no mkfs.ext4 on PATH", EFFECT)
+                .fix("apt-get install e2fsprogs".to_owned())
+        }
+        None => Fact::ok(NAME, "a limit on disk can be kept on the disk"),
     }
 }
 
