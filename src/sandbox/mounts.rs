@@ -356,7 +356,9 @@ fn hide() -> Result<(), Failure> {
                 new_filesystem(
                     "tmpfs",
                     &[("mode", "0555"), ("size", "4k")],
-                    MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID,
+                    MountAttrFlags::MOUNT_ATTR_RDONLY
+                        | MountAttrFlags::MOUNT_ATTR_NOSUID
+                        | MountAttrFlags::MOUNT_ATTR_NODEV,
                 )
             }
         }
