@@ -2,74 +2,17 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::{Value, json};
-use support::{Derrick, Launch, Mode, Scratch, Workspace, fixture, mode, succeed};
-
-fn tarball(path: &Path) -> Value {
-    json!({ "name": "test", "base": { "type": "tarball", "path": path } })
-}
-
-fn directory(path: &Path) -> Value {
-    json!({ "name": "test", "base": { "type": "directory", "path": path } })
-}
-
-/// Unpacks the small fixture into a directory of the caller's.
-fn busybox_directory(scratch: &Scratch) -> PathBuf {
-    let root = scratch.join("root");
-    fs::create_dir(&root).expect("cannot make the base");
-    succeed(
-        Command::new("tar")
-            .arg("-xf")
-            .arg(fixture("busybox.tar"))
-            .arg("-C")
-            .arg(&root),
-    );
-    root
-}
-
-/// What a write would change of a file.
-#[derive(Debug, PartialEq, Eq)]
-struct Entry {
-    mode: u32,
-    owner: (u32, u32),
-    links: u64,
-    modified: i64,
-    content: Vec<u8>,
-}
-
-/// Every entry below a directory.
-fn snapshot(directory: &Path) -> BTreeMap<PathBuf, Entry> {
-    let mut entries = BTreeMap::new();
-    let mut to_visit = vec![directory.to_owned()];
-    while let Some(path) = to_visit.pop() {
-        let status = fs::symlink_metadata(&path).expect("the entry is there");
-        let content = if status.is_file() {
-            fs::read(&path).expect("the file can be read")
-        } else {
-            Vec::new()
-        };
-        if status.is_dir() {
-            let children = fs::read_dir(&path).expect("the directory can be read");
-            to_visit.extend(children.map(|child| child.expect("it can be listed").path()));
-        }
-        let entry = Entry {
-            mode: status.mode(),
-            owner: (status.uid(), status.gid()),
-            links: status.nlink(),
-            modified: status.mtime(),
-            content,
-        };
-        entries.insert(path, entry);
-    }
-    entries
-}
+use serde_json::json;
+use support::{
+    Derrick, Mode, Scratch, busybox_directory, directory, fixture, mode, succeed, tarball,
+    try_create,
+};
 
 // --- the host's own system ---
 
@@ -202,42 +145,6 @@ fn private_files_of_the_host_are_hidden_whoever_owns_them() {
 // --- a directory ---
 
 #[test]
-fn writes_do_not_reach_the_base() {
-    let scratch = Scratch::new();
-    let root = busybox_directory(&scratch);
-    fs::create_dir_all(root.join("etc")).expect("it is the test's own");
-    fs::write(root.join("etc/given"), "given\n").expect("it is the test's own");
-    let before = snapshot(&root);
-    let derrick = Derrick::start(directory(&root));
-    let workspace = derrick.create();
-    workspace.ok("cat /etc/given");
-    workspace.ok("rm /etc/given; echo new > /etc/given; echo x > /new; chmod 700 /bin; mkdir /a");
-    workspace.ok("mv /etc /moved; ln -s moved /etc; chmod 0 /moved/given");
-    workspace.sh("rm -rf /bin /moved");
-    workspace.reset();
-    assert_eq!(workspace.ok("cat /etc/given"), "given\n");
-    drop(derrick);
-    assert_eq!(snapshot(&root), before);
-}
-
-#[test]
-fn a_base_whose_dev_proc_or_sys_is_a_link_is_refused_and_the_link_not_followed() {
-    for name in ["dev", "proc", "sys"] {
-        let scratch = Scratch::new();
-        let root = busybox_directory(&scratch);
-        let elsewhere = scratch.join("elsewhere");
-        fs::create_dir(&elsewhere).expect("it is the test's own");
-        let _ = fs::remove_dir_all(root.join(name));
-        symlink(&elsewhere, root.join(name)).expect("it is the test's own");
-
-        let refusal = try_create(directory(&root)).expect_err("the base was taken");
-        assert!(refusal.contains(&format!("/{name}")), "{refusal}");
-        let touched = fs::read_dir(&elsewhere).expect("it is there").count();
-        assert_eq!(touched, 0, "{name}");
-    }
-}
-
-#[test]
 fn a_base_whose_owner_no_sandbox_has_is_refused_with_what_to_do() {
     let scratch = Scratch::new();
     let base = if mode() == Mode::Root {
@@ -325,21 +232,6 @@ fn an_archive_is_unpacked_once_and_again_when_it_has_changed() {
     assert_eq!(second.ok("cat /version"), "another");
 }
 
-/// Starts a provider with this config and makes a workspace; what it says where either is refused.
-fn try_create(config: Value) -> Result<(Derrick, Workspace), String> {
-    let derrick = Launch::new(config).try_start()?;
-    let answer = derrick.api.post("/workspaces", &json!({}));
-    if answer.status != 200 {
-        return Err(answer.text());
-    }
-    let id = answer.json()["id"]
-        .as_str()
-        .expect("it has an id")
-        .to_owned();
-    let workspace = derrick.api.workspace(&id);
-    Ok((derrick, workspace))
-}
-
 #[test]
 fn a_truncated_archive_is_refused_by_name() {
     let scratch = Scratch::new();
@@ -348,163 +240,6 @@ fn a_truncated_archive_is_refused_by_name() {
     let refusal = try_create(tarball(&archive)).expect_err("half an archive was taken");
     assert!(refusal.contains("base.tar"), "{refusal}");
     assert!(refusal.contains("truncated"), "{refusal}");
-}
-
-/// An entry of an archive that a careful writer would refuse to make.
-fn entry(kind: tar::EntryType, name: &str, link: &str, content: &[u8]) -> Vec<u8> {
-    // Longer names than a header takes come before it, in entries of GNU's own kinds.
-    let mut bytes = Vec::new();
-    if name.len() > 100 {
-        bytes.extend(entry(
-            tar::EntryType::GNULongName,
-            "long",
-            "",
-            name.as_bytes(),
-        ));
-    }
-    if link.len() > 100 {
-        bytes.extend(entry(
-            tar::EntryType::GNULongLink,
-            "long",
-            "",
-            link.as_bytes(),
-        ));
-    }
-    let mut header = tar::Header::new_gnu();
-    // Straight into the fields: the setters check what is being tested here.
-    let fields = header.as_old_mut();
-    let (name, link) = (name.as_bytes(), link.as_bytes());
-    fields.name[..name.len().min(100)].copy_from_slice(&name[..name.len().min(100)]);
-    fields.linkname[..link.len().min(100)].copy_from_slice(&link[..link.len().min(100)]);
-    header.set_entry_type(kind);
-    header.set_size(content.len() as u64);
-    header.set_mode(0o644);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header.set_cksum();
-    bytes.extend(header.as_bytes());
-    bytes.extend(content);
-    bytes.resize(bytes.len().next_multiple_of(512), 0);
-    bytes
-}
-
-#[test]
-fn an_archive_that_reaches_out_of_its_root_reaches_nothing() {
-    use tar::EntryType::{Link, Regular, Symlink};
-    let out = Scratch::new();
-    let target = out.join("escaped");
-    let (out, target) = (out.path().to_string_lossy(), target.to_string_lossy());
-    let up = "../".repeat(12);
-    let canary = "canary";
-    let attacks: [(&str, Vec<Vec<u8>>); 5] = [
-        (
-            "dots",
-            vec![entry(Regular, &format!("{up}{}", &target[1..]), "", b"x")],
-        ),
-        ("absolute", vec![entry(Regular, &target, "", b"x")]),
-        (
-            "through a link",
-            vec![
-                entry(Symlink, "way", &out, b""),
-                entry(Regular, "way/escaped", "", b"x"),
-            ],
-        ),
-        (
-            "through a relative link",
-            vec![
-                entry(Symlink, "way", &format!("{up}{}", &out[1..]), b""),
-                entry(Regular, "way/escaped", "", b"x"),
-            ],
-        ),
-        (
-            "hard link out",
-            vec![
-                entry(Link, "stolen", &format!("{up}etc/hostname"), b""),
-                entry(Regular, "stolen", "", canary.as_bytes()),
-            ],
-        ),
-    ];
-    let host_name = fs::read("/etc/hostname").ok();
-    let base = fs::read(fixture("busybox.tar")).expect("the fixture can be read");
-    for (attack, entries) in attacks {
-        let scratch = Scratch::new();
-        // Without the two zero blocks that end an archive, more can follow.
-        let end = base
-            .iter()
-            .rposition(|byte| *byte != 0)
-            .expect("it is not empty");
-        let mut archive = base[..(end + 1).next_multiple_of(512)].to_vec();
-        archive.extend(entries.concat());
-        archive.extend([0; 1024]);
-        // Refused, or contained: either way nothing is outside.
-        if let Err(refusal) = try_create(tarball(&scratch.file("hostile.tar", archive))) {
-            assert!(refusal.contains("hostile.tar"), "{attack}: {refusal}");
-        }
-        assert!(!Path::new(&*target).exists(), "{attack} escaped");
-        assert_eq!(fs::read("/etc/hostname").ok(), host_name, "{attack}");
-    }
-}
-
-#[test]
-fn devices_and_privileged_attributes_of_an_archive_do_not_work_inside() {
-    let scratch = Scratch::new();
-    let root = busybox_directory(&scratch);
-    let mut archive = {
-        let file = scratch.join("plain.tar");
-        succeed(
-            Command::new("tar")
-                .arg("-cf")
-                .arg(&file)
-                .arg("-C")
-                .arg(&root)
-                .arg("."),
-        );
-        let bytes = fs::read(file).expect("tar wrote it");
-        let end = bytes
-            .iter()
-            .rposition(|byte| *byte != 0)
-            .expect("it is not empty");
-        bytes[..(end + 1).next_multiple_of(512)].to_vec()
-    };
-    let mut disk = tar::Header::new_ustar();
-    disk.set_path("disk").expect("the name is short");
-    disk.set_entry_type(tar::EntryType::Block);
-    disk.set_device_major(8).expect("ustar has devices");
-    disk.set_device_minor(0).expect("ustar has devices");
-    disk.set_size(0);
-    disk.set_mode(0o666);
-    disk.set_mtime(0);
-    disk.set_uid(0);
-    disk.set_gid(0);
-    disk.set_cksum();
-    archive.extend(disk.as_bytes());
-    // pax(1): a record of the attributes for the entry that follows.
-    let record = |key: &str, value: &str| {
-        let rest = format!(" {key}={value}\n");
-        let length = rest.len() + 2;
-        assert!((10..100).contains(&length), "the length has two digits");
-        format!("{length}{rest}")
-    };
-    let attributes = record("SCHILY.xattr.trusted.overlay.opaque", "y")
-        + &record("SCHILY.xattr.user.overlay.opaque", "y");
-    archive.extend(entry(
-        tar::EntryType::XHeader,
-        "pax",
-        "",
-        attributes.as_bytes(),
-    ));
-    archive.extend(entry(tar::EntryType::Directory, "marked/", "", b""));
-    archive.extend([0; 1024]);
-
-    match try_create(tarball(&scratch.file("odd.tar", archive))) {
-        Ok((_derrick, workspace)) => {
-            let ran = workspace.sh("head -c 1 /disk");
-            assert_ne!(ran.exit_code, 0, "a block device of the archive works");
-            workspace.ok("ls /marked");
-        }
-        Err(refusal) => assert!(refusal.contains("odd.tar"), "{refusal}"),
-    }
 }
 
 /// Mounted for one test.

@@ -12,22 +12,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use support::{
-    Derrick, GitServer, Launch, Lives, Scratch, Workspace, cgroup_directories, descendants,
-    fixture, mounts_below, open_files, succeed, wait_until_empty,
+    Derrick, Launch, Lives, Scratch, descendants, fixture, mounts_below, open_files, succeed,
+    wait_until_empty,
 };
-
-/// Processes of every kind: in the foreground of a command, in the background, in a session of its own.
-fn keep_busy(workspace: &Workspace) {
-    workspace.ok("mkfifo /tmp/started");
-    workspace.start("(sleep 1000 &); setsid -f sleep 1000; echo > /tmp/started; exec sleep 1000");
-    workspace.ok("read line < /tmp/started");
-}
 
 #[test]
 fn sigterm_ends_the_provider_and_all_that_it_started() {
     let mut derrick = Derrick::on_host();
     for _ in 0..3 {
-        keep_busy(&derrick.create());
+        derrick.create().keep_busy();
     }
     let lives = Lives::below(derrick.pid());
     assert!(lives.count() >= 3 * 3, "only {} processes", lives.count());
@@ -41,7 +34,7 @@ fn sigterm_ends_the_provider_and_all_that_it_started() {
 #[test]
 fn ctrl_c_ends_the_provider_and_all_that_it_started() {
     let mut derrick = Derrick::on_host();
-    keep_busy(&derrick.create());
+    derrick.create().keep_busy();
     let lives = Lives::below(derrick.pid());
     let status = derrick.interrupt();
     assert!(matches!(status.code(), Some(0 | 130)), "{status}");
@@ -113,61 +106,6 @@ fn a_signal_during_a_long_start_ends_it_cleanly() {
 }
 
 #[test]
-fn killing_the_provider_kills_its_sandboxes() {
-    let mut derrick = Derrick::on_host();
-    for _ in 0..3 {
-        keep_busy(&derrick.create());
-    }
-    let lives = Lives::below(derrick.pid());
-    derrick.kill9();
-    lives.assert_gone();
-    lives.assert_namespaces_gone();
-    assert_eq!(mounts_below(&derrick.state()), Vec::<String>::new());
-    derrick.start_again();
-    let left = cgroup_directories(lives.cgroups());
-    assert!(left.is_empty(), "{left:?}");
-}
-
-#[test]
-fn killing_the_provider_in_the_middle_of_setup_leaves_no_half_layer() {
-    let config = |script: &str| {
-        json!({
-            "name": "test",
-            "base": { "type": "tarball", "path": fixture("busybox.tar") },
-            "setup_script": script,
-        })
-    };
-    // The script says that it has begun by asking the git server, which is the only way out of it.
-    let server = GitServer::open();
-    let address = server.repository("x", &[]).url;
-    let port = address
-        .rsplit(':')
-        .next()
-        .and_then(|rest| rest.split('/').next());
-    let port = port.expect("the address has a port");
-    let began = format!(
-        "echo half > /half; wget -q -O /dev/null http://127.0.0.1:{port}/began; echo whole >> /half"
-    );
-    let mut blocking = config(&format!("{began}; mkfifo /f; read line < /f"));
-    blocking["setup"] = json!({ "network": "host" });
-    let mut derrick = Launch::new(blocking.clone())
-        .token("a-token-that-the-script-does-not-know")
-        .start();
-    let create = derrick.api.start("/workspaces", json!({}));
-    server.wait_for_request();
-    let lives = Lives::below(derrick.pid());
-    derrick.kill9();
-    assert!(create.outcome().is_err(), "a killed provider answered");
-    lives.assert_gone();
-
-    let mut finishing = blocking;
-    finishing["setup_script"] = json!(format!("{began}; true"));
-    derrick.configure(&finishing);
-    derrick.start_again();
-    assert_eq!(derrick.create().ok("cat /half"), "half\nwhole\n");
-}
-
-#[test]
 fn a_restart_brings_workspaces_back_with_their_files_and_says_that_processes_are_gone() {
     for crash in [false, true] {
         let mut derrick = Derrick::start(json!({
@@ -182,7 +120,7 @@ fn a_restart_brings_workspaces_back_with_their_files_and_says_that_processes_are
             "echo changed > file; echo new > /new; rm -r /media; mv /srv /moved; ln -s moved /srv",
         );
         workspace.write_file("/written", b"acknowledged");
-        keep_busy(&workspace);
+        workspace.keep_busy();
         assert_eq!(workspace.describe()["state"], json!("running"));
         if crash {
             derrick.kill9();
@@ -227,55 +165,6 @@ fn files_are_read_and_written_after_a_restart_without_a_command_first() {
 }
 
 #[test]
-fn a_deleted_workspace_stays_deleted_after_a_crash() {
-    let mut derrick = Derrick::on_host();
-    let (kept, deleted) = (derrick.create(), derrick.create());
-    assert!(deleted.delete());
-    derrick.kill9();
-    derrick.start_again();
-    assert_eq!(derrick.api.list(), [kept.id.as_str()]);
-}
-
-#[test]
-fn what_is_left_of_a_big_tree_is_removed_after_a_crash() {
-    let mut derrick = Derrick::start(json!({
-        "name": "test",
-        "base": { "type": "tarball", "path": fixture("busybox.tar") },
-    }));
-    let workspace = derrick.create();
-    workspace.ok("mkdir /big && cd /big && for d in $(seq 100); do
-            mkdir $d && (cd $d && seq 200 | xargs touch && chmod 0 . )
-        done");
-    assert!(workspace.delete());
-    derrick.kill9();
-    derrick.start_again();
-    wait_until_empty(&derrick.state().join("trash"));
-    let workspaces = entries(&derrick.state().join("workspaces"));
-    assert_eq!(workspaces, Vec::<String>::new());
-}
-
-#[test]
-fn deep_and_oddly_named_trees_are_removed() {
-    let derrick = Derrick::on_host();
-    let workspace = derrick.create();
-    let program = "import os
-os.makedirs('/odd'); os.chdir('/odd')
-for name in ('-rf', 'a\\nb', '*', ' ', 'x' * 255):
-    os.mkdir(name)
-open(b'\\xff', 'w').close()
-os.symlink('/etc', 'link')
-os.mkdir('closed', 0)
-for depth in range(3000):
-    os.mkdir('d'); os.chdir('d')
-";
-    workspace.python(program).expect(0);
-    workspace.reset();
-    assert!(workspace.delete());
-    wait_until_empty(&derrick.state().join("trash"));
-    assert!(Path::new("/etc/passwd").exists());
-}
-
-#[test]
 fn nothing_leaks_however_often_workspaces_come_and_go() {
     let derrick = Derrick::on_host();
     let round = || {
@@ -311,30 +200,6 @@ fn nothing_leaks_however_often_workspaces_come_and_go() {
         "{files:#?} became {files_then:#?}"
     );
     assert_eq!(mounts_below(&derrick.state()), Vec::<String>::new());
-}
-
-#[test]
-fn a_second_provider_on_the_same_state_is_refused() {
-    let derrick = Derrick::on_host();
-    let output = std::process::Command::new(support::binary())
-        .args(["--listen", "127.0.0.1:0", "--state-dir"])
-        .arg(derrick.state())
-        .output()
-        .expect("cannot start derrick");
-    assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains(&*derrick.state().to_string_lossy()), "{said}");
-}
-
-#[test]
-fn the_state_directory_is_closed_to_others() {
-    use std::os::unix::fs::PermissionsExt;
-    let derrick = Derrick::on_host();
-    let mode = fs::metadata(derrick.state())
-        .expect("it is there")
-        .permissions()
-        .mode();
-    assert_eq!(mode & 0o777, 0o700);
 }
 
 #[test]

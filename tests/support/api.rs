@@ -337,6 +337,13 @@ impl Workspace {
         ))
     }
 
+    /// Starts processes of every kind: in the foreground of a command, in the background, in a session of its own.
+    pub(crate) fn keep_busy(&self) {
+        self.ok("mkfifo /tmp/started");
+        self.start("(sleep 1000 &); setsid -f sleep 1000; echo > /tmp/started; exec sleep 1000");
+        self.ok("read line < /tmp/started");
+    }
+
     /// Runs a command line that prints nothing back: `null`, or a failure.
     pub(crate) fn cmd(&self, cmd: &str) -> Answer {
         self.post("cmd", &json!({ "cmd": cmd }))

@@ -11,6 +11,8 @@
 
 mod api;
 mod attempts;
+pub(crate) mod bare;
+mod base;
 mod derrick;
 mod git_server;
 mod host;
@@ -27,6 +29,7 @@ use std::time::Duration;
 pub(crate) use self::{
     api::{Answer, Api, Event, Events, Exec, Opened, Pending, Ran, Workspace},
     attempts::{Attempt, Host, assert_refused, on_the_host, program, results, sockets},
+    base::{busybox_and, busybox_directory, directory, entry, snapshot, tarball, try_create},
     derrick::{Derrick, Launch, binary},
     git_server::{GitRequest, GitServer, Upstream, git},
     host::{

@@ -30,6 +30,17 @@ impl Scratch {
         Self { path }
     }
 
+    /// Makes an empty one below `/tmp`, to which every user of the host has a way.
+    pub(crate) fn in_the_open() -> Self {
+        let path = tempfile::Builder::new()
+            .prefix("derrick-test-")
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .tempdir_in("/tmp")
+            .expect("cannot make a directory below /tmp")
+            .keep();
+        Self { path }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -1,0 +1,353 @@
+//! P9: derrick runs no git, shell or interpreter on the host over what a workspace wrote.
+//!
+//! Each attack leaves something in a checkout that git, run there on the host, would execute or follow.
+//! It does so on the host first, then derrick does all that it does with checkouts.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use support::{Derrick, GitServer, Launch, Scratch, bare, git};
+
+/// Programs that stand before the host's own in derrick's `PATH`, and write down that they were called.
+struct Watched {
+    scratch: Scratch,
+}
+
+impl Watched {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let log = scratch.file("log", "");
+        for name in [
+            "git", "sh", "bash", "dash", "env", "python3", "perl", "tar", "ssh", "less", "gpg",
+        ] {
+            let script = format!(
+                "#!/bin/sh\necho \"{name} $*\" >> {}\nPATH=/usr/local/bin:/usr/bin:/bin exec {name} \"$@\"\n",
+                log.display()
+            );
+            let path = scratch.file(&format!("bin/{name}"), script);
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("its own");
+        }
+        Self { scratch }
+    }
+
+    /// For `PATH`.
+    fn path(&self) -> String {
+        let own = std::env::var("PATH").expect("there is a PATH");
+        format!("{}:{own}", self.scratch.join("bin").display())
+    }
+
+    /// What was called since the last look.
+    fn calls(&self) -> Vec<String> {
+        let log = self.scratch.join("log");
+        let text = fs::read_to_string(&log).expect("it is there");
+        fs::write(&log, "").expect("it is there");
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+/// Something that a hostile checkout names, and that nobody may touch or read out.
+struct Bait {
+    scratch: Scratch,
+}
+
+impl Bait {
+    fn new() -> Self {
+        Self {
+            scratch: Scratch::new(),
+        }
+    }
+
+    /// A file that is there when something was executed on the host.
+    fn mark(&self) -> PathBuf {
+        self.scratch.join("mark")
+    }
+
+    /// A directory with a repository and a file whose names and contents say `canary`.
+    fn secret(&self) -> PathBuf {
+        let secret = self.scratch.join("secret");
+        if !secret.exists() {
+            self.scratch.file("secret/canary-file", "canary-content");
+            git(&secret, &["init", "--quiet", "--initial-branch=main"]);
+            git(&secret, &["add", "--all"]);
+            git(&secret, &["commit", "--quiet", "--message=canary-message"]);
+        }
+        secret
+    }
+}
+
+/// Poisons a checkout with this script, of which `$MARK` and `$SECRET` are the bait. What `naive` then
+/// prints there on the host gives the bait away or makes the mark; nothing that derrick does, does.
+fn attack(poison: &str, naive: &str) {
+    let bait = Bait::new();
+    let (mark, secret) = (bait.mark(), bait.secret());
+    let poison = poison
+        .replace("$MARK", &mark.to_string_lossy())
+        .replace("$SECRET", &secret.to_string_lossy());
+    let found = |printed: &str| printed.contains("canary");
+
+    let checkout = bait.scratch.join("checkout");
+    let on_the_host = format!(
+        "export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null
+         export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
+         git init -q --bare -b main {0}.git
+         git init -q -b main {0} && cd {0} && echo x > file && git add file && git commit -qm first
+         git remote add origin {0}.git && git push -q origin main && git fetch -q
+         {{ {poison}\n}} > /dev/null 2>&1
+         {{ {naive}\n}} < /dev/null 2>&1; true",
+        checkout.display()
+    );
+    let printed = bare::sh(&on_the_host);
+    assert!(
+        mark.exists() || found(&printed),
+        "it does no harm: {printed}"
+    );
+    let _ = fs::remove_file(&mark);
+
+    let watched = Watched::new();
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "x\n")]);
+    let mut derrick = Launch::new(json!({
+        "name": "test",
+        "workdir": "/project",
+        "repositories": [{ "url": upstream.url, "path": "/project" }],
+    }))
+    .environment("PATH", &watched.path())
+    .start();
+    let id = {
+        let workspace = derrick.create();
+        workspace.sh(&poison);
+        workspace.id
+    };
+    upstream.commit(&[("file", "y\n")]);
+    // What came before concerned the upstream, and no workspace.
+    let before = watched.calls();
+    assert!(
+        before.iter().any(|call| call.starts_with("git ")),
+        "{before:?}"
+    );
+    let mut said = String::new();
+    for round in 0..2 {
+        let workspace = derrick.api.workspace(&id);
+        // It may fail, in the workspace.
+        said += &workspace.post("fetch", &json!({})).text();
+        said += &workspace.describe().to_string();
+        said += &workspace
+            .on_file("GET", "/project", "?archive=tar", b"")
+            .text();
+        said += &workspace.on_file("GET", "/project", "", b"").text();
+        workspace.write_file("/project/written", b"x");
+        said += &derrick.create().describe().to_string();
+        if round == 0 {
+            derrick.restart();
+        }
+    }
+    derrick.api.workspace(&id).reset();
+    assert!(!mark.exists(), "something of the workspace's was executed");
+    // The archive has what the poison itself says.
+    let said = said.replace(&poison, "");
+    let names_alone = said.replace(&*secret.to_string_lossy(), "");
+    assert!(!names_alone.contains("canary-"), "{said}");
+    only_mirrors(&watched.calls(), &derrick);
+}
+
+/// Of all that derrick called, nothing was but git, on repositories of derrick's own.
+fn only_mirrors(calls: &[String], derrick: &Derrick) {
+    let mirrors = derrick.state().join("mirrors").canonicalize();
+    let mirrors = mirrors.expect("it is there").display().to_string();
+    let workspaces = derrick.state().join("workspaces").display().to_string();
+    for call in calls {
+        let own = call.starts_with(&format!("git --git-dir={mirrors}/"))
+            || call.starts_with("git ls-remote")
+            || call.starts_with("git version")
+            || call.starts_with("git --version");
+        assert!(own && !call.contains(&workspaces), "{call}");
+        assert!(!call.contains("/project "), "{call}");
+    }
+}
+
+// I-01: a program for core.fsmonitor
+#[test]
+fn a_monitor_of_files_in_the_config() {
+    attack(
+        "git config core.fsmonitor 'touch $MARK; false'",
+        "git status",
+    );
+}
+
+// I-02: filters by .gitattributes
+#[test]
+fn filters_in_the_attributes() {
+    attack(
+        "git config filter.evil.clean 'touch $MARK; cat'
+         git config filter.evil.smudge 'touch $MARK; cat'
+         git config filter.evil.process 'touch $MARK'
+         echo '* filter=evil' > .gitattributes; echo more >> file",
+        "git status; git add .",
+    );
+}
+
+// I-03: hooks, also those that git status runs
+#[test]
+fn hooks_in_the_checkout() {
+    attack(
+        "for hook in post-index-change reference-transaction post-checkout post-merge pre-auto-gc post-receive; do
+             printf '#!/bin/sh\\ntouch $MARK\\n' > .git/hooks/$hook; chmod +x .git/hooks/$hook
+         done; touch -d @0 file",
+        "git status; git fetch",
+    );
+}
+
+// I-04: programs for transport, credentials, signatures, pages and differences
+#[test]
+fn programs_in_the_config() {
+    attack(
+        "git config core.sshCommand 'touch $MARK'; git config remote.origin.uploadpack 'touch $MARK; git-upload-pack'
+         git config credential.helper '!touch $MARK'; git config gpg.program 'touch $MARK'
+         git config diff.external 'touch $MARK'; git config core.pager 'touch $MARK'
+         git config core.askPass 'touch $MARK'; git config core.editor 'touch $MARK'
+         git config core.gitProxy 'touch $MARK'; git config alias.fetch '!touch $MARK'
+         git config uploadpack.packObjectsHook 'touch $MARK'",
+        "git fetch; echo z > file; git diff",
+    );
+}
+
+// I-04: a remote that is a program
+#[test]
+fn a_remote_that_is_a_program() {
+    attack(
+        "git config protocol.ext.allow always; git remote set-url origin 'ext::touch $MARK'",
+        "git fetch",
+    );
+}
+
+// I-05: a work tree elsewhere
+#[test]
+fn a_work_tree_elsewhere() {
+    attack("git config core.worktree $SECRET", "git status");
+}
+
+// I-05: a repository of another place, embedded or named by a file
+#[test]
+fn a_git_file_that_names_another_repository() {
+    attack("rm -rf .git; echo 'gitdir: $SECRET/.git' > .git", "git log");
+}
+
+// I-07: objects of another repository, by alternates
+#[test]
+fn alternates_that_name_another_repository() {
+    attack(
+        "echo $SECRET/.git/objects > .git/objects/info/alternates
+         git update-ref refs/heads/stolen $(cat $SECRET/.git/refs/heads/main) ",
+        "git log stolen",
+    );
+}
+
+// I-07: a .git that is a link
+#[test]
+fn a_git_directory_that_is_a_link() {
+    attack("rm -rf .git; ln -s $SECRET/.git .git", "git log");
+}
+
+// I-06: submodules that a clone brings along, and what a repository has git run at a clone
+#[test]
+fn submodules_of_a_repository() {
+    let server = GitServer::open();
+    let inner = server.repository("inner", &[("file", "x\n")]);
+    let modules = format!("[submodule \"m\"]\n\tpath = m\n\turl = {}\n", inner.url);
+    let upstream = server.repository(
+        "project",
+        &[
+            (".gitmodules", &modules),
+            (".gitattributes", "* filter=evil\n"),
+            ("hooks/post-checkout", "#!/bin/sh\ntouch /evil\n"),
+        ],
+    );
+    let commit = inner.head();
+    upstream.git(&[
+        "update-index",
+        "--add",
+        "--cacheinfo",
+        &format!("160000,{commit},m"),
+    ]);
+    upstream.git(&["commit", "--quiet", "--message=module"]);
+    let asked = || {
+        let requests = server.requests();
+        requests
+            .iter()
+            .filter(|request| request.target.starts_with("/inner.git"))
+            .count()
+    };
+    // A recursive clone goes wherever the repository says.
+    let scratch = Scratch::new();
+    let before = asked();
+    let clone = format!(
+        "cd {} && GIT_CONFIG_GLOBAL=/dev/null git clone -q --recurse-submodules {} clone 2>&1; true",
+        scratch.path().display(),
+        upstream.url
+    );
+    bare::sh(&clone);
+    assert!(asked() > before, "the submodule was not asked for");
+
+    let before = asked();
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "repositories": [{ "url": upstream.url, "path": "/project" }],
+    }));
+    let workspace = derrick.create();
+    upstream.commit(&[("more", "x\n")]);
+    workspace.fetch();
+    derrick.create();
+    assert_eq!(asked(), before, "somebody asked for the submodule");
+    assert_eq!(
+        workspace.ok("ls -A /project/m; ls -d /evil 2> /dev/null; true"),
+        ""
+    );
+    assert!(!Path::new("/evil").exists());
+}
+
+// I-10: files that a program on the host trusts later
+#[test]
+fn files_that_a_program_on_the_host_trusts_later() {
+    let scratch = Scratch::new();
+    let home = scratch.join("home");
+    fs::create_dir(&home).expect("its own");
+    let names = [
+        ".envrc",
+        ".vscode/tasks.json",
+        ".claude/settings.json",
+        "Makefile",
+        ".git/hooks/pre-commit",
+    ];
+    // Where a checkout of the host's is mounted into a sandbox, they are there at once.
+    let mount = format!(
+        "mount --bind {} /mnt && mkdir /mnt/.vscode && echo evil > /mnt/.vscode/tasks.json",
+        home.display()
+    );
+    let mut naive = bare::namespaces(&["mount"]);
+    support::succeed(naive.args(["sh", "-c", &mount]));
+    assert!(home.join(".vscode/tasks.json").exists());
+    fs::remove_dir_all(home.join(".vscode")).expect("it was made");
+
+    // What the config includes is one's own copy, and the upstream's checkout is never the host's.
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).expect("its own");
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "base": { "type": "host", "include": [home] },
+    }));
+    let workspace = derrick.create();
+    for name in names {
+        let path = home.join(name);
+        let directory = path.parent().expect("it has one").display().to_string();
+        workspace.sh(&format!(
+            "mkdir -p {directory}; echo evil > {}",
+            path.display()
+        ));
+    }
+    workspace.reset();
+    drop(derrick);
+    assert_eq!(fs::read_dir(&home).expect("it is there").count(), 0);
+}
