@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -214,4 +215,52 @@ fn no_work_is_left_for_later() {
         });
         assert!(breaches.is_empty(), "{breaches:#?}");
     }
+}
+
+/// What stands above a test of an attack: `// A-08: what is tried`, a row of the table of threats, or `// P1: …`
+/// where no row fits; several with commas between them.
+fn rows(line: &str) -> Option<Vec<&str>> {
+    let ids = line.strip_prefix("// ")?.split(':').next()?;
+    let ids: Vec<&str> = ids.split(", ").collect();
+    let is_row = |id: &&str| match id.split_once('-') {
+        Some((table, number)) => {
+            matches!(table, "A" | "B" | "C" | "D" | "E" | "F" | "G" | "H" | "I")
+                && number.len() == 2
+                && number.bytes().all(|byte| byte.is_ascii_digit())
+        }
+        None => id
+            .strip_prefix('P')
+            .and_then(|number| number.parse::<u8>().ok())
+            .is_some_and(|number| (1..=13).contains(&number)),
+    };
+    ids.iter().all(is_row).then_some(ids)
+}
+
+#[test]
+fn every_attack_has_one_place() {
+    let mut places: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in sources("tests") {
+        let name = file.path.display().to_string();
+        let text = fs::read_to_string(source().join("tests").join(&file.path));
+        let text = text.expect("the source can be read");
+        let lines: Vec<&str> = text.lines().collect();
+        for (number, line) in lines.iter().enumerate() {
+            let Some(ids) = rows(line) else { continue };
+            let next = lines[number + 1..]
+                .iter()
+                .find(|line| rows(line).is_none() && !line.starts_with("#[cfg"));
+            assert_eq!(next, Some(&"#[test]"), "below {name}:{}", number + 1);
+            // A promise may have several files.
+            let place = match name.as_bytes() {
+                [b'p', b'0' | b'1', b'0'..=b'9', b'_', ..] => &name[..3],
+                _ => &*name,
+            };
+            for id in ids.into_iter().filter(|id| !id.starts_with('P')) {
+                let places = places.entry(id.to_owned()).or_default();
+                places.insert(place.to_owned());
+            }
+        }
+    }
+    let scattered: Vec<_> = places.iter().filter(|(_, files)| files.len() > 1).collect();
+    assert!(scattered.is_empty(), "{scattered:#?}");
 }
