@@ -150,7 +150,6 @@ pub fn probe(state_dir: &Path) -> Report {
         seccomp(),
         landlock_domain(),
         control_groups(),
-        disk_limits(identity_or_single),
         git(),
     ];
     Report {
@@ -570,10 +569,6 @@ fn disk_image(identity: Identity) -> Fact {
     const EFFECT: &str = "a limit on disk cannot be kept on the disk";
     match disk::image_obstacle(identity) {
         Some(obstacle) => Fact::weaker(NAME, obstacle, EFFECT),
-        None if on_path("mkfs.ext4").is_none() => {
-            Fact::weaker(NAME, "no mkfs.ext4 on PATH", EFFECT)
-                .fix("apt-get install e2fsprogs".to_owned())
-        }
         None => Fact::ok(NAME, "a limit on disk can be kept on the disk"),
     }
 }
@@ -622,41 +617,6 @@ fn landlock_domain() -> Fact {
 fn control_groups() -> Fact {
     let (layout, caller) = (Layout::here(), Caller::this());
     cgroups::fact(&layout, caller, offers, usable)
-}
-
-/// What the writing of a sandbox can be bounded by.
-fn disk_limits(identity: Identity) -> Fact {
-    const NAME: &str = "disk_limits";
-    let storage = Storage::Memory(Capacity {
-        bytes: Some(1 << 20),
-        inodes: None,
-    });
-    let in_memory = attempt(|one| {
-        let identity = identity::become_root(one)?;
-        unshare(one, UnshareFlags::NEWNS).at(Step::Namespaces, "creating a mount namespace")?;
-        let directory = PathBuf::new();
-        disk::open(&Writable { directory, storage }, identity).map(drop)
-    });
-    let obstacle = disk::image_obstacle(identity);
-    match (obstacle, in_memory) {
-        (None, Ok(())) => Fact::ok(NAME, "disk images on loop devices, and files in memory"),
-        (None, Err(failure)) => {
-            Fact::weaker(NAME, "disk images on loop devices alone", said(&failure))
-        }
-        (Some(_), Ok(())) if identity != Identity::Ranges => {
-            Fact::ok(NAME, "files in memory, with \"storage\": \"memory\"")
-        }
-        (Some(obstacle), Ok(())) => Fact::weaker(
-            NAME,
-            format!("files in memory alone: {obstacle}"),
-            "what a workspace writes to disk cannot be bounded",
-        ),
-        (Some(_), Err(failure)) => Fact::weaker(
-            NAME,
-            said(&failure),
-            "what a workspace writes cannot be bounded",
-        ),
-    }
 }
 
 fn git() -> Fact {
