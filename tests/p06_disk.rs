@@ -18,16 +18,45 @@ const FILL: &str = "head -c 64M /dev/zero > /fill";
 /// Makes more files than `INODES`.
 const MANY: &str = "mkdir /many && cd /many && seq 2000 | xargs touch";
 
-/// A provider for each storage that this user can have bounded.
+/// A provider for each storage that this user can have bounded: for root any, for others memory, where
+/// the kernel is one of 6.6 or later.
 fn bounded() -> Vec<Derrick> {
     let limits = json!({ "disk": DISK, "inodes": INODES });
     let storages: &[&str] = match mode() {
         Mode::Root => &["disk", "memory"],
-        Mode::Subordinate | Mode::Single => &["memory"],
+        _ if attributes_in_memory() => &["memory"],
+        _ => &[],
     };
     let start =
         |storage| Derrick::start(json!({ "name": "test", "storage": storage, "limits": limits }));
     storages.iter().map(|storage| start(*storage)).collect()
+}
+
+/// Whether this kernel is one of 6.6 or later.
+fn attributes_in_memory() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("it is there");
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|number| number.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (6, 6)
+}
+
+#[test]
+fn memory_of_a_kernel_that_cannot_hold_it_is_refused_by_name() {
+    let derrick = Derrick::start(json!({ "name": "test", "storage": "memory" }));
+    if mode() == Mode::Root || attributes_in_memory() {
+        derrick.create().ok("touch /file");
+        return;
+    }
+    let answer = derrick.api.post("/workspaces", &json!({}));
+    let status = answer.status;
+    let problem = answer.problem(status);
+    assert!(status >= 500, "{problem}");
+    assert!(
+        problem["detail"].to_string().contains("Linux 6.6"),
+        "{problem}"
+    );
 }
 
 fn is_out_of_space(ended: &Value) {
