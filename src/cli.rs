@@ -14,7 +14,9 @@ use std::str::FromStr;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use client::{AttachArgs, CpArgs, CreateArgs, ExecArgs, LogsArgs, LsArgs, ResetArgs, RmArgs};
+use client::{
+    AttachArgs, CpArgs, CreateArgs, ExecArgs, LimitsArgs, LogsArgs, LsArgs, ResetArgs, RmArgs,
+};
 
 /// Workspaces for autonomous coding agents on a bare Linux host.
 ///
@@ -56,6 +58,8 @@ pub enum Command {
     Logs(LogsArgs),
     /// Copy files and whole directories into a workspace or out of one.
     Cp(CpArgs),
+    /// Show or change what a workspace may use.
+    Limits(LimitsArgs),
     /// Return a workspace to the state right after setup.
     Reset(ResetArgs),
     /// End workspaces and dispose of their files.

@@ -232,18 +232,20 @@ impl State {
         &self.shared.spawner
     }
 
-    /// The control groups of a sandbox with these limits and requests, if they need any.
+    /// The control groups of a sandbox with these limits and requests, if they need any; of that `name`,
+    /// or of a new one.
     ///
     /// # Errors
     /// The first limit that this host does not enforce.
     pub fn group(
         &self,
+        name: Option<String>,
         limits: &Limits,
         requests: &Requests,
     ) -> Result<Option<Group>, Unenforceable> {
-        let number = self.shared.groups.fetch_add(1, Ordering::Relaxed);
-        let hierarchies = &self.shared.hierarchies;
-        hierarchies.group(&number.to_string(), limits, requests)
+        let new = || self.shared.groups.fetch_add(1, Ordering::Relaxed);
+        let name = name.unwrap_or_else(|| new().to_string());
+        self.shared.hierarchies.group(&name, limits, requests)
     }
 
     /// Whether this host enforces all of these limits, and can meet these requests.

@@ -322,6 +322,34 @@ fn a_workspaces_limits_are_kept_to_and_told_of() {
     let asked = ["exec", "--output-limit", "2MiB", &workspace.id];
     let said = refused(&run(&url(&derrick), &[&asked, &line[..]].concat()), 125);
     assert!(said.contains("the workspace's limit on output"), "{said}");
+    let limits = |changes: &[&str]| {
+        run(
+            &url(&derrick),
+            &[&["limits", &workspace.id], changes].concat(),
+        )
+    };
+    let shown = ok(&limits(&["execs=3", "shm=1MiB", "output=none"]));
+    let rows: Vec<Vec<&str>> = shown
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert!(rows.contains(&vec!["execs", "3", "-", "-"]), "{shown}");
+    assert!(
+        rows.contains(&vec!["shm", "1.0", "MiB", "-", "-"]),
+        "{shown}"
+    );
+    assert!(!shown.contains("output"), "{shown}");
+    let said = text(&limits(&[]).stderr);
+    assert!(
+        said.contains("shm holds as shown from the next reset on"),
+        "{said}"
+    );
+    let told: Value = serde_json::from_str(&ok(&limits(&["--json"]))).expect("it is JSON");
+    assert_eq!(told["limits"], json!({ "execs": 3, "shm": 1 << 20 }));
+    let said = refused(&limits(&["execs=0"]), 1);
+    assert!(said.contains("limits.execs"), "{said}");
+    let said = refused(&limits(&["request.memory=8MiB", "pids"]), 125);
+    assert!(said.contains("NAME=VALUE"), "{said}");
 }
 
 #[test]

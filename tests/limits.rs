@@ -4,99 +4,13 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Derrick, Lives, Mode, Workspace, cgroup_directories, mode};
-
-const MEMORY: u64 = 64 << 20;
-const PIDS: u64 = 30;
-
-/// Takes much more memory than `MEMORY`.
-const GREEDY: &str = "python3 -c 'x = bytearray(300 << 20); print(len(x))'";
-
-/// Starts twice as many processes as `PIDS`, all alive at once; fails at the first that is refused.
-const BRANCHING: &str = "import os, signal
-children = []
-try:
-    for _ in range(60):
-        child = os.fork()
-        if child == 0: signal.pause()
-        children.append(child)
-    print('all')
-except OSError as error:
-    print(error.errno, len(children) < 30)
-    raise SystemExit(7)
-finally:
-    for child in children: os.kill(child, 9)";
+use support::{
+    Answer, BRANCHING, Derrick, GREEDY, Lives, MEMORY, Mode, PIDS, Workspace, cgroup_directories,
+    descendants, enforced, mode, python,
+};
 
 fn limited() -> Value {
     json!({ "name": "test", "limits": { "memory": MEMORY, "pids": PIDS, "cpus": 0.2 } })
-}
-
-/// A workspace with these limits, where this host enforces them. Where it does not, which it never
-/// may for root, they are refused, and there is nothing more to see.
-fn enforced(derrick: &Derrick, limits: &Value) -> Option<Workspace> {
-    let there = derrick.api.list();
-    let answer = derrick
-        .api
-        .post("/workspaces", &json!({ "limits": limits }));
-    if answer.status == 200 {
-        let id = answer.json()["id"].as_str().expect("an id").to_owned();
-        return Some(derrick.api.workspace(&id));
-    }
-    assert_ne!(mode(), Mode::Root, "{}", answer.text());
-    let problem = answer.problem(422);
-    assert_eq!(problem["type"], "urn:derrick:problem:limit-unenforceable");
-    let detail = problem["detail"].as_str().expect("text");
-    let named = limits.as_object().expect("an object").keys();
-    assert!(
-        named
-            .clone()
-            .any(|limit| detail.contains(&format!("the limit on {limit}"))),
-        "{detail}"
-    );
-    assert_eq!(derrick.api.list(), there);
-    None
-}
-
-fn python(program: &str) -> Value {
-    json!({ "argv": ["/usr/bin/python3", "-c", program] })
-}
-
-#[test]
-fn memory_that_runs_out_ends_everything_and_is_told_for_what_it_is() {
-    let derrick = Derrick::on_host();
-    let free = derrick.create();
-    assert_eq!(free.ok(GREEDY), format!("{}\n", 300 << 20));
-    let Some(workspace) = enforced(&derrick, &json!({ "memory": MEMORY })) else {
-        return;
-    };
-    workspace.ok("echo kept > /file");
-    let other = workspace.exec_sh("sleep 1000");
-    for greedy in [
-        GREEDY.to_owned(),
-        // A leader that is not greedy itself does not outlive it.
-        format!("{GREEDY}; sleep 1000"),
-        format!("({GREEDY} &) ; sleep 1000"),
-        // What is in no process's memory counts as well.
-        "head -c 300M /dev/zero > /dev/shm/file; sleep 1000".to_owned(),
-    ] {
-        let ended = workspace.run(&greedy);
-        assert_eq!(
-            ended["outcome"],
-            json!({ "kind": "oom" }),
-            "{greedy}: {ended}"
-        );
-        assert_eq!(ended["exit_code"], 137);
-        assert_eq!(workspace.ok("cat /file"), "kept\n");
-    }
-    assert_eq!(other.outcome(), json!({ "kind": "oom" }));
-    // Nobody else was touched.
-    assert_eq!(free.ok("echo here"), "here\n");
-    let ran = workspace.sh(GREEDY);
-    assert_eq!(ran.exit_code, 137);
-    assert!(ran.output.contains("limit on memory"), "{}", ran.output);
-    // A command that kills itself is not out of memory.
-    let ended = workspace.run("kill -9 $$");
-    assert_eq!(ended["outcome"]["kind"], "signaled", "{ended}");
 }
 
 #[test]
@@ -117,70 +31,6 @@ fn a_workspace_at_its_limit_on_processes_is_no_failure_of_derricks() {
         .problem(409);
     assert_eq!(only.kill()["outcome"]["kind"], "killed");
     workspace.ok("exec true");
-}
-
-#[test]
-fn processes_beyond_the_limit_are_refused_and_that_is_told() {
-    let derrick = Derrick::on_host();
-    let free = derrick.create();
-    let ended = free.run_with(&python(BRANCHING));
-    assert_eq!(ended["output"]["stdout"], "all\n", "{ended}");
-    let Some(workspace) = enforced(&derrick, &json!({ "pids": PIDS })) else {
-        return;
-    };
-    let events = workspace.events(None);
-    let ended = workspace.run_with(&python(BRANCHING));
-    let eagain = format!("{} True\n", libc::EAGAIN);
-    assert_eq!(ended["output"]["stdout"], eagain, "{ended}");
-    assert_eq!(ended["outcome"], json!({ "kind": "pids_limit", "code": 7 }));
-    assert_eq!(ended["exit_code"], 7);
-    // Failing for another reason is failing for another reason, also after that.
-    let ended = workspace.run("exit 7");
-    assert_eq!(ended["outcome"], json!({ "kind": "exited", "code": 7 }));
-    let told: Vec<_> = events.take(3).collect();
-    let names: Vec<&str> = told.iter().map(|event| event.name.as_str()).collect();
-    assert_eq!(names, ["exec_started", "limit_hit", "exec_ended"]);
-    assert_eq!(told[1].data["limit"], "pids");
-    assert_eq!(told[1].data["exec"], told[2].data["id"]);
-    let usage = &workspace.describe()["usage"];
-    assert!(usage["pids_refused"].as_u64() >= Some(1), "{usage}");
-}
-
-#[test]
-fn a_fork_bomb_stays_within_its_workspace() {
-    let derrick = Derrick::on_host();
-    let Some(workspace) = enforced(&derrick, &json!({ "pids": PIDS })) else {
-        return;
-    };
-    let other = derrick.create();
-    let bomb = "b() { b | b & }; b; while :; do :; done";
-    let ended = workspace.run_with(&json!({ "cmd": bomb, "timeout": 2 }));
-    assert_eq!(ended["outcome"]["kind"], "deadline", "{ended}");
-    assert_eq!(other.ok("echo here"), "here\n");
-    let lives = Lives::below(derrick.pid());
-    assert!(lives.count() < 2 * usize::try_from(PIDS).expect("small"));
-    assert!(workspace.delete());
-}
-
-#[test]
-fn a_busy_loop_gets_no_more_than_its_share() {
-    let derrick = Derrick::on_host();
-    let Some(workspace) = enforced(&derrick, &json!({ "cpus": 0.2 })) else {
-        return;
-    };
-    let throttled = || {
-        workspace.describe()["usage"]["throttled"]
-            .as_f64()
-            .expect("a number")
-    };
-    assert_eq!(derrick.create().describe().get("usage"), None);
-    let before = throttled();
-    let burn = "import time
-while time.process_time() < 0.2: pass";
-    let ended = workspace.run_with(&python(burn));
-    assert_eq!(ended["outcome"], json!({ "kind": "exited", "code": 0 }));
-    // A fifth of a second's work takes several periods, in each of which it waits.
-    assert!(throttled() > before, "{before}");
 }
 
 #[test]
@@ -231,23 +81,284 @@ fn limits_of_the_config_hold_and_those_of_a_workspace_come_before_them() {
     }
 }
 
+/// Asks for other limits, as a merge patch.
+fn patch(workspace: &Workspace, change: &Value) -> Answer {
+    let path = format!("/workspaces/{}", workspace.id);
+    workspace.api().request("PATCH", &path, Some(change))
+}
+
+/// What the workspace is after it got other limits; nothing where this host enforces none, which it
+/// never may for root.
+fn changed(workspace: &Workspace, change: &Value) -> Option<Value> {
+    let answer = patch(workspace, change);
+    if answer.status == 422 && mode() != Mode::Root {
+        let problem = answer.problem(422);
+        assert_eq!(problem["type"], "urn:derrick:problem:limit-unenforceable");
+        return None;
+    }
+    Some(answer.expect(200).json())
+}
+
 #[test]
-fn what_cannot_be_enforced_is_reported_where_that_was_asked_for() {
-    let mut config = limited();
-    config["best_effort"] = json!(["limits"]);
-    let derrick = Derrick::start(config);
+fn limits_change_for_what_runs_and_stay_changed() {
+    let mut derrick = Derrick::on_host();
+    let Some(workspace) = enforced(&derrick, &json!({ "pids": PIDS, "memory": MEMORY })) else {
+        return;
+    };
+    // Started under the first limits, and at work under each of the others.
+    let worker = workspace.exec(&json!({ "argv": ["sh", "-c", "while read line; do eval \"$line\"; done"], "stdin": "open" }));
+    let mut done = 0;
+    let mut work = |line: &str| {
+        done += 1;
+        let line = format!("{line}; echo \"<$?\" {done}\">\"\n");
+        worker.write(line.as_bytes()).expect(200);
+        worker.until_printed(&format!(" {done}>"));
+        let printed = worker.output("stream=stdout").text();
+        let code = printed
+            .rsplit_once('<')
+            .and_then(|(_, code)| code.split_once(' '));
+        code.expect("it says so").0.to_owned()
+    };
+    workspace.write_file("/branching", BRANCHING.as_bytes());
+    let branching = "python3 /branching";
+    assert_eq!(work(branching), "7");
+    let told = changed(&workspace, &json!({ "limits": { "pids": 100 } })).expect("enforced");
+    assert_eq!(told["limits"], json!({ "memory": MEMORY, "pids": 100 }));
+    assert_eq!(told.get("pending"), None, "{told}");
+    assert_eq!(work(branching), "0");
+    changed(
+        &workspace,
+        &json!({ "limits": { "pids": 20, "memory": "600MiB" } }),
+    );
+    assert_eq!(work(branching), "7");
+    assert_eq!(work(GREEDY), "0");
+    let told = changed(&workspace, &json!({ "limits": { "pids": null } })).expect("enforced");
+    assert_eq!(told["limits"], json!({ "memory": 600 << 20 }));
+    assert_eq!(work(branching), "0");
+    assert_eq!(worker.show()["state"], "running");
+    changed(
+        &workspace,
+        &json!({ "limits": { "memory": MEMORY }, "requests": { "cpus": 0.5 } }),
+    );
+    assert_eq!(workspace.run(GREEDY)["outcome"]["kind"], "oom");
+    // What is enforced after a reset and a restart is what was asked for last.
+    let expected = (json!({ "memory": MEMORY }), json!({ "cpus": 0.5 }));
+    let of = |told: Value| (told["limits"].clone(), told["requests"].clone());
+    workspace.reset();
+    assert_eq!(of(workspace.describe()), expected);
+    assert_eq!(workspace.run(GREEDY)["outcome"]["kind"], "oom");
+    derrick.restart();
+    let workspace = derrick.api.workspace(&workspace.id);
+    assert_eq!(of(workspace.describe()), expected);
+    assert_eq!(workspace.run(GREEDY)["outcome"]["kind"], "oom");
+    let told = changed(&workspace, &json!({ "limits": null, "requests": null })).expect("enforced");
+    assert_eq!(of(told), (json!({}), Value::Null));
+    workspace.ok(GREEDY);
+    assert!(workspace.delete());
+}
+
+/// Processes that each live for one fork, for a while.
+const CHAIN: &str = "import os, time
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    if os.fork(): os._exit(0)";
+
+#[test]
+fn a_workspace_that_runs_gets_its_first_limits() {
+    let derrick = Derrick::on_host();
     let workspace = derrick.create();
-    let told = workspace.describe();
-    let missing = ["memory", "cpus", "pids"].map(|limit| told["limits"].get(limit).is_none());
-    let weaker = told["enforcement"]["weaker"].to_string();
-    for (limit, missing) in ["memory", "cpus", "pids"].into_iter().zip(missing) {
-        let reported = weaker.contains(&format!("the limit on {limit} cannot be enforced"));
-        assert_eq!(reported, missing, "{told}");
+    let worker = workspace
+        .exec(&json!({ "argv": ["python3", "-i", "-c", "import os, signal"], "stdin": "open" }));
+    workspace
+        .exec_sh("for n in $(seq 20); do sleep 1000 & done; echo there; wait")
+        .until_printed("there");
+    let chains: Vec<_> = (0..3).map(|_| workspace.exec(&python(CHAIN))).collect();
+    let Some(told) = changed(
+        &workspace,
+        &json!({ "limits": { "pids": PIDS + 10, "memory": MEMORY, "cpus": 0.9 } }),
+    ) else {
+        return;
+    };
+    // What it uses already is not counted.
+    assert_eq!(told["pending"], json!(["memory"]), "{told}");
+    let provider = derrick.pid();
+    let of_sandbox = || {
+        let mut below = descendants(provider);
+        // The spawner is the first.
+        below.remove(0);
+        below
+    };
+    // Who has ended is in no group.
+    let lives = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned());
+        state.is_some_and(|state| !state.starts_with(['Z', 'X']))
+    };
+    let outside = || {
+        let all = of_sandbox().into_iter().filter_map(|pid| {
+            let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+            Some((pid, groups))
+        });
+        let outside = all.filter(|(pid, groups)| !groups.contains("/derrick-") && lives(pid));
+        outside.collect::<Vec<_>>()
+    };
+    for _ in 0..20 {
+        assert_eq!(outside(), []);
     }
-    if mode() == Mode::Root {
-        assert_eq!(missing, [false; 3], "{told}");
+    let usage = workspace.describe()["usage"].clone();
+    assert!(usage["pids"].as_u64() >= Some(21), "{usage}");
+    for chain in chains {
+        chain.kill();
     }
-    assert_eq!(workspace.ok("echo works"), "works\n");
+    // What ran before meets them.
+    worker
+        .write(b"\nfor n in range(60):\n    if os.fork() == 0: signal.pause()\n\n")
+        .expect(200);
+    worker.write_last(b"").expect(200);
+    let ended = worker.ended();
+    assert!(
+        worker.printed("stderr").contains("BlockingIOError"),
+        "{ended}"
+    );
+    assert_eq!(workspace.run(GREEDY)["outcome"]["kind"], "oom");
+    assert_eq!(workspace.describe().get("pending"), None);
+    assert_eq!(workspace.run(GREEDY)["outcome"]["kind"], "oom");
+    assert!(workspace.delete());
+}
+
+#[test]
+fn less_memory_than_is_in_use_is_refused_or_ends_what_runs_and_that_is_told() {
+    let derrick = Derrick::on_host();
+    let Some(workspace) = enforced(&derrick, &json!({ "memory": "300MiB" })) else {
+        return;
+    };
+    let holder = workspace.exec(&python(
+        "import time\nx = bytearray(100 << 20)\nprint('there', flush=True)\ntime.sleep(1000)",
+    ));
+    holder.until_printed("there");
+    let less = json!({ "limits": { "memory": MEMORY, "pids": 50 } });
+    let answer = patch(&workspace, &less);
+    if std::path::Path::new("/sys/fs/cgroup/memory").is_dir() {
+        let detail = answer.problem(409)["detail"].to_string();
+        assert!(detail.contains("uses more memory"), "{detail}");
+        assert_eq!(
+            workspace.describe()["limits"],
+            json!({ "memory": 300 << 20 })
+        );
+        assert_eq!(holder.show()["state"], "running");
+        holder.kill();
+        patch(&workspace, &less).expect(200);
+    } else {
+        answer.expect(200);
+        assert_eq!(holder.ended()["outcome"]["kind"], "oom");
+    }
+    assert_eq!(workspace.run(GREEDY)["outcome"]["kind"], "oom");
+}
+
+#[test]
+fn what_needs_no_control_group_changes_for_what_starts() {
+    let mut derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let limits =
+        json!({ "open_files": 100, "execs": 1, "output": 1000, "shm": "1MiB", "tmp": "1MiB" });
+    let told = patch(&workspace, &json!({ "limits": limits }))
+        .expect(200)
+        .json();
+    assert_eq!(told["pending"], json!(["shm", "tmp"]), "{told}");
+    assert_eq!(told["limits"]["open_files"], 100, "{told}");
+    assert_eq!(workspace.ok("ulimit -n"), "100\n");
+    let only = workspace.exec_sh("sleep 1000");
+    workspace.cmd("true").problem(429);
+    only.kill();
+    workspace
+        .post("execs", &json!({ "cmd": "true", "output_limit": 1001 }))
+        .problem(422);
+    let sizes = "for it in /dev/shm /tmp; do stat -f -c '%T %b' $it; done";
+    let pending = workspace.ok(sizes);
+    assert!(!pending.contains("tmpfs 256"), "{pending}");
+    workspace.reset();
+    assert_eq!(workspace.describe().get("pending"), None);
+    assert_eq!(workspace.ok(sizes), "tmpfs 256\ntmpfs 256\n");
+    derrick.restart();
+    let workspace = derrick.api.workspace(&workspace.id);
+    assert_eq!(workspace.ok(sizes), "tmpfs 256\ntmpfs 256\n");
+    // Changed while nothing runs, too.
+    derrick.restart();
+    let workspace = derrick.api.workspace(&workspace.id);
+    let told = patch(
+        &workspace,
+        &json!({ "limits": { "shm": "2MiB", "tmp": null } }),
+    )
+    .expect(200)
+    .json();
+    assert_eq!(told["state"], "stopped", "{told}");
+    assert_eq!(told.get("pending"), None, "{told}");
+    assert!(workspace.ok(sizes).starts_with("tmpfs 512\noverlay"));
+}
+
+#[test]
+fn another_disk_comes_with_the_next_reset() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let Some(told) = changed(&workspace, &json!({ "limits": { "disk": "32MiB" } })) else {
+        return;
+    };
+    assert_eq!(told["pending"], json!(["disk"]), "{told}");
+    let fill = "head -c 64M /dev/zero > /file";
+    workspace.ok(fill);
+    workspace.reset();
+    assert_eq!(workspace.describe().get("pending"), None);
+    let full = workspace.run(fill);
+    let said = full["output"]["stderr"].as_str().expect("text");
+    assert!(said.contains("No space left"), "{full}");
+    let told = changed(&workspace, &json!({ "limits": { "disk": null } })).expect("enforced");
+    assert_eq!(told["pending"], json!(["disk"]), "{told}");
+    workspace.reset();
+    workspace.ok(fill);
+}
+
+#[test]
+fn what_cannot_be_changed_is_refused_whole() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick
+        .api
+        .create_with(&json!({ "limits": { "open_files": 100 } }));
+    for (change, status, named) in [
+        (
+            json!({ "limits": { "pids": 0, "open_files": 50 } }),
+            400,
+            "limits.pids",
+        ),
+        (json!({ "limits": { "memory": "much" } }), 400, "limits"),
+        (json!({ "limits": { "mem": null } }), 400, "mem"),
+        (json!({ "limits": 7 }), 400, "limits"),
+        (
+            json!({ "limits": { "inodes": 1000 } }),
+            400,
+            "limits.inodes",
+        ),
+        (json!({ "requests": { "cpus": -1 } }), 400, "requests.cpus"),
+        (json!({ "memory": 1 }), 400, "memory"),
+        (json!([]), 400, ""),
+        (
+            json!({ "limits": { "open_files": 50, "memory": "8MiB" }, "requests": { "memory": "9MiB" } }),
+            422,
+            "requests.memory",
+        ),
+        (
+            json!({ "limits": { "open_files": u32::MAX } }),
+            422,
+            "the limit on open_files",
+        ),
+    ] {
+        let problem = patch(&workspace, &change).problem(status);
+        let detail = problem["detail"].as_str().expect("text");
+        assert!(detail.contains(named), "{change}: {detail}");
+    }
+    let told = patch(&workspace, &json!({})).expect(200).json();
+    assert_eq!(told["limits"], json!({ "open_files": 100 }));
+    assert!(workspace.delete());
+    patch(&workspace, &json!({})).problem(404);
 }
 
 #[test]
@@ -296,25 +407,6 @@ fn no_control_group_outlives_its_sandbox() {
     derrick.start_again();
     let left = cgroup_directories(lives.cgroups());
     assert!(left.is_empty(), "{left:?}");
-}
-
-#[test]
-fn what_is_put_into_memory_does_not_go_past_the_limit() {
-    let derrick = Derrick::on_host();
-    let free = derrick.create();
-    let put = |workspace: &Workspace, path: &str| workspace.on_file("PUT", path, "", b"content");
-    put(&free, "/dev/shm/file").expect(201);
-    let Some(workspace) = enforced(&derrick, &json!({ "memory": MEMORY })) else {
-        return;
-    };
-    workspace.ok("ln -s /dev/shm /tmp/link");
-    for path in ["/dev/shm/file", "/tmp/link/file"] {
-        let problem = put(&workspace, path).problem(422);
-        let detail = problem["detail"].as_str().expect("text");
-        assert!(detail.contains("limit"), "{detail}");
-    }
-    put(&workspace, "/tmp/file").expect(201);
-    assert_eq!(workspace.ok("ls /dev/shm"), "");
 }
 
 #[test]

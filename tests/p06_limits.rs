@@ -6,11 +6,9 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Derrick, Lives, Mode, Workspace, mode};
-
-fn python(program: &str) -> Value {
-    json!({ "argv": ["/usr/bin/python3", "-c", program] })
-}
+use support::{
+    BRANCHING, Derrick, GREEDY, Lives, MEMORY, Mode, PIDS, Workspace, enforced, mode, python,
+};
 
 /// What the program printed, which has to succeed.
 fn printed(workspace: &Workspace, program: &str) -> String {
@@ -94,11 +92,10 @@ fn what_is_written_to_dev_shm_meets_its_size() {
     assert_eq!(printed(&workspace, &filling("/dev/shm")), full);
     // Through the API as well, where the bytes are the provider's to write.
     workspace.ok("rm /dev/shm/filling");
-    let put = workspace.on_file("PUT", "/dev/shm/put", "", &vec![1; 3 << 20]);
-    put.problem(507);
-    workspace
-        .on_file("PUT", "/dev/shm/put", "", &vec![1; 1 << 20])
-        .expect(201);
+    let put = |size| workspace.on_file("PUT", "/dev/shm/put", "", &vec![1; size]);
+    put(1 << 20).expect(201);
+    put(3 << 20).problem(507);
+    assert_eq!(workspace.ok("stat -c %s /dev/shm/put"), "1048576\n");
 }
 
 // D-05
@@ -368,4 +365,267 @@ fn requests_reach_the_kernel() {
     workspace.ok("true");
     workspace.reset();
     workspace.ok("true");
+}
+
+// D-02
+#[test]
+fn memory_that_runs_out_ends_everything_and_is_told_for_what_it_is() {
+    let derrick = Derrick::on_host();
+    let free = derrick.create();
+    assert_eq!(free.ok(GREEDY), format!("{}\n", 300 << 20));
+    let Some(workspace) = enforced(&derrick, &json!({ "memory": MEMORY })) else {
+        return;
+    };
+    workspace.ok("echo kept > /file");
+    let other = workspace.exec_sh("sleep 1000");
+    for greedy in [
+        GREEDY.to_owned(),
+        // A leader that is not greedy itself does not outlive it.
+        format!("{GREEDY}; sleep 1000"),
+        format!("({GREEDY} &) ; sleep 1000"),
+        // What is in no process's memory counts as well.
+        "head -c 300M /dev/zero > /dev/shm/file; sleep 1000".to_owned(),
+    ] {
+        let ended = workspace.run(&greedy);
+        assert_eq!(
+            ended["outcome"],
+            json!({ "kind": "oom" }),
+            "{greedy}: {ended}"
+        );
+        assert_eq!(ended["exit_code"], 137);
+        assert_eq!(workspace.ok("cat /file"), "kept\n");
+    }
+    assert_eq!(other.outcome(), json!({ "kind": "oom" }));
+    // Nobody else was touched.
+    assert_eq!(free.ok("echo here"), "here\n");
+    let ran = workspace.sh(GREEDY);
+    assert_eq!(ran.exit_code, 137);
+    assert!(ran.output.contains("limit on memory"), "{}", ran.output);
+    // A command that kills itself is not out of memory.
+    let ended = workspace.run("kill -9 $$");
+    assert_eq!(ended["outcome"]["kind"], "signaled", "{ended}");
+}
+
+// D-03
+#[test]
+fn what_is_put_into_memory_does_not_go_past_the_limit() {
+    let derrick = Derrick::on_host();
+    let free = derrick.create();
+    let put = |workspace: &Workspace, path: &str| workspace.on_file("PUT", path, "", b"content");
+    put(&free, "/dev/shm/file").expect(201);
+    let Some(workspace) = enforced(&derrick, &json!({ "memory": MEMORY })) else {
+        return;
+    };
+    workspace.ok("ln -s /dev/shm /tmp/link");
+    for path in ["/dev/shm/file", "/tmp/link/file"] {
+        let problem = put(&workspace, path).problem(422);
+        let detail = problem["detail"].as_str().expect("text");
+        assert!(detail.contains("limit"), "{detail}");
+    }
+    put(&workspace, "/tmp/file").expect(201);
+    assert_eq!(workspace.ok("ls /dev/shm"), "");
+}
+
+// D-01
+#[test]
+fn processes_beyond_the_limit_are_refused_and_that_is_told() {
+    let derrick = Derrick::on_host();
+    let free = derrick.create();
+    let ended = free.run_with(&python(BRANCHING));
+    assert_eq!(ended["output"]["stdout"], "all\n", "{ended}");
+    let Some(workspace) = enforced(&derrick, &json!({ "pids": PIDS })) else {
+        return;
+    };
+    let events = workspace.events(None);
+    let ended = workspace.run_with(&python(BRANCHING));
+    let eagain = format!("{} True\n", libc::EAGAIN);
+    assert_eq!(ended["output"]["stdout"], eagain, "{ended}");
+    assert_eq!(ended["outcome"], json!({ "kind": "pids_limit", "code": 7 }));
+    assert_eq!(ended["exit_code"], 7);
+    // Failing for another reason is failing for another reason, also after that.
+    let ended = workspace.run("exit 7");
+    assert_eq!(ended["outcome"], json!({ "kind": "exited", "code": 7 }));
+    let told: Vec<_> = events.take(3).collect();
+    let names: Vec<&str> = told.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(names, ["exec_started", "limit_hit", "exec_ended"]);
+    assert_eq!(told[1].data["limit"], "pids");
+    assert_eq!(told[1].data["exec"], told[2].data["id"]);
+    let usage = &workspace.describe()["usage"];
+    assert!(usage["pids_refused"].as_u64() >= Some(1), "{usage}");
+}
+
+// D-01
+#[test]
+fn a_fork_bomb_stays_within_its_workspace() {
+    let derrick = Derrick::on_host();
+    let Some(workspace) = enforced(&derrick, &json!({ "pids": PIDS })) else {
+        return;
+    };
+    let other = derrick.create();
+    let bomb = "b() { b | b & }; b; while :; do :; done";
+    let ended = workspace.run_with(&json!({ "cmd": bomb, "timeout": 2 }));
+    assert_eq!(ended["outcome"]["kind"], "deadline", "{ended}");
+    assert_eq!(other.ok("echo here"), "here\n");
+    let lives = Lives::below(derrick.pid());
+    assert!(lives.count() < 2 * usize::try_from(PIDS).expect("small"));
+    assert!(workspace.delete());
+}
+
+// D-09
+#[test]
+fn a_busy_loop_gets_no_more_than_its_share() {
+    let derrick = Derrick::on_host();
+    let Some(workspace) = enforced(&derrick, &json!({ "cpus": 0.2 })) else {
+        return;
+    };
+    let throttled = || {
+        workspace.describe()["usage"]["throttled"]
+            .as_f64()
+            .expect("a number")
+    };
+    assert_eq!(derrick.create().describe().get("usage"), None);
+    let before = throttled();
+    let burn = "import time
+while time.process_time() < 0.2: pass";
+    let ended = workspace.run_with(&python(burn));
+    assert_eq!(ended["outcome"], json!({ "kind": "exited", "code": 0 }));
+    // A fifth of a second's work takes several periods, in each of which it waits.
+    assert!(throttled() > before, "{before}");
+}
+
+// D-18
+#[test]
+fn what_cannot_be_enforced_is_reported_where_that_was_asked_for() {
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "limits": { "memory": MEMORY, "pids": PIDS, "cpus": 0.2 },
+        "best_effort": ["limits"],
+    }));
+    let workspace = derrick.create();
+    let told = workspace.describe();
+    let missing = ["memory", "cpus", "pids"].map(|limit| told["limits"].get(limit).is_none());
+    let weaker = told["enforcement"]["weaker"].to_string();
+    for (limit, missing) in ["memory", "cpus", "pids"].into_iter().zip(missing) {
+        let reported = weaker.contains(&format!("the limit on {limit} cannot be enforced"));
+        assert_eq!(reported, missing, "{told}");
+    }
+    if mode() == Mode::Root {
+        assert_eq!(missing, [false; 3], "{told}");
+    }
+    assert_eq!(workspace.ok("echo works"), "works\n");
+}
+
+/// Ways to take 100 MiB of memory, or as much as the kernel gives a user of pipes and sockets; each says
+/// so when it has it.
+const MEMORY_BOMBS: [(&str, &str); 7] = [
+    ("heap", "x = bytearray(100 << 20)"),
+    (
+        "shared mapping",
+        "import mmap
+x = mmap.mmap(-1, 100 << 20)
+for at in range(0, 100 << 20, 4096): x[at] = 1",
+    ),
+    (
+        "tmpfs",
+        "with open('/dev/shm/x', 'wb') as file:
+    for _ in range(100): file.write(bytes(1 << 20))
+import os; os.unlink('/dev/shm/x')",
+    ),
+    (
+        "memfd",
+        "import os
+x = os.memfd_create('x')
+for _ in range(100): os.write(x, bytes(1 << 20))",
+    ),
+    (
+        "System V",
+        "import ctypes
+libc = ctypes.CDLL(None)
+libc.shmat.restype = ctypes.c_void_p
+x = libc.shmget(0, 100 << 20, 0o1600)
+at = libc.shmat(x, None, 0)
+ctypes.memset(at, 1, 100 << 20)
+libc.shmctl(x, 0, None)",
+    ),
+    (
+        "pipes",
+        "import os
+x = [os.pipe() for _ in range(900)]
+for _, end in x:
+    os.set_blocking(end, False)
+    try:
+        while os.write(end, bytes(4096)): pass
+    except BlockingIOError: pass",
+    ),
+    (
+        "sockets",
+        "import socket
+x = [socket.socketpair() for _ in range(600)]
+for end, _ in x:
+    end.setblocking(False)
+    try:
+        while end.send(bytes(32768)): pass
+    except BlockingIOError: pass",
+    ),
+];
+
+// D-02, D-03
+#[test]
+fn memory_of_every_kind_is_counted() {
+    let derrick = Derrick::on_host();
+    let free = derrick.create();
+    for (name, bomb) in MEMORY_BOMBS {
+        let ended = free.run_with(&python(&format!("{bomb}\nprint('got it')")));
+        assert_eq!(ended["output"]["stdout"], "got it\n", "{name}: {ended}");
+    }
+    let Some(workspace) = enforced(&derrick, &json!({ "memory": "32MiB" })) else {
+        return;
+    };
+    for (name, bomb) in MEMORY_BOMBS {
+        let ended = workspace.run_with(&python(&format!("{bomb}\nprint('got it')")));
+        assert_eq!(
+            ended["outcome"],
+            json!({ "kind": "oom" }),
+            "{name}: {ended}"
+        );
+        assert_eq!(ended["output"]["stdout"], "", "{name}: {ended}");
+    }
+    free.ok("true");
+}
+
+// D-16
+#[test]
+fn terminals_timers_and_locked_memory_have_an_end() {
+    let terminals = "import errno, os
+count = 0
+held = []
+try:
+    for count in range(1100): held.append(os.openpty())
+except OSError as error: print(errno.errorcode[error.errno], end=' ')
+print(count)";
+    let timers = "import ctypes
+libc = ctypes.CDLL(None)
+timer = ctypes.c_void_p()
+count = 0
+while count < 20000 and libc.timer_create(0, None, ctypes.byref(timer)) == 0: count += 1
+print(count < 20000)";
+    let locked = "import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+x = mmap.mmap(-1, 80 << 20)
+at = ctypes.addressof(ctypes.c_char.from_buffer(x))
+print(libc.mlock(ctypes.c_void_p(at), 80 << 20), ctypes.get_errno())";
+    // The host has more terminals than a workspace: it gets them.
+    let host = std::process::Command::new("python3")
+        .args(["-c", terminals])
+        .output()
+        .expect("python3 can be started");
+    assert_eq!(String::from_utf8_lossy(&host.stdout), "1099\n", "{host:?}");
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    assert_eq!(printed(&workspace, terminals), "ENOSPC 1024");
+    assert_eq!(printed(&workspace, timers), "True");
+    let enomem = format!("-1 {}", libc::ENOMEM);
+    assert_eq!(printed(&workspace, locked), enomem);
+    // Each workspace has its own.
+    assert_eq!(printed(&derrick.create(), "import os; os.openpty()"), "");
 }

@@ -463,6 +463,53 @@ pub enum Here {
     Standard,
 }
 
+/// Limits to be shown or changed.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct LimitsArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print them.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+    /// What is to be different, such as memory=1GiB, pids=none or request.cpus=0.5: the limits of the config, and its requests after 'request.'.
+    #[arg(value_name = "NAME=VALUE", value_parser = limit)]
+    pub changes: Vec<LimitChange>,
+}
+
+/// One limit or request that is to be different.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LimitChange {
+    /// `limits` or `requests`.
+    pub object: &'static str,
+    /// The field of it.
+    pub name: String,
+    /// A number, a text or null.
+    pub value: serde_json::Value,
+}
+
+fn limit(text: &str) -> Result<LimitChange, String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or("write NAME=VALUE, such as memory=1GiB, or NAME=none")?;
+    let (object, name) = match name.strip_prefix("request.") {
+        Some(name) => ("requests", name),
+        None => ("limits", name),
+    };
+    let number = || value.parse::<serde_json::Number>().ok();
+    Ok(LimitChange {
+        object,
+        name: name.to_owned(),
+        value: match value {
+            "none" => serde_json::Value::Null,
+            _ => number().map_or_else(|| value.into(), Into::into),
+        },
+    })
+}
+
 /// Workspaces to be reset.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXIT_CODES)]

@@ -109,10 +109,19 @@ impl Client {
         target: &str,
         body: &impl Serialize,
     ) -> Result<Answer, Error> {
+        self.send_json(request.method(Method::POST), target, body)
+            .await
+    }
+
+    /// Sends a request, of any method, with this as its JSON body.
+    pub(super) async fn send_json(
+        &self,
+        request: request::Builder,
+        target: &str,
+        body: &impl Serialize,
+    ) -> Result<Answer, Error> {
         let body = serde_json::to_vec(body).map_err(|_| Error::Unfit("the request"))?;
-        let request = request
-            .method(Method::POST)
-            .header(CONTENT_TYPE, "application/json");
+        let request = request.header(CONTENT_TYPE, "application/json");
         let body = Full::from(body)
             .map_err(|never| match never {})
             .boxed_unsync();

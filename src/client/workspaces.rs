@@ -79,6 +79,25 @@ impl Client {
         only("workspace", part, &self.workspace_ids().await?)
     }
 
+    /// All that is told of a workspace, its limits and what it uses among it.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub async fn describe(&self, workspace: &str) -> Result<Value, Error> {
+        self.json(Method::GET, &format!("/workspaces/{workspace}"))
+            .await
+    }
+
+    /// Changes its limits and requests by a merge patch; all that is told of it then.
+    ///
+    /// # Errors
+    /// Why they are not changed.
+    pub async fn change(&self, workspace: &str, patch: &Value) -> Result<Value, Error> {
+        let request = Request::builder().method(Method::PATCH);
+        let target = format!("/workspaces/{workspace}");
+        self.send_json(request, &target, patch).await?.json().await
+    }
+
     /// Returns a workspace to the state right after setup.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ pub mod cp;
 pub mod create;
 pub mod exec;
 mod foreground;
+pub mod limits;
 pub mod logs;
 pub mod ls;
 mod remote;
@@ -48,6 +49,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Attach(arguments)) => attach::attach(&arguments),
         Some(Command::Logs(arguments)) => logs::logs(&arguments),
         Some(Command::Cp(arguments)) => cp::cp(&arguments),
+        Some(Command::Limits(arguments)) => limits::limits(&arguments),
         Some(Command::Reset(arguments)) => reset::reset(&arguments),
         Some(Command::Rm(arguments)) => rm::rm(&arguments),
     }

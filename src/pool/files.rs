@@ -251,10 +251,7 @@ impl Sandbox {
             match received.message {
                 FileReply::Ready(before) => {
                     let file = regular(received.descriptors.pop())?;
-                    let limited = self
-                        .counters()
-                        .is_some_and(|counts| counts.memory.is_some());
-                    if limited && is_in_memory(&file)? {
+                    if self.limits_memory() && is_in_memory(&file)? {
                         return Err(FileError::Uncharged);
                     }
                     Ok(Replacement {

@@ -4,14 +4,14 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 
 use super::channel::{AsyncChannel, watch};
 use super::is_full;
@@ -19,8 +19,8 @@ use super::spawner::{OwnedGroup, Spawner, SpawnerError};
 use crate::init::protocol::{
     Attempt, Exec, Exit, Refusal, Reply, Request, RequestId, Room, Target,
 };
-use crate::sandbox::cgroups::{Counters, Throttle};
-use crate::sandbox::{Enforcement, Storage};
+use crate::sandbox::cgroups::{Counters, Group, Hits, Throttle};
+use crate::sandbox::{Enforcement, MemoryFiles, Storage};
 use crate::sys::channel::{Peer, Received};
 
 /// How long a sandbox may take to end by itself where it cannot be killed.
@@ -75,10 +75,11 @@ struct Shared {
     init: AsyncFd<OwnedFd>,
     enforcement: Enforcement,
     storage: Storage,
+    memory_files: MemoryFiles,
     next: AtomicU64,
     reader: tokio::task::JoinHandle<()>,
     attended: Mutex<Attended>,
-    alarm: Option<AbortHandle>,
+    alarm: Mutex<Option<AbortHandle>>,
 }
 
 /// What is done beside, the oldest first.
@@ -94,7 +95,9 @@ struct Connection {
     /// `None` once the sandbox ended.
     waiting: Mutex<Option<HashMap<RequestId, Waiter>>>,
     gone: OnceLock<Gone>,
-    group: Option<OwnedGroup>,
+    group: Mutex<Option<OwnedGroup>>,
+    /// Whether memory that it uses was taken before there was a limit on that.
+    uncounted: AtomicBool,
     /// How many want the limit on processors lifted.
     hurried: Mutex<usize>,
 }
@@ -154,6 +157,7 @@ impl Sandbox {
         socket: OwnedFd,
         init: OwnedFd,
         enforcement: Enforcement,
+        memory_files: MemoryFiles,
         group: Option<OwnedGroup>,
         storage: Storage,
     ) -> io::Result<Self> {
@@ -164,7 +168,8 @@ impl Sandbox {
             channel: AsyncChannel::new(socket, Peer::Untrusted)?,
             waiting: Mutex::new(Some(HashMap::new())),
             gone: OnceLock::new(),
-            group,
+            group: Mutex::new(group),
+            uncounted: AtomicBool::new(false),
             hurried: Mutex::default(),
         });
         let init = watch(init, Interest::READABLE)?;
@@ -179,10 +184,11 @@ impl Sandbox {
             init,
             enforcement,
             storage,
+            memory_files,
             next: AtomicU64::new(1),
             reader,
             attended: Mutex::default(),
-            alarm: alarm.map(|alarm| tokio::spawn(end_at(alarm, shared.clone())).abort_handle()),
+            alarm: Mutex::new(alarm.map(|alarm| listen(alarm, shared.clone()))),
         });
         Ok(Self { shared })
     }
@@ -204,8 +210,117 @@ impl Sandbox {
     /// What the kernel counts of all its processes together, where it is limited.
     #[must_use]
     pub fn counters(&self) -> Option<Counters> {
-        let group = self.shared.connection.group.as_ref();
-        group.map(|group| group.counters())
+        let group = self.shared.connection.group();
+        group.as_ref().map(|group| group.counters())
+    }
+
+    /// How often it met a limit so far.
+    #[must_use]
+    pub fn hits(&self) -> Hits {
+        self.shared.connection.hits()
+    }
+
+    /// Whether there is a ceiling for its memory.
+    #[must_use]
+    pub fn limits_memory(&self) -> bool {
+        let group = self.shared.connection.group();
+        group.as_ref().is_some_and(|group| group.limits_memory())
+    }
+
+    /// Whether the ceiling for its memory leaves out what it used when it was given one.
+    #[must_use]
+    pub fn has_uncounted_memory(&self) -> bool {
+        self.limits_memory() && self.shared.connection.uncounted.load(Ordering::Relaxed)
+    }
+
+    /// The name of its control groups, if it has some.
+    #[must_use]
+    pub fn group_name(&self) -> Option<String> {
+        let group = self.shared.connection.group();
+        group.as_ref().and_then(|group| group.name())
+    }
+
+    /// The sizes of its filesystems in memory, from its start on.
+    #[must_use]
+    pub fn memory_files(&self) -> MemoryFiles {
+        self.shared.memory_files
+    }
+
+    /// Changes its control groups to what is asked for `after` this, of the same name where it has some.
+    /// For one caller at a time.
+    ///
+    /// # Errors
+    /// `Failed`, with `EBUSY` where less memory than it uses is asked for; it is as it was then.
+    pub async fn regroup(&self, after: Option<Group>) -> Result<(), SpawnerError> {
+        let Shared {
+            spawner,
+            connection,
+            ..
+        } = &*self.shared;
+        let before = connection.group().as_deref().cloned();
+        let Some(change) = Group::change(before.as_ref(), after) else {
+            return Ok(());
+        };
+        // Taking memory away takes the kernel time.
+        let set = async |group: Group| match spawn_blocking(move || group.make()).await {
+            Ok(made) => made.map_err(SpawnerError::Failed),
+            Err(error) => Err(SpawnerError::Unreachable(error.into())),
+        };
+        let undo = async || {
+            if let Some(before) = before.clone()
+                && let Err(error) = set(before).await
+            {
+                tracing::warn!(%error, "cannot set limits back to what they were");
+            }
+        };
+        if let Some(kept) = change.kept
+            && let Err(error) = set(kept).await
+        {
+            undo().await;
+            return Err(error);
+        }
+        if let Some(fresh) = change.fresh {
+            if let Err(error) = spawner
+                .enclose(fresh.clone(), self.shared.init.as_fd())
+                .await
+            {
+                // Whoever is in it already stays there, without limits; it goes with them.
+                drop(spawner.own(fresh.clone()));
+                if let Some(lifted) = Group::change(Some(&fresh), None) {
+                    let _ = set(lifted.whole).await;
+                }
+                undo().await;
+                return Err(error);
+            }
+            if fresh.counts_memory() {
+                connection.uncounted.store(true, Ordering::Relaxed);
+                self.listen_to(&fresh).map_err(SpawnerError::Unreachable)?;
+            }
+        }
+        match &mut *connection.group() {
+            Some(group) => group.become_changed(change.whole),
+            none => *none = Some(spawner.own(change.whole)),
+        }
+        // Whoever is in a hurry just now has set the old limit, or lifted the new one.
+        connection.count_hurried(|count| count);
+        Ok(())
+    }
+
+    /// Ends it when the memory of `group`, which it was moved to, runs out.
+    fn listen_to(&self, group: &Group) -> io::Result<()> {
+        if let Some(alarm) = group.memory_alarm()? {
+            let alarm = watch(alarm, Interest::READABLE)?;
+            let listening = listen(alarm, Arc::downgrade(&self.shared));
+            let mut present = self
+                .shared
+                .alarm
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(before) = present.replace(listening) {
+                before.abort();
+            }
+        }
+        Ok(())
     }
 
     /// What it writes to.
@@ -395,6 +510,10 @@ impl Drop for Hurry {
     }
 }
 
+fn listen(alarm: AsyncFd<OwnedFd>, sandbox: Weak<Shared>) -> AbortHandle {
+    tokio::spawn(end_at(alarm, sandbox)).abort_handle()
+}
+
 /// Ends a sandbox when its memory runs out, where the kernel kills one process of it alone: what is
 /// left would be neither whole nor told.
 async fn end_at(alarm: AsyncFd<OwnedFd>, sandbox: Weak<Shared>) {
@@ -409,7 +528,8 @@ async fn end_at(alarm: AsyncFd<OwnedFd>, sandbox: Weak<Shared>) {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.reader.abort();
-        if let Some(alarm) = &self.alarm {
+        let alarm = self.alarm.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(alarm) = alarm {
             alarm.abort();
         }
     }
@@ -450,9 +570,9 @@ impl Connection {
     }
 
     fn count_hurried(&self, count: impl FnOnce(usize) -> usize) {
-        let Some(group) = &self.group else { return };
         let mut hurried = self.hurried.lock().unwrap_or_else(PoisonError::into_inner);
         *hurried = count(*hurried);
+        let Some(group) = &*self.group() else { return };
         let throttle = match *hurried {
             0 => Throttle::InForce,
             _ => Throttle::Lifted,
@@ -460,6 +580,17 @@ impl Connection {
         if let Err(error) = group.throttle(throttle) {
             tracing::warn!(%error, "cannot change a sandbox's limit on processors");
         }
+    }
+
+    fn group(&self) -> MutexGuard<'_, Option<OwnedGroup>> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hits(&self) -> Hits {
+        let group = self.group();
+        group
+            .as_ref()
+            .map_or_else(Hits::default, |group| group.hits())
     }
 
     /// Nobody waits for an answer to this request any more.
@@ -473,13 +604,7 @@ impl Connection {
     /// Ends the conversation, on which init ends, and with it all that runs inside: nothing lives on
     /// that was said to be gone.
     fn die(&self, reason: Gone) {
-        let ran_out = || {
-            let kills = self
-                .group
-                .as_ref()
-                .and_then(|group| group.counters().oom_kills);
-            kills.is_some_and(|kills| kills > 0)
-        };
+        let ran_out = || self.hits().oom_kills.is_some_and(|kills| kills > 0);
         let reason = match reason {
             // The kernel killed init with all others: nobody asked for it, and it is no loss.
             Gone::Lost if ran_out() => Gone::OutOfMemory,

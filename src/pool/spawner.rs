@@ -69,6 +69,13 @@ pub(super) struct OwnedGroup {
     spawner: Spawner,
 }
 
+impl OwnedGroup {
+    /// It has become this, with the same directories and maybe others.
+    pub(super) fn become_changed(&mut self, group: Group) {
+        self.group = group;
+    }
+}
+
 impl Deref for OwnedGroup {
     type Target = Group;
 
@@ -143,6 +150,7 @@ impl Spawner {
     pub async fn create(&self, spec: SandboxSpec) -> Result<Sandbox, SpawnerError> {
         let group = spec.group.clone().map(|group| self.own(group));
         let storage = spec.writable.storage;
+        let memory_files = spec.memory_files;
         let mut reply = self
             .ask(|id| Request::Create(id, Box::new(spec)), &[])
             .await?;
@@ -151,12 +159,32 @@ impl Spawner {
         match (reply.message, socket, init) {
             (Reply::Created(_, enforcement), Some(socket), Some(init)) => {
                 self.shared.created.fetch_add(1, Ordering::Relaxed);
-                Sandbox::new(self.clone(), socket, init, enforcement, group, storage)
-                    .map_err(SpawnerError::Unreachable)
+                Sandbox::new(
+                    self.clone(),
+                    socket,
+                    init,
+                    enforcement,
+                    memory_files,
+                    group,
+                    storage,
+                )
+                .map_err(SpawnerError::Unreachable)
             }
             (Reply::Failed(_, failure), ..) => Err(SpawnerError::NotCreated(failure)),
             _ => Err(SpawnerError::Died),
         }
+    }
+
+    /// Makes `group` and moves the sandbox of `init`, a pidfd, there.
+    pub(super) async fn enclose(
+        &self,
+        group: Group,
+        init: BorrowedFd<'_>,
+    ) -> Result<(), SpawnerError> {
+        done(
+            self.ask(|id| Request::Enclose(id, Box::new(group)), &[init])
+                .await?,
+        )
     }
 
     /// Kills the sandbox of `init`, a pidfd.
@@ -173,7 +201,7 @@ impl Spawner {
     }
 
     /// Removes `group` when the sandbox's last handle is gone.
-    fn own(&self, group: Group) -> OwnedGroup {
+    pub(super) fn own(&self, group: Group) -> OwnedGroup {
         OwnedGroup {
             group,
             spawner: self.clone(),

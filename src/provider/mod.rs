@@ -16,7 +16,7 @@ use crate::init::protocol::Room;
 pub use crate::init::protocol::Target;
 pub use crate::pool::exec::{Stream, Streams};
 use crate::sandbox;
-use crate::sandbox::cgroups::Counters;
+use crate::sandbox::cgroups::{self, Counters};
 pub use crate::sys::terminal::Size;
 pub use crate::tally::Durations;
 pub use crate::workspace::Asked as NewWorkspace;
@@ -29,7 +29,7 @@ pub use crate::workspace::sessions::{
 };
 pub use crate::workspace::{
     Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InvalidEventId, Next, Outcome,
-    Told, WorkspaceId,
+    Patch, Told, WorkspaceId,
 };
 
 pub mod files;
@@ -96,6 +96,13 @@ pub trait Provider: files::Files + Send + Sync + 'static {
     async fn read_file(&self, id: &WorkspaceId, source: FilePath) -> Result<OpenFile, Error>;
     /// Returns the workspace to exactly the state after setup.
     async fn reset(&self, id: &WorkspaceId) -> Result<Receipt, Error>;
+    /// Changes what the workspace may use and is to get, also of what runs.
+    async fn change_limits(
+        &self,
+        id: &WorkspaceId,
+        limits: Patch<sandbox::Limits>,
+        requests: Patch<sandbox::Requests>,
+    ) -> Result<Description, Error>;
     /// Brings new upstream commits into the workspace's repositories as remote-tracking references.
     async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error>;
     /// What this provider enforces on this host, for `/health`.
@@ -209,6 +216,10 @@ pub struct Description {
     /// What it is to get where others want it as well.
     #[serde(skip_serializing_if = "Requests::is_none")]
     pub requests: Requests,
+    /// Limits that were changed and hold as they are told from the next start of its processes on only, as after a reset: sizes of `/dev/shm` and `/tmp`, `disk` and `inodes` from the next reset, and `memory` where it was not limited before, which leaves out what was in use then.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub pending: Vec<&'static str>,
     /// What they use now, as far as the kernel counts that; absent where nothing is limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
@@ -344,6 +355,63 @@ pub struct Usage {
     /// Files and directories on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inodes: Option<u64>,
+    /// Periods, of 100 ms each, in which something waited because of the limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled_periods: Option<u64>,
+    /// How short memory, processors and input and output were, where the kernel measures it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<Pressures>,
+}
+
+/// How short memory, processors and input and output were: pressure stall information.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub struct Pressures {
+    /// Memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Pressure>,
+    /// Processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Pressure>,
+    /// Input and output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io: Option<Pressure>,
+}
+
+/// How short one of them was.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub struct Pressure {
+    /// While some waited for it.
+    pub some: Stall,
+    /// While all waited for it that could have worked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full: Option<Stall>,
+}
+
+/// Time that was waited.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub struct Stall {
+    /// Percent of the last ten seconds.
+    pub avg10: f64,
+    /// In all, in seconds.
+    pub total: f64,
+}
+
+impl From<cgroups::Pressures> for Pressures {
+    fn from(pressures: cgroups::Pressures) -> Self {
+        let stall = |stall: cgroups::Stall| Stall {
+            avg10: stall.avg10,
+            total: stall.total.as_secs_f64(),
+        };
+        let one = |pressure: cgroups::Pressure| Pressure {
+            some: stall(pressure.some),
+            full: pressure.full.map(stall),
+        };
+        Self {
+            memory: pressures.memory.map(one),
+            cpu: pressures.cpu.map(one),
+            io: pressures.io.map(one),
+        }
+    }
 }
 
 impl Usage {
@@ -362,6 +430,9 @@ impl Usage {
             pids_refused: counters.pids_refused,
             cpu: counters.cpu.map(|time| time.as_secs_f64()),
             throttled: counters.throttled.map(|time| time.as_secs_f64()),
+            throttled_periods: counters.throttled_periods,
+            pressure: (counters.pressure != cgroups::Pressures::default())
+                .then(|| counters.pressure.into()),
             disk: room.map(|room| room.bytes),
             inodes: room.map(|room| room.inodes),
         })

@@ -22,11 +22,13 @@ use crate::config::WorkspaceConfig;
 use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::user;
 use crate::pool::{Gone, SandboxError};
-use crate::sandbox::identity::Identity;
+use crate::sandbox::{self, identity::Identity};
 use crate::state::{NoRoom, State, Use};
 use crate::workspace::execs::Order;
 use crate::workspace::sessions::SessionError;
-use crate::workspace::{InForce, Launch, Workspace, WorkspaceError, WorkspaceId, Workspaces};
+use crate::workspace::{
+    InForce, Launch, Patch, Workspace, WorkspaceError, WorkspaceId, Workspaces,
+};
 
 /// `PATH_MAX` of the kernel.
 const MAX_PATH: usize = 4096;
@@ -148,6 +150,7 @@ impl Provider for NsProvider {
             execs: workspace.execs().running(),
             limits: limits.into(),
             requests: requests.into(),
+            pending: workspace.pending(&limits),
             usage,
             enforcement,
         })
@@ -314,6 +317,21 @@ impl Provider for NsProvider {
             processes_killed: reset.processes_killed,
             duration_us: u64::try_from(reset.duration.as_micros()).unwrap_or(u64::MAX),
         })
+    }
+
+    async fn change_limits(
+        &self,
+        id: &WorkspaceId,
+        limits: Patch<sandbox::Limits>,
+        requests: Patch<sandbox::Requests>,
+    ) -> Result<Description, Error> {
+        let workspace = self.get(id)?;
+        to_its_end(async move {
+            let changed = workspace.change_limits(limits, requests).await;
+            changed.map_err(|error| error_of(error, ""))
+        })
+        .await?;
+        self.describe(id).await
     }
 
     async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error> {
@@ -488,9 +506,11 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
         WorkspaceError::Session(error) => error.into(),
         WorkspaceError::File(error) => files::file_error_of(error),
         WorkspaceError::Unenforceable(error) => Error::LimitUnenforceable(error.to_string()),
-        WorkspaceError::Request { .. } => Error::Invalid(error.to_string()),
+        WorkspaceError::Unfit { .. } => Error::Invalid(error.to_string()),
         WorkspaceError::TooMany(_) => Error::TooMany(error.to_string()),
-        WorkspaceError::Moved => Error::Conflict(error.to_string()),
+        WorkspaceError::Moved | WorkspaceError::MemoryInUse | WorkspaceError::ForksTooFast => {
+            Error::Conflict(error.to_string())
+        }
         other => Error::Host(chain::text(&other)),
     }
 }

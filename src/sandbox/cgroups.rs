@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::is_root_of_the_host;
 use super::{Limits, Requests};
-pub use group::{Counters, Group, LEAST_CPUS, Throttle};
+pub use group::{Change, Counters, Group, Hits, LEAST_CPUS, Pressure, Pressures, Stall, Throttle};
 
 /// A controller that limits need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -17,7 +17,7 @@ use rustix::thread::UnshareFlags;
 
 use crate::init;
 use crate::init::protocol::{Birth, Go};
-use crate::sandbox::cgroups;
+use crate::sandbox::cgroups::{self, Group};
 use crate::sandbox::identity::{self, Identity};
 use crate::sandbox::overlay::{self, Scratch};
 use crate::sandbox::seccomp::Filters;
@@ -137,6 +137,13 @@ impl Spawner {
                 ),
                 Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
             },
+            Request::Enclose(id, group) => {
+                let enclosed = self.enclose(&group, received.descriptors.first());
+                match enclosed {
+                    Ok(()) => provider.send(&Reply::Done(id), &[]),
+                    Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
+                }
+            }
             // The provider itself may not signal a subordinate id's process; the spawner may.
             Request::End(id) => {
                 let killed = received.descriptors.iter().try_for_each(|init| {
@@ -168,6 +175,21 @@ impl Spawner {
                 }
             }
         }
+    }
+
+    /// Makes control groups, and moves all processes of a sandbox there.
+    fn enclose(&mut self, group: &Group, init: Option<&OwnedFd>) -> Result<(), Failure> {
+        let step = Step::Limits;
+        let init = init.ok_or_else(|| Failure::new(step, "no sandbox was named"))?;
+        let pid = process_id(init).at(step, "finding init's process id")?;
+        // One that ended and was reaped has no id any more, or a spawner before this one made it.
+        if !self.inits.contains_key(&pid) {
+            return Err(Failure::new(step, "the sandbox is gone"));
+        }
+        self.group_parents
+            .extend(group.parents().map(Path::to_owned));
+        group.make()?;
+        group.enclose(pid)
     }
 
     /// Kills every sandbox and removal, and waits until they are gone. Inits end by themselves with

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::{Enforcement, Failure, SandboxSpec};
 
@@ -24,6 +25,8 @@ pub type RequestId = u64;
 pub enum Request {
     /// Make a sandbox.
     Create(RequestId, Box<SandboxSpec>),
+    /// Make control groups and move the sandbox there whose init this comes with a pidfd of.
+    Enclose(RequestId, Box<Group>),
     /// Kill the sandbox whose init this comes with a pidfd of.
     End(RequestId),
     /// Remove a directory with all that is in it, whoever owns it.
@@ -35,7 +38,7 @@ pub enum Request {
 pub enum Reply {
     /// Comes with the provider's end of the socket to init, and a pidfd of init.
     Created(RequestId, Enforcement),
-    /// The directory is gone, or the sandbox is dying.
+    /// The directory is gone, or the sandbox is dying, or in its groups.
     Done(RequestId),
     /// It could not be done.
     Failed(RequestId, Failure),

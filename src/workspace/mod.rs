@@ -8,6 +8,7 @@ pub mod execs;
 mod fetch;
 mod files;
 mod id;
+mod limits;
 mod one;
 mod record;
 pub mod sessions;
@@ -24,14 +25,14 @@ pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
 pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
 pub use files::FileTarget;
 pub use id::{InvalidId, WorkspaceId};
-pub use one::{Asked, InForce, Launch, Reset, Workspace};
+pub use limits::{InForce, Patch};
+pub use one::{Asked, Launch, Reset, Workspace};
 
 use crate::base::{self, SetupError, Setups};
-use crate::config::{Restriction, WorkspaceConfig};
+use crate::config::WorkspaceConfig;
 use crate::pool::files::FileError;
 use crate::pool::{SandboxError, SpawnerError, is_full};
 use crate::sandbox::cgroups::Unenforceable;
-use crate::sandbox::{Limits, Requests};
 use crate::state::{State, Use};
 use record::Record;
 use sessions::SessionError;
@@ -63,14 +64,22 @@ pub enum WorkspaceError {
     /// A limit is not enforced on this host.
     #[error(transparent)]
     Unenforceable(#[from] Unenforceable),
-    /// A request cannot be.
-    #[error("requests.{field}: {reason}")]
-    Request {
-        /// The field of `requests`.
+    /// A limit or a request cannot be beside the others.
+    #[error("{object}.{field}: {reason}")]
+    Unfit {
+        /// `limits` or `requests`.
+        object: &'static str,
+        /// The field of it.
         field: &'static str,
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// It uses more memory than it is to be limited to.
+    #[error("the workspace uses more memory just now; its limits are as they were")]
+    MemoryInUse,
+    /// Its processes could not all be moved to where they are limited.
+    #[error("the workspace starts processes too fast to be limited; its limits are as they were")]
+    ForksTooFast,
     /// There are as many as there may be.
     #[error("there are {0} workspaces, which is as many as the config's max_workspaces allows")]
     TooMany(u32),
@@ -101,7 +110,9 @@ impl WorkspaceError {
             Self::NotFound(_)
             | Self::Session(_)
             | Self::Unenforceable(_)
-            | Self::Request { .. }
+            | Self::Unfit { .. }
+            | Self::MemoryInUse
+            | Self::ForksTooFast
             | Self::TooMany(_)
             | Self::Moved => false,
         }
@@ -132,17 +143,6 @@ struct Shared {
 }
 
 impl Shared {
-    /// Whether a workspace can have these limits and requests.
-    fn check(&self, limits: &Limits, requests: &Requests) -> Result<(), WorkspaceError> {
-        requests
-            .check_within(limits)
-            .map_err(|(field, reason)| WorkspaceError::Request { field, reason })?;
-        if !self.config.best_effort.contains(&Restriction::Limits) {
-            self.state.check(limits, requests, self.config.storage)?;
-        }
-        Ok(())
-    }
-
     fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkspaceId, Arc<Workspace>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -221,7 +221,12 @@ impl Workspaces {
         asked.limits = asked.limits.or(base::limits(&shared.config));
         asked.requests = asked.requests.or(base::requests(&shared.config));
         // Before setup, which may take long.
-        shared.check(&asked.limits, &asked.requests)?;
+        limits::check(
+            &shared.config,
+            &shared.state,
+            &asked.limits,
+            &asked.requests,
+        )?;
         let _place = Place::take(shared)?;
         let stack = shared.setups.stack().await?;
         let workspace = Workspace::create(

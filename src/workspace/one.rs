@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use super::WorkspaceError;
 use super::events::{Event, Events};
 use super::execs::{self, Execs, Novelty, Order};
+use super::limits::InForce;
 use super::record::{Record, writable};
 use super::sessions::Sessions;
 use crate::base::{Confinement, Digest, Stack, environment};
-use crate::config::{self, Restriction, WorkspaceConfig};
+use crate::config::{self, WorkspaceConfig};
 use crate::git::CommitId;
 use crate::init::protocol::{Exec, Program};
 use crate::pool::ranges::Range;
@@ -29,12 +30,12 @@ const COUNT_PATIENCE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Workspace {
     id: WorkspaceId,
-    config: Arc<WorkspaceConfig>,
-    state: State,
-    directory: PathBuf,
+    pub(super) config: Arc<WorkspaceConfig>,
+    pub(super) state: State,
+    pub(super) directory: PathBuf,
     pub(super) record: Mutex<Record>,
     /// Held while the sandbox is changed.
-    lifecycle: tokio::sync::Mutex<Lifecycle>,
+    pub(super) lifecycle: tokio::sync::Mutex<Lifecycle>,
     current: Mutex<Option<Sandbox>>,
     execs: Arc<Execs>,
     sessions: Sessions,
@@ -42,7 +43,7 @@ pub struct Workspace {
 }
 
 #[derive(Debug)]
-struct Lifecycle {
+pub(super) struct Lifecycle {
     /// Held as long as there are files that were written with it.
     range: Option<Range>,
     /// Removed, or the provider is ending: no sandbox is started any more.
@@ -50,7 +51,7 @@ struct Lifecycle {
 }
 
 impl Lifecycle {
-    fn check_open(&self) -> Result<(), WorkspaceError> {
+    pub(super) fn check_open(&self) -> Result<(), WorkspaceError> {
         if self.closed {
             Err(WorkspaceError::Moved)
         } else {
@@ -85,17 +86,6 @@ pub struct Asked {
     pub requests: Requests,
     /// The name that it belongs to, if it belongs to one.
     pub owner: Option<String>,
-}
-
-/// What a workspace may use and is to get, as far as this host enforces that.
-#[derive(Debug)]
-pub struct InForce {
-    /// What it may use.
-    pub limits: Limits,
-    /// What it is to get.
-    pub requests: Requests,
-    /// What was asked for and is not enforced, and why, for people.
-    pub missing: Vec<String>,
 }
 
 /// What a reset did.
@@ -228,30 +218,6 @@ impl Workspace {
     #[must_use]
     pub fn owner(&self) -> Option<String> {
         self.lock_record().owner.clone()
-    }
-
-    /// What it may use and is to get.
-    #[must_use]
-    pub fn limits(&self) -> InForce {
-        let (limits, requests) = {
-            let record = self.lock_record();
-            (record.limits, record.requests)
-        };
-        if !self.config.best_effort.contains(&Restriction::Limits) {
-            return InForce {
-                limits,
-                requests,
-                missing: Vec::new(),
-            };
-        }
-        let (limits, requests, missing) =
-            self.state
-                .enforceable(&limits, &requests, self.config.storage);
-        InForce {
-            limits,
-            requests,
-            missing: missing.iter().map(ToString::to_string).collect(),
-        }
     }
 
     /// What there is of it while it has no sandbox, for people.
@@ -547,7 +513,7 @@ impl Workspace {
             profile: confinement.profile,
             hostname: self.hostname(),
             landlock: confinement.landlock,
-            group: self.state.group(&limits, &requests)?,
+            group: self.state.group(None, &limits, &requests)?,
             memory_files: (&limits).into(),
             without: self.state.spawner().without().clone(),
         };
@@ -604,7 +570,7 @@ impl Workspace {
         self.lock_record().clone()
     }
 
-    fn lock_record(&self) -> std::sync::MutexGuard<'_, Record> {
+    pub(super) fn lock_record(&self) -> std::sync::MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -16,6 +16,7 @@ mod base;
 mod derrick;
 mod git_server;
 mod host;
+mod limits;
 mod mode;
 mod scratch;
 mod scripted;
@@ -36,6 +37,7 @@ pub(crate) use self::{
         Lives, cgroup_directories, descendants, digest_of_tree, holders, mounts_below, namespaces,
         open_files, process_with_argument, seen_from_the_host, uid_map, wait_until_empty,
     },
+    limits::{BRANCHING, GREEDY, MEMORY, PIDS, enforced, python},
     mode::{Mode, mode},
     scratch::{Scratch, as_owner},
     scripted::Scripted,

@@ -1,14 +1,15 @@
-//! The control groups of one sandbox: made and filled by the spawner, read and removed by the provider.
+//! The control groups of one sandbox: made and filled by the spawner, read, changed and removed by the
+//! provider.
 //!
 //! A group is a directory in each hierarchy that a limit needs, in one alone where there is version 2
-//! only. The limits are in it before the first process is.
+//! only. The limits are in it before the first process is, also where a running sandbox gets one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
@@ -27,7 +28,7 @@ pub const LEAST_CPUS: f64 = 0.01;
 const MOST_PIDS: u32 = 4 << 20;
 
 /// The control groups of one sandbox.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     parts: Vec<Part>,
 }
@@ -42,12 +43,23 @@ pub enum Throttle {
 }
 
 /// A directory of one hierarchy.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Part {
     version: Version,
     directory: PathBuf,
     controllers: Vec<Controller>,
     settings: Vec<Setting>,
+}
+
+/// How a sandbox's groups are to become others.
+#[derive(Debug)]
+pub struct Change {
+    /// All of them.
+    pub whole: Group,
+    /// Those that are there.
+    pub kept: Option<Group>,
+    /// Those that are not yet.
+    pub fresh: Option<Group>,
 }
 
 /// What is written to one file of a group.
@@ -60,14 +72,12 @@ struct Setting {
 }
 
 /// What the kernel counted, as far as it counts that for this group.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Counters {
     /// Bytes of memory now.
     pub memory: Option<u64>,
     /// Bytes of memory at its peak.
     pub peak_memory: Option<u64>,
-    /// Processes that the kernel killed because the limit on memory was reached.
-    pub oom_kills: Option<u64>,
     /// Processes and threads now, init included.
     pub pids: Option<u64>,
     /// Times that the kernel refused one because of the limit.
@@ -76,6 +86,69 @@ pub struct Counters {
     pub cpu: Option<Duration>,
     /// Time that was waited for because of the limit.
     pub throttled: Option<Duration>,
+    /// Periods, of 100 ms each, in which something waited because of the limit.
+    pub throttled_periods: Option<u64>,
+    /// How short each of these was.
+    pub pressure: Pressures,
+}
+
+/// How short memory, processors and input and output were for a group, where the kernel measures it
+/// (version 2, `CONFIG_PSI`).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Pressures {
+    /// Memory.
+    pub memory: Option<Pressure>,
+    /// Processors.
+    pub cpu: Option<Pressure>,
+    /// Input and output.
+    pub io: Option<Pressure>,
+}
+
+/// Pressure stall information, Documentation/accounting/psi.rst.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pressure {
+    /// While some waited.
+    pub some: Stall,
+    /// While all that could have worked waited.
+    pub full: Option<Stall>,
+}
+
+/// Time that was waited.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stall {
+    /// Percent of the last ten seconds.
+    pub avg10: f64,
+    /// Since the group was made.
+    pub total: Duration,
+}
+
+impl Pressure {
+    fn parse(text: &str) -> Option<Self> {
+        let stall = |kind: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(kind))?;
+            let field = |name: &str| {
+                let mut fields = line.split_whitespace();
+                fields.find_map(|field| field.strip_prefix(name))
+            };
+            Some(Stall {
+                avg10: field("avg10=")?.parse().ok()?,
+                total: Duration::from_micros(field("total=")?.parse().ok()?),
+            })
+        };
+        Some(Self {
+            some: stall("some ")?,
+            full: stall("full "),
+        })
+    }
+}
+
+/// How often a limit was met, as far as the kernel counts that for a group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hits {
+    /// Processes that the kernel killed because the limit on memory was reached.
+    pub oom_kills: Option<u64>,
+    /// Processes that it refused because of the limit.
+    pub pids_refused: Option<u64>,
 }
 
 impl Group {
@@ -107,13 +180,18 @@ impl Group {
                 }),
             }
         }
+        Self::of(parts)
+    }
+
+    fn of(parts: Vec<Part>) -> Option<Self> {
         (!parts.is_empty()).then_some(Self { parts })
     }
 
-    /// Makes its directories and sets the limits; part of it may be there when it fails.
+    /// Makes its directories and sets the limits; part of it may be there when it fails. What is there
+    /// already is changed, memory before the rest.
     ///
     /// # Errors
-    /// The failed step.
+    /// The failed step; `EBUSY` for less memory than is in use, on version 1.
     pub fn make(&self) -> Result<(), Failure> {
         self.parts.iter().try_for_each(Part::make)
     }
@@ -123,12 +201,100 @@ impl Group {
     /// # Errors
     /// The failed step.
     pub fn add(&self, child: Child) -> Result<(), Failure> {
+        self.parts.iter().try_for_each(|part| part.add(child.id()))
+    }
+
+    /// Moves all processes of a sandbox into it, of which `init` is the first; they may be forking.
+    ///
+    /// # Errors
+    /// The failed step; `ETIMEDOUT` where some are still outside after a while, which takes what does
+    /// nothing else than fork.
+    pub fn enclose(&self, init: i32) -> Result<(), Failure> {
+        let step = Step::Limits;
         for part in &self.parts {
-            let procs = part.directory.join("cgroup.procs");
-            fs::write(&procs, child.id().to_string())
-                .at(Step::Limits, format_args!("writing {}", procs.display()))?;
+            // What it starts from then on is inside.
+            part.add(init)?;
+            let mut moved = BTreeSet::from([init]);
+            let until = Instant::now() + ENCLOSING;
+            loop {
+                let (tree, whole) = descendants(init).at(step, "listing processes")?;
+                let outside = |it: &i32| !moved.contains(it) && !part.has(*it);
+                let outside: Vec<_> = tree.into_iter().filter(outside).collect();
+                if outside.is_empty() && whole {
+                    break;
+                }
+                if Instant::now() > until {
+                    return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
+                        .at(step, "moving all processes of a sandbox");
+                }
+                if !whole {
+                    moved.clear();
+                }
+                for process in outside {
+                    match part.add(process) {
+                        // It has ended; what it started is listed after it.
+                        Err(failure) if failure.errno == libc::ESRCH => {}
+                        added => added?,
+                    }
+                    moved.insert(process);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// What becomes of `before` where `after` is asked for: the same directories, as its processes are
+    /// in them, each limit that is not asked for any more lifted; and those that come anew, with the
+    /// processes not in them yet.
+    #[must_use]
+    pub fn change(before: Option<&Self>, after: Option<Self>) -> Option<Change> {
+        let before = before.map_or(&[][..], |group| &group.parts);
+        let mut parts = after.map_or_else(Vec::new, |group| group.parts);
+        for old in before {
+            let Some(new) = parts.iter_mut().find(|it| it.directory == old.directory) else {
+                parts.push(Part {
+                    settings: lifted(&old.settings, &[]),
+                    ..old.clone()
+                });
+                continue;
+            };
+            new.settings.extend(lifted(&old.settings, &new.settings));
+            let more = old
+                .controllers
+                .iter()
+                .filter(|it| !new.controllers.contains(it));
+            let more: Vec<_> = more.copied().collect();
+            new.controllers.extend(more);
+        }
+        let is_new = |part: &Part| before.iter().all(|it| it.directory != part.directory);
+        let (fresh, kept) = parts.iter().cloned().partition(is_new);
+        Some(Change {
+            whole: Self::of(parts)?,
+            kept: Self::of(kept),
+            fresh: Self::of(fresh),
+        })
+    }
+
+    /// What its directories are called.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        let name = self.parts.first()?.directory.file_name()?;
+        Some(name.to_str()?.to_owned())
+    }
+
+    /// Whether there is a ceiling for memory.
+    #[must_use]
+    pub fn limits_memory(&self) -> bool {
+        let files = ["memory.limit_in_bytes", "memory.max"];
+        let mut settings = self.parts.iter().flat_map(|part| &part.settings);
+        settings.any(|it| files.contains(&it.file.as_str()) && it.value != default_of(&it.file))
+    }
+
+    /// Whether its processes' memory is counted here.
+    #[must_use]
+    pub fn counts_memory(&self) -> bool {
+        let mut parts = self.parts.iter();
+        parts.any(|part| part.controllers.contains(&Controller::Memory))
     }
 
     /// Removes it; no error if it is not there.
@@ -146,6 +312,19 @@ impl Group {
         self.parts.iter().filter_map(|part| part.directory.parent())
     }
 
+    /// How often a limit was met so far: what of the counters an outcome needs, and no more.
+    #[must_use]
+    pub fn hits(&self) -> Hits {
+        let of = |controller| {
+            let mut parts = self.parts.iter();
+            parts.find(|part| part.controllers.contains(&controller))
+        };
+        Hits {
+            oom_kills: of(Controller::Memory).and_then(Part::oom_kills),
+            pids_refused: of(Controller::Pids).and_then(Part::pids_refused),
+        }
+    }
+
     /// What the kernel counts.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -153,6 +332,14 @@ impl Group {
         for part in &self.parts {
             for controller in &part.controllers {
                 part.count(*controller, &mut counters);
+            }
+            if part.version == Version::V2 {
+                let pressure = |file: &str| Pressure::parse(&part.read(file));
+                counters.pressure = Pressures {
+                    memory: pressure("memory.pressure"),
+                    cpu: pressure("cpu.pressure"),
+                    io: pressure("io.pressure"),
+                };
             }
         }
         counters
@@ -219,17 +406,64 @@ impl Part {
             }
         }
         make_directory(&self.directory).at(Step::Limits, format_args!("making {shown}"))?;
-        for setting in &self.settings {
-            let file = self.directory.join(&setting.file);
-            match fs::write(&file, &setting.value) {
-                Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => {}
-                written => {
-                    let (file, value) = (file.display(), &setting.value);
-                    written.at(Step::Limits, format_args!("writing {value} to {file}"))?;
-                }
-            }
+        // Of memory with swap and without, version 1 takes none that would be less or more than the other
+        // is just now: which goes first depends on where they come from.
+        let put_off: Vec<_> = self
+            .settings
+            .iter()
+            .filter(|it| self.set(it).is_err())
+            .collect();
+        put_off.into_iter().try_for_each(|setting| {
+            let (file, value) = (self.directory.join(&setting.file), &setting.value);
+            let attempt = format!("writing {value} to {}", file.display());
+            self.set(setting).at(Step::Limits, attempt)
+        })?;
+        let protects = |it: &Setting| it.file == PROTECTION;
+        match self.directory.parent() {
+            Some(parent) if self.settings.iter().any(protects) => protect(parent).at(
+                Step::Limits,
+                format_args!("protecting {}", parent.display()),
+            ),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    fn set(&self, setting: &Setting) -> io::Result<()> {
+        match fs::write(self.directory.join(&setting.file), &setting.value) {
+            Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
+            written => written,
+        }
+    }
+
+    fn add(&self, process: i32) -> Result<(), Failure> {
+        let procs = self.directory.join("cgroup.procs");
+        fs::write(&procs, process.to_string())
+            .at(Step::Limits, format_args!("writing {}", procs.display()))
+    }
+
+    /// Whether a process is in this group, proc_pid_cgroup(5).
+    fn has(&self, process: i32) -> bool {
+        let Some(own) = self.directory.file_name().and_then(|name| name.to_str()) else {
+            return false;
+        };
+        let parent = self.directory.parent().and_then(Path::file_name);
+        let parent = parent.and_then(|name| name.to_str()).unwrap_or_default();
+        let end = format!("/{parent}/{own}");
+        let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
+        groups.lines().any(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+                return false;
+            };
+            let here = match self.version {
+                Version::V2 => controllers.is_empty(),
+                Version::V1 => {
+                    let named = |name: &str| controllers.split(',').any(|it| it == name);
+                    self.controllers.iter().any(|it| named(it.name()))
+                }
+            };
+            here && path.ends_with(&end)
+        })
     }
 
     fn count(&self, controller: Controller, counters: &mut Counters) {
@@ -238,33 +472,149 @@ impl Part {
             (Controller::Memory, Version::V1) => {
                 counters.memory = number("memory.usage_in_bytes");
                 counters.peak_memory = number("memory.max_usage_in_bytes");
-                counters.oom_kills = entry(&self.read("memory.oom_control"), "oom_kill");
             }
             (Controller::Memory, Version::V2) => {
                 counters.memory = number("memory.current");
                 counters.peak_memory = number("memory.peak");
-                counters.oom_kills = entry(&self.read("memory.events"), "oom_kill");
             }
             (Controller::Pids, _) => {
                 counters.pids = number("pids.current");
-                counters.pids_refused = entry(&self.read("pids.events"), "max");
+                counters.pids_refused = self.pids_refused();
             }
             (Controller::Cpu, Version::V1) => {
                 let stat = self.read("cpu.stat");
                 counters.throttled = entry(&stat, "throttled_time").map(Duration::from_nanos);
+                counters.throttled_periods = entry(&stat, "nr_throttled");
                 // There where cpuacct is mounted with cpu, which is usual.
                 counters.cpu = number("cpuacct.usage").map(Duration::from_nanos);
             }
             (Controller::Cpu, Version::V2) => {
                 let stat = self.read("cpu.stat");
                 counters.throttled = entry(&stat, "throttled_usec").map(Duration::from_micros);
+                counters.throttled_periods = entry(&stat, "nr_throttled");
                 counters.cpu = entry(&stat, "usage_usec").map(Duration::from_micros);
             }
         }
     }
 
+    fn oom_kills(&self) -> Option<u64> {
+        let file = match self.version {
+            Version::V1 => "memory.oom_control",
+            Version::V2 => "memory.events",
+        };
+        entry(&self.read(file), "oom_kill")
+    }
+
+    fn pids_refused(&self) -> Option<u64> {
+        entry(&self.read("pids.events"), "max")
+    }
+
     fn read(&self, file: &str) -> String {
         fs::read_to_string(self.directory.join(file)).unwrap_or_default()
+    }
+}
+
+/// What version 2 has for memory that is taken from a group last.
+const PROTECTION: &str = "memory.low";
+
+/// Gives the group above those of sandboxes what they ask for together, as none gets more than is its.
+fn protect(parent: &Path) -> io::Result<()> {
+    let mut sum: u64 = 0;
+    for entry in fs::read_dir(parent)? {
+        // Those that are no groups, or have none of it, have none.
+        let own = fs::read_to_string(entry?.path().join(PROTECTION)).unwrap_or_default();
+        sum = sum.saturating_add(own.trim().parse().unwrap_or(0));
+    }
+    fs::write(parent.join(PROTECTION), sum.to_string())
+}
+
+/// How long it is tried to move all processes of a sandbox.
+const ENCLOSING: Duration = Duration::from_secs(5);
+
+/// The processes below `ancestor`, and whether none was overlooked.
+///
+/// Ids are given and listed in a row: whoever forks and ends before it is looked at has a child further
+/// on in the list, and every parent is in it. Unless ids begin anew meanwhile, which shows.
+fn descendants(ancestor: i32) -> io::Result<(Vec<i32>, bool)> {
+    let latest = latest_process()?;
+    let mut parents = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let process = name.to_str().and_then(|name| name.parse::<i32>().ok());
+        // One that has ended and left nothing is nobody.
+        if let Some((process, parent)) = process.and_then(|it| Some((it, parent_of(it)?))) {
+            parents.insert(process, parent);
+        }
+    }
+    let mut whole = latest_process()? >= latest;
+    let mut found = Vec::new();
+    for process in parents.keys() {
+        let mut above = *process;
+        // What is read one after the other might lead in a circle.
+        for _ in 0..parents.len() {
+            match parents.get(&above) {
+                Some(parent) if *parent == ancestor => {
+                    found.push(*process);
+                    break;
+                }
+                // Above what can be seen at all.
+                Some(0) => break,
+                Some(parent) => above = *parent,
+                None => {
+                    whole = false;
+                    break;
+                }
+            }
+        }
+    }
+    Ok((found, whole))
+}
+
+/// The parent of a process that can still fork, proc_pid_stat(5).
+fn parent_of(process: i32) -> Option<i32> {
+    let stat = fs::read(format!("/proc/{process}/stat")).ok()?;
+    // The name before it is the process's own choice.
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = std::str::from_utf8(&stat[end + 1..])
+        .ok()?
+        .split_whitespace();
+    fields.next()?;
+    fields.next()?.parse().ok()
+}
+
+/// The last process id that was given away, proc_loadavg(5).
+fn latest_process() -> io::Result<i32> {
+    let text = fs::read_to_string("/proc/loadavg")?;
+    let last = text
+        .split_whitespace()
+        .next_back()
+        .and_then(|it| it.parse().ok());
+    last.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// What undoes those of `before` that `after` does not set.
+fn lifted(before: &[Setting], after: &[Setting]) -> Vec<Setting> {
+    let gone = |it: &&Setting| after.iter().all(|other| other.file != it.file);
+    let undo = |it: &Setting| Setting {
+        value: default_of(&it.file).to_owned(),
+        ..it.clone()
+    };
+    before.iter().filter(gone).map(undo).collect()
+}
+
+/// What is in a file where nothing is asked for.
+fn default_of(file: &str) -> &'static str {
+    match file {
+        "cpu.cfs_period_us" => "100000",
+        "cpu.shares" => "1024",
+        "cpu.weight" => "100",
+        "memory.low" | "memory.oom.group" => "0",
+        // Version 1 has a number where version 2 has a word.
+        "cpu.cfs_quota_us"
+        | "memory.limit_in_bytes"
+        | "memory.memsw.limit_in_bytes"
+        | "memory.soft_limit_in_bytes" => "-1",
+        _ => "max",
     }
 }
 
@@ -503,6 +853,38 @@ mod tests {
     }
 
     #[test]
+    fn a_change_keeps_directories_lifts_what_is_gone_and_names_what_is_new() {
+        let v1 = places(&[
+            (Controller::Memory, Version::V1, "/m/d"),
+            (Controller::Pids, Version::V1, "/p/d"),
+        ]);
+        let made = |limits| Group::new(&v1, "1", &limits, &Requests::default());
+        let memory = Limits {
+            memory: Some(4096),
+            ..Limits::default()
+        };
+        let pids = Limits {
+            pids: Some(7),
+            ..Limits::default()
+        };
+        let first = Group::change(None, made(memory)).unwrap();
+        assert_eq!(first.fresh.as_ref(), Some(&first.whole));
+        assert_eq!(first.kept, None);
+        assert!(first.whole.limits_memory());
+        let second = Group::change(Some(&first.whole), made(pids)).unwrap();
+        let text = |texts: &[&str]| texts.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
+        let lifted = ["memory.limit_in_bytes=-1", "memory.memsw.limit_in_bytes=-1"];
+        let memory_part = ("/m/d/1".to_owned(), text(&lifted));
+        let pids_part = ("/p/d/1".to_owned(), text(&["pids.max=8"]));
+        assert_eq!(shown(&second.whole), [pids_part.clone(), memory_part]);
+        assert_eq!(shown(&second.fresh.unwrap()), [pids_part]);
+        assert!(!second.whole.limits_memory() && second.whole.counts_memory());
+        let third = Group::change(Some(&second.whole), None).unwrap();
+        assert_eq!((third.whole.parts.len(), third.fresh), (2, None));
+        assert!(Group::change(None, None).is_none());
+    }
+
+    #[test]
     fn a_share_of_the_processors_is_what_kubernetes_makes_of_it() {
         for (cpus, expected) in [
             (0.001, (2, 1)),
@@ -514,6 +896,25 @@ mod tests {
             let shares = shares(cpus);
             assert_eq!((shares, weight(shares)), expected, "{cpus}");
         }
+    }
+
+    #[test]
+    fn pressure_is_read_where_the_kernel_has_it() {
+        let text = "some avg10=1.50 avg60=0.00 avg300=0.00 total=2500\n\
+                    full avg10=0.25 avg60=0.00 avg300=0.00 total=7\n";
+        let stall = |avg10, total| Stall {
+            avg10,
+            total: Duration::from_micros(total),
+        };
+        let both = Pressure {
+            some: stall(1.5, 2500),
+            full: Some(stall(0.25, 7)),
+        };
+        assert_eq!(Pressure::parse(text), Some(both));
+        // That of processors had one line before 5.13.
+        let one = text.lines().next().and_then(Pressure::parse).unwrap();
+        assert_eq!((one.some, one.full), (both.some, None));
+        assert_eq!(Pressure::parse(""), None);
     }
 
     #[test]

@@ -26,9 +26,10 @@ use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Tokens, serve_as};
 use crate::provider::{
     Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, Figures,
-    FileContent, FilePath, Finished, Limits, NewWorkspace, Novelty, OpenFile, Outcome, Provider,
-    Ran, Receipt, Requests, Session, SessionRecord, State, WorkspaceId,
+    FileContent, FilePath, Finished, Limits, NewWorkspace, Novelty, OpenFile, Outcome, Patch,
+    Provider, Ran, Receipt, Requests, Session, SessionRecord, State, WorkspaceId,
 };
+use crate::sandbox;
 use crate::tally::Timings;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
@@ -96,6 +97,7 @@ impl Provider for Fake {
             execs: 0,
             limits: Limits::default(),
             requests: Requests::default(),
+            pending: Vec::new(),
             usage: None,
             enforcement: json!({"landlock": "full"}),
         })
@@ -237,6 +239,16 @@ impl Provider for Fake {
             processes_killed: 2,
             duration_us: 900,
         })
+    }
+
+    async fn change_limits(
+        &self,
+        id: &WorkspaceId,
+        limits: Patch<sandbox::Limits>,
+        requests: Patch<sandbox::Requests>,
+    ) -> Result<Description, Error> {
+        self.call(id, format!("change {limits:?} {requests:?}"))?;
+        self.describe(id).await
     }
 
     async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error> {

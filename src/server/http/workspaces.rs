@@ -1,11 +1,13 @@
 //! Workspaces: made, listed, described, brought back to the state after setup, and ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -16,13 +18,13 @@ use super::grant::Caller;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
 use super::routes::{Id, Nothing, checked_env, tag};
 use crate::provider::{
-    Description, Fetched, LimitsAsked, NewWorkspace, Receipt, RequestsAsked, WorkspaceId,
+    Description, Fetched, LimitsAsked, NewWorkspace, Patch, Receipt, RequestsAsked, WorkspaceId,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
         .routes(routes!(list, create))
-        .routes(routes!(describe, remove))
+        .routes(routes!(describe, change, remove))
         .routes(routes!(reset))
         .routes(routes!(fetch))
 }
@@ -109,12 +111,6 @@ async fn create(
     caller.check_creates()?;
     let body = app.collect(request, body::MAX_BODY).await?;
     let request: CreateRequest = body::parse(&body.bytes)?;
-    let invalid = |object: &'static str| {
-        move |(field, reason)| {
-            let detail = format!("field {object}.{field}: {reason}");
-            Problem::new(Kind::InvalidRequest, detail)
-        }
-    };
     let limits = request.limits.unwrap_or_default();
     limits.check().map_err(invalid("limits"))?;
     let requests = request.requests.unwrap_or_default();
@@ -127,6 +123,93 @@ async fn create(
     };
     let id = app.provider.create(asked).await?;
     Ok(Json(Workspace { id }))
+}
+
+fn invalid(object: &'static str) -> impl Fn((&'static str, String)) -> Problem {
+    move |(field, reason)| {
+        let detail = format!("field {object}.{field}: {reason}");
+        Problem::new(Kind::InvalidRequest, detail)
+    }
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+struct ChangeRequest {
+    /// What is to be different; null for what is not to be limited any more.
+    #[serde(default, deserialize_with = "there")]
+    #[schema(value_type = Option<LimitsAsked>)]
+    limits: Option<Value>,
+    /// Likewise.
+    #[serde(default, deserialize_with = "there")]
+    #[schema(value_type = Option<RequestsAsked>)]
+    requests: Option<Value>,
+}
+
+/// A value that is there, and may be null.
+fn there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+/// What `part` of a merge patch sets, and the fields that it removes: all where it is null.
+fn patched<T>(object: &'static str, part: Option<Value>) -> Result<(T, BTreeSet<String>), Problem>
+where
+    T: Default + Serialize + DeserializeOwned,
+{
+    let wrong = |error: serde_json::Error| {
+        Problem::new(Kind::InvalidRequest, format!("field {object}: {error}"))
+    };
+    let part = match part {
+        None => return Ok((T::default(), BTreeSet::new())),
+        // A field of which nothing is said is null when it is written.
+        Some(Value::Null) => serde_json::to_value(T::default()).map_err(wrong)?,
+        Some(part) => part,
+    };
+    let fields = part.as_object().into_iter().flatten();
+    let unset = fields.filter(|(_, value)| value.is_null());
+    let unset = unset.map(|(name, _)| name.clone()).collect();
+    Ok((serde_json::from_value(part).map_err(wrong)?, unset))
+}
+
+/// Changes what a workspace may use and is to get.
+///
+/// A JSON Merge Patch (RFC 7396): what is left out stays, what is null is not limited any more, whatever
+/// the config says. Ceilings and requests for memory, processors and processes change at once for what
+/// runs; `open_files`, `output` and `execs` for what starts from then on; and those that the answer has in
+/// `pending` when the workspace is reset. A ceiling for memory below what is in
+/// use: version 2 of control groups ends what runs as `oom`, version 1 refuses with 409.
+#[utoipa::path(
+    patch,
+    path = "/workspaces/{id}",
+    operation_id = "change_workspace",
+    tag = tag::WORKSPACES,
+    params(Id),
+    request_body = ChangeRequest,
+    responses(
+        (status = 200, description = "What it is now.", body = Description),
+        Problems<{ BODY | START | of(&[Kind::NotPossible]) }>,
+    )
+)]
+async fn change(
+    State(app): State<Arc<App>>,
+    Id(id): Id,
+    request: Request,
+) -> Result<Json<Description>, Problem> {
+    let body = app.collect(request, body::MAX_BODY).await?;
+    let request: ChangeRequest = body::parse(&body.bytes)?;
+    let (limits, unset_limits): (LimitsAsked, _) = patched("limits", request.limits)?;
+    limits.check().map_err(invalid("limits"))?;
+    let (requests, unset_requests): (RequestsAsked, _) = patched("requests", request.requests)?;
+    requests.check().map_err(invalid("requests"))?;
+    let limits = Patch {
+        set: (&limits).into(),
+        unset: unset_limits,
+    };
+    let requests = Patch {
+        set: (&requests).into(),
+        unset: unset_requests,
+    };
+    let changed = app.provider.change_limits(&id, limits, requests).await?;
+    Ok(Json(changed))
 }
 
 /// Describes a workspace.

@@ -888,7 +888,7 @@ impl Driver {
         };
         let Some(log) = log else { return };
         let mut sink = LogSink(Some(Writer::new(Arc::clone(&log))));
-        let before = self.sandbox.counters().unwrap_or_default();
+        let before = self.sandbox.hits();
         let ended = self.run(order, command, &mut sink).await;
         drop(sink);
         self.exec.lock_live().take();
@@ -897,7 +897,7 @@ impl Driver {
         let (outcome, exit) = match ended {
             Ok(end) => {
                 at = end.at;
-                let after = self.sandbox.counters().unwrap_or_default();
+                let after = self.sandbox.hits();
                 let mut outcome = Outcome::of_exit(&end.exit, end.cause).at_limits(&before, &after);
                 if end.exit.full && self.sandbox.storage().is_bounded() {
                     outcome = outcome.on_full_disk();

@@ -11,7 +11,7 @@ use super::log::Counts;
 use crate::init::protocol::{Exit, Program, Status};
 use crate::pool::exec::{Cause, Streams};
 use crate::pool::{Gone, SandboxError};
-use crate::sandbox::cgroups::Counters;
+use crate::sandbox::cgroups::Hits;
 
 /// Bytes of a command that its record repeats.
 const SHOWN: usize = 4096;
@@ -150,9 +150,10 @@ impl Outcome {
     /// This one, where the kernel counted `before` the command and `after` it. A command that did
     /// not fail has met no limit, whatever others did.
     #[must_use]
-    pub fn at_limits(self, before: &Counters, after: &Counters) -> Self {
-        // What could not be read has not grown.
-        let grew = |count: fn(&Counters) -> Option<u64>| matches!((count(before), count(after)), (Some(before), Some(after)) if after > before);
+    pub fn at_limits(self, before: &Hits, after: &Hits) -> Self {
+        // What could not be read has not grown; what was not counted before begins with nothing.
+        let grew =
+            |count: fn(&Hits) -> Option<u64>| count(after) > Some(count(before).unwrap_or(0));
         match self {
             Self::Exited { code: 0 } => self,
             Self::Exited { .. } | Self::Signaled { .. } if grew(|it| it.oom_kills) => Self::Oom,
