@@ -41,7 +41,12 @@ impl Client {
 
     /// Makes a workspace.
     pub(crate) fn create(&mut self) -> Workspace {
-        self.send("POST", "/workspaces", b"{}");
+        self.create_with(&json!({}))
+    }
+
+    /// Makes a workspace as `body` says.
+    pub(crate) fn create_with(&mut self, body: &Value) -> Workspace {
+        self.send("POST", "/workspaces", body.to_string().as_bytes());
         let answer: Value = serde_json::from_slice(&self.body).expect("the answer is JSON");
         let id = answer["id"].as_str().expect("a new workspace has an id");
         Workspace {
