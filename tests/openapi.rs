@@ -10,7 +10,7 @@ use std::process::Command;
 use serde_json::json;
 use support::{Derrick, GitServer, Scratch, fixture, source};
 
-// F-15
+// F-15: requests that nobody thought of
 #[test]
 fn every_answer_is_one_that_the_document_has() {
     let server = GitServer::open();

@@ -205,7 +205,7 @@ fn token_file(scratch: &Scratch, text: &str, mode: u32) -> String {
 
 // --- web pages ---
 
-// F-01
+// F-01: a page asks by a name of its own that leads here
 #[test]
 fn dns_rebinding() {
     let line = |host: &str| format!("GET /workspaces HTTP/1.1\r\nHost: {host}");
@@ -235,7 +235,7 @@ fn dns_rebinding() {
     assert_eq!(api.list(), [workspace.id.as_str()]);
 }
 
-// F-02
+// F-02: a page has a browser send what needs no preflight
 #[test]
 fn cross_site_request_forgery() {
     let derrick = Derrick::on_host();
@@ -276,7 +276,7 @@ fn cross_site_request_forgery() {
     assert_eq!(api.list(), [workspace]);
 }
 
-// F-03
+// F-03: a page opens what no same-origin rule keeps it from
 #[test]
 fn a_websocket_and_an_event_stream_from_a_page() {
     let derrick = Launch::new(config())
@@ -319,7 +319,7 @@ fn a_websocket_and_an_event_stream_from_a_page() {
     }
 }
 
-// F-10
+// F-10: a page asks whether it may read the answers
 #[test]
 fn reading_across_origins() {
     let page = "https://ui.example";
@@ -397,7 +397,7 @@ fn reading_across_origins() {
 
 // --- who is at the other end ---
 
-// F-04
+// F-04: loopback is every user's
 #[test]
 fn another_user_of_the_host_on_loopback() {
     let derrick = Derrick::on_host();
@@ -435,7 +435,7 @@ fn another_user_of_the_host_on_loopback() {
     assert_eq!(answer.as_deref(), Some("401"));
 }
 
-// F-04
+// F-04: no token, a wrong one, two
 #[test]
 fn a_client_without_a_token() {
     let derrick = Launch::new(config()).token(TOKEN).start();
@@ -464,7 +464,7 @@ fn a_client_without_a_token() {
     assert_eq!(derrick.api.list(), [workspace.id.as_str()]);
 }
 
-// F-04
+// F-04: a token that is no secret, and no token where everybody can ask
 #[test]
 fn a_token_that_is_guessed_and_an_address_for_everybody() {
     let scratch = Scratch::new();
@@ -494,7 +494,7 @@ fn a_token_that_is_guessed_and_an_address_for_everybody() {
     }
 }
 
-// F-04
+// F-04: a token is used beyond its scope
 #[test]
 fn the_workspace_of_another_token() {
     let mut derrick = Launch::new(config())
@@ -581,7 +581,7 @@ fn wait_until(is: impl Fn() -> bool) {
     }
 }
 
-// F-04
+// F-04: a token is used beyond its end
 #[test]
 fn a_token_that_was_revoked() {
     let derrick = Launch::new(config())
@@ -654,7 +654,7 @@ fn a_token_that_was_revoked() {
         .problem(401);
 }
 
-// F-05
+// F-05: the token is read where it is kept
 #[test]
 fn a_token_file_that_others_can_read() {
     let open = Open::new();
@@ -689,7 +689,7 @@ fn is_shown_by(processes: &[i32], token: &str) -> bool {
         .any(|pid| has(pid, "cmdline") || has(pid, "environ"))
 }
 
-// F-05
+// F-05: the token is read where it leaked to
 #[test]
 fn a_token_in_arguments_environments_logs_and_errors() {
     for in_environment in [false, true] {
@@ -763,7 +763,7 @@ fn mode_of(path: &Path) -> u32 {
     found.permissions().mode() & 0o7777
 }
 
-// F-06
+// F-06: somebody else connects, or puts another socket there
 #[test]
 fn another_user_at_the_unix_socket() {
     let open = Open::new();
@@ -838,7 +838,7 @@ fn python(workspace: &Workspace, program: &str, argument: &str) -> String {
     printed.unwrap_or_else(|| panic!("{ended}")).to_owned()
 }
 
-// F-08
+// F-08: the workspace asks over the network
 #[test]
 fn the_api_asked_from_a_workspace() {
     let with_network = json!({ "name": "test", "network": "host" });
@@ -874,7 +874,7 @@ fn the_api_asked_from_a_workspace() {
     assert_eq!(found.output, "");
 }
 
-// F-08
+// F-08: the workspace asks over the socket
 #[test]
 fn the_unix_socket_asked_from_a_workspace() {
     let open = Open::new();
@@ -905,7 +905,7 @@ fn the_unix_socket_asked_from_a_workspace() {
 
 // --- what a request may be ---
 
-// F-07
+// F-07: an id leads out of the directory of workspaces
 #[test]
 fn path_tricks_in_ids() {
     let derrick = Derrick::on_host();
@@ -960,7 +960,7 @@ fn path_tricks_in_ids() {
     workspace.ok("true");
 }
 
-// F-09
+// F-09: memory is filled with a body
 #[test]
 fn a_body_without_an_end() {
     let derrick = Derrick::on_host();
@@ -1000,7 +1000,7 @@ fn a_body_without_an_end() {
     derrick.api.get("/health").expect(200);
 }
 
-// F-09
+// F-09: the parser's stack is filled
 #[test]
 fn json_that_is_nested_without_an_end() {
     let depth = 1_000_000;
@@ -1044,7 +1044,7 @@ fn json_that_is_nested_without_an_end() {
     workspace.ok("true");
 }
 
-// F-09
+// F-09: memory is filled with headers
 #[test]
 fn headers_without_an_end() {
     let derrick = Derrick::on_host();
@@ -1062,7 +1062,7 @@ fn headers_without_an_end() {
     );
 }
 
-// F-09
+// F-09: memory is filled with what is unpacked
 #[test]
 fn a_body_that_unpacks_to_more() {
     let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
@@ -1095,7 +1095,7 @@ fn a_body_that_unpacks_to_more() {
         .problem(400);
 }
 
-// F-09
+// F-09: all connections are taken
 #[test]
 fn connections_that_never_say_what_they_want() {
     // 256 descriptors: 64 requests at once, and room for 16 that have not sent one.
@@ -1132,7 +1132,7 @@ fn connections_that_never_say_what_they_want() {
     derrick.end();
 }
 
-// F-11
+// F-11: a command's environment reaches what derrick itself runs
 #[test]
 fn ld_preload_in_the_environment_of_a_command() {
     // The loader says so on stderr wherever it is told to load what is not there.
@@ -1173,7 +1173,7 @@ fn ld_preload_in_the_environment_of_a_command() {
     assert!(!derrick.printed().contains("evil"), "{}", derrick.printed());
 }
 
-// F-12
+// F-12: a request names a path of the host's
 #[test]
 fn host_paths_through_the_api() {
     let host = Scratch::new();
@@ -1219,7 +1219,7 @@ fn host_paths_through_the_api() {
     assert_eq!(workspace.sh(&format!("cat {secret}")).exit_code, 1);
 }
 
-// F-13
+// F-13: a workspace is removed under what is being done in it
 #[test]
 fn removal_against_everything_else() {
     let mut derrick = Derrick::on_host();
