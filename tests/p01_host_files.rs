@@ -128,8 +128,8 @@ fn unmasking_proc() {
         let tried = attempts(&derrick.create(), UNMASK);
         assert_eq!(tried, "umount EPERM\nremount EPERM\n", "without {two:?}");
     }
-    let workspace = Derrick::on_host();
-    let workspace = workspace.create();
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
     assert_eq!(
         attempts(&workspace, UNMASK),
         "umount EPERM\nremount EPERM\n"

@@ -267,3 +267,19 @@ fn going_out_by_ipv6() {
     assert_eq!(naive, "raw worked\n");
     assert_eq!(attempts(&workspace, raw), "raw EPERM\n");
 }
+
+// E-14: protocols that a rule about TCP ports does not see
+#[test]
+fn going_out_by_protocols_that_no_port_rule_sees() {
+    let open = "attempt('mptcp', lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262))
+attempt('udplite', lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136))
+";
+    let undefended = Derrick::without(["seccomp"]);
+    let tried = attempts(&undefended.create(), open);
+    assert!(tried.contains("worked"), "this kernel has neither: {tried}");
+    let derrick = Derrick::on_host();
+    assert_eq!(
+        attempts(&derrick.create(), open),
+        "mptcp EPROTONOSUPPORT\nudplite EPROTONOSUPPORT\n"
+    );
+}

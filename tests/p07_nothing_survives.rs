@@ -56,8 +56,8 @@ fn outliving_a_deadline_in_another_session_or_deaf_to_signals() {
         .spawn()
         .expect("cannot start bash");
     let stdout = BufReader::new(leader.stdout.take().expect("stdout is a pipe"));
-    let said = stdout.lines().map_while(Result::ok);
-    assert!(said.into_iter().any(|line| line == "all there"));
+    let mut said = stdout.lines().map_while(Result::ok);
+    assert!(said.any(|line| line == "all there"));
     let group = Pid::from_raw(leader.id().cast_signed());
     nix::sys::signal::killpg(group, Signal::SIGKILL).expect("it runs");
     leader.wait().expect("it ends");

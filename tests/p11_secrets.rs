@@ -241,10 +241,6 @@ fn giving_a_token_in_a_file_that_the_workspace_sees() {
         .expect_err("it starts");
     assert!(said.contains("token_file"), "{said}");
     assert!(!said.contains(TOKEN), "{said}");
-    // One that others may read is refused as well.
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0o644)).expect("its own");
-    let open = Launch::new(config(&closed)).try_start();
-    if let Err(said) = open {
-        assert!(said.contains("token_file"), "{said}");
-    }
+    // One beside it, which no workspace sees, is taken.
+    Launch::new(config(&closed)).start();
 }

@@ -201,11 +201,11 @@ fn preparing_the_state_directory_for_derrick() {
     let open = scratch.join("open");
     fs::create_dir_all(&open).expect("no error where it is there already");
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).expect("its own");
-    let refused = start(&open).err().expect("it starts");
+    let refused = start(&open).expect_err("it starts");
     assert!(refused.contains("to nobody else"), "{refused}");
     // Also by way of a link.
     symlink(&open, scratch.join("link")).expect("its own");
-    let refused = start(&scratch.join("link")).err().expect("it starts");
+    let refused = start(&scratch.join("link")).expect_err("it starts");
     assert!(refused.contains("to nobody else"), "{refused}");
     assert_eq!(fs::read_dir(&open).expect("it is there").count(), 0);
     // One that it makes itself is closed, whatever the umask.
