@@ -122,8 +122,12 @@ pub(crate) fn assert_refused(attempts: &[Attempt]) {
             assert!(outside.is_some(), "{} on the bare host", attempt.name);
         }
     }
-    let derrick = Derrick::on_host();
-    let inside = results(&derrick.create().python(&program).expect(0));
+    assert_refused_in(&Derrick::on_host(), attempts);
+}
+
+/// Each gives what its table says in a workspace of this provider.
+pub(crate) fn assert_refused_in(derrick: &Derrick, attempts: &[Attempt]) {
+    let inside = results(&derrick.create().python(&program(attempts)).expect(0));
     for attempt in attempts {
         let result = inside.get(&attempt.name).map(String::as_str);
         assert_eq!(result, Some(attempt.inside), "{}", attempt.name);

@@ -20,6 +20,7 @@ use super::{Api, GUARD, Scratch, Workspace};
 #[derive(Debug)]
 pub(crate) struct Launch {
     config: Value,
+    through: Vec<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     token: Option<String>,
@@ -57,11 +58,18 @@ impl Launch {
     pub(crate) fn new(config: Value) -> Self {
         Self {
             config,
+            through: Vec::new(),
             arguments: Vec::new(),
             environment: Vec::new(),
             token: None,
             state: None,
         }
+    }
+
+    /// Through this command, which executes what comes after its own words.
+    pub(crate) fn through(mut self, command: Vec<String>) -> Self {
+        self.through = command;
+        self
     }
 
     /// With further arguments.
@@ -229,8 +237,16 @@ impl Derrick {
             .append(true)
             .open(self.home.join("log"))
             .expect("cannot open the log");
-        let mut command = Command::new(binary());
+        let mut words = self
+            .launch
+            .through
+            .iter()
+            .map(PathBuf::from)
+            .collect::<Vec<_>>();
+        words.push(binary());
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
             .args(["-p", "ns", "-s", "http", "--listen", "127.0.0.1:0"])
             .arg("-w")
             .arg(self.home.join("config.json"))

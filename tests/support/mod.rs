@@ -29,7 +29,9 @@ use std::time::Duration;
 #[expect(unused_imports, reason = "each suite uses a part of this")]
 pub(crate) use self::{
     api::{Answer, Api, Event, Events, Exec, Opened, Pending, Ran, Workspace},
-    attempts::{Attempt, Host, assert_refused, on_the_host, program, results, sockets},
+    attempts::{
+        Attempt, Host, assert_refused, assert_refused_in, on_the_host, program, results, sockets,
+    },
     base::{busybox_and, busybox_directory, directory, entry, snapshot, tarball, try_create},
     derrick::{Derrick, Launch, binary},
     git_server::{GitRequest, GitServer, Upstream, git},
