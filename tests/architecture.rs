@@ -237,8 +237,9 @@ fn rows(line: &str) -> Option<Vec<&str>> {
 }
 
 #[test]
-fn every_attack_has_one_place() {
+fn every_attack_has_one_place_and_every_promise_its_file() {
     let mut places: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut files = BTreeSet::new();
     for file in sources("tests") {
         let name = file.path.display().to_string();
         let text = fs::read_to_string(source().join("tests").join(&file.path));
@@ -260,7 +261,14 @@ fn every_attack_has_one_place() {
                 places.insert(place.to_owned());
             }
         }
+        files.insert(name);
     }
     let scattered: Vec<_> = places.iter().filter(|(_, files)| files.len() > 1).collect();
     assert!(scattered.is_empty(), "{scattered:#?}");
+    let promises = 1..=13;
+    let missing: Vec<String> = promises
+        .map(|number| format!("p{number:02}_"))
+        .filter(|prefix| !files.iter().any(|file| file.starts_with(prefix)))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

@@ -492,7 +492,7 @@ except OSError as error:
     print('full', errno.errorcode[error.errno], flush=True)
 ";
 
-// D-16: using up what the kernel counts for each user, such as inotify instances
+// P2: using up what the kernel counts for each user, such as inotify instances
 #[test]
 fn using_up_inotify_instances() {
     // Another process of the same user gets none then.
