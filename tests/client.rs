@@ -348,7 +348,7 @@ fn a_workspaces_limits_are_kept_to_and_told_of() {
     assert_eq!(told["limits"], json!({ "execs": 3, "shm": 1 << 20 }));
     let said = refused(&limits(&["execs=0"]), 1);
     assert!(said.contains("limits.execs"), "{said}");
-    let said = refused(&limits(&["request.memory=8MiB", "pids"]), 125);
+    let said = refused(&limits(&["request.memory=8MiB", "pids"]), 2);
     assert!(said.contains("NAME=VALUE"), "{said}");
 }
 
