@@ -7,7 +7,8 @@ mod support;
 
 use serde_json::{Value, json};
 use support::{
-    BRANCHING, Derrick, GREEDY, Lives, MEMORY, Mode, PIDS, Workspace, enforced, mode, python,
+    BRANCHING, Derrick, GREEDY, Lives, MEMORY, Mode, PIDS, Workspace, cgroup_directories,
+    descendants, enforced, mode, python, wait_until_empty,
 };
 
 /// What the program printed, which has to succeed.
@@ -628,4 +629,96 @@ print(libc.mlock(ctypes.c_void_p(at), 80 << 20), ctypes.get_errno())";
     assert_eq!(printed(&workspace, locked), enomem);
     // Each workspace has its own.
     assert_eq!(printed(&derrick.create(), "import os; os.openpty()"), "");
+}
+
+/// 100,000 files, a directory as deep, descriptors and output: what needs no other process.
+const FILLING_BOMBS: [(&str, &str); 4] = [
+    (
+        "files",
+        "for n in range(100000): open(f'/many-{n}', 'w').close()",
+    ),
+    (
+        "depth",
+        "import os
+for n in range(100000): os.mkdir('d'); os.chdir('d')",
+    ),
+    (
+        "descriptors",
+        "import os
+held = []
+while True: held.append(os.dup(1))",
+    ),
+    ("output", "while True: print('x' * 10000)"),
+];
+
+// D-01, D-02, D-06, D-07, D-09
+#[test]
+fn a_neighbours_bombs_leave_others_alone_and_nothing_behind() {
+    let config = json!({ "name": "test", "best_effort": ["limits"] });
+    let derrick = Derrick::start(config);
+    let other = derrick.create();
+    let limits = json!({
+        "memory": "256MiB", "cpus": 1, "pids": 300,
+        "open_files": 1000, "output": "1MiB", "execs": 10, "shm": "16MiB",
+    });
+    let workspace = limited(&derrick, &limits);
+    let told = workspace.describe();
+    let is_limited = |name: &str| told["limits"].get(name).is_some();
+    if mode() == Mode::Root {
+        assert!(
+            is_limited("memory") && is_limited("pids") && is_limited("cpus"),
+            "{told}"
+        );
+    }
+    // All but the spawner, which is the first.
+    let lives = || Lives::of(&descendants(derrick.pid())[1..]);
+    let groups = || Lives::below(derrick.pid()).cgroups().clone();
+    let (lives_first, groups_first) = (lives(), groups());
+    // Others are served from before the first to after the last has ended.
+    let beside = |bombs: Vec<support::Exec>| {
+        let ended = |bomb: &support::Exec| bomb.show()["state"] == "ended";
+        loop {
+            derrick.api.get("/health").expect(200);
+            other.ok("true");
+            if bombs.iter().all(ended) {
+                return;
+            }
+        }
+    };
+    let start = |program: &str| {
+        let mut body = python(program);
+        body["timeout"] = json!(20);
+        workspace.exec(&body)
+    };
+    beside(FILLING_BOMBS.map(|(_, program)| start(program)).into());
+    // Without a limit these are bombs for this host.
+    if is_limited("pids") && is_limited("cpus") {
+        let bombs = [
+            "b() { b | b & }; while :; do b; done",
+            "for n in $(seq 64); do while :; do :; done & done; wait",
+        ];
+        let bombs = bombs.map(|bomb| workspace.exec(&json!({ "cmd": bomb, "timeout": 5 })));
+        beside(bombs.into());
+    }
+    if is_limited("memory") {
+        let bombs = MEMORY_BOMBS.map(|(_, bomb)| {
+            start(&format!(
+                "held = []\nwhile True:\n    exec({bomb:?})\n    held.append(x)"
+            ))
+        });
+        beside(bombs.to_vec());
+        let ends = bombs.map(|bomb| bomb.outcome()["kind"].clone());
+        assert!(ends.contains(&json!("oom")), "{ends:?}");
+    }
+    let (lives_last, groups_last) = (lives(), groups());
+    assert!(workspace.delete());
+    assert!(other.delete());
+    lives_first.assert_gone();
+    lives_last.assert_gone();
+    for groups in [&groups_first, &groups_last] {
+        let left = cgroup_directories(groups);
+        assert!(left.is_empty(), "{left:?}");
+    }
+    wait_until_empty(&derrick.state().join("workspaces"));
+    wait_until_empty(&derrick.state().join("trash"));
 }
