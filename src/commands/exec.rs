@@ -196,6 +196,7 @@ pub(super) fn finish(left: Left, id: &str) -> ExitCode {
         "removed" => Some("its workspace was removed"),
         "oom" => Some("its workspace reached its limit on memory, and all in it was killed"),
         "pids_limit" => Some("its workspace was at its limit on processes"),
+        "disk_quota" => Some("its workspace's disk was full to its limit"),
         _ => Some("derrick lost it"),
     };
     if let Some(said) = said {

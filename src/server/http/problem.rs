@@ -510,7 +510,7 @@ impl PartialSchema for Problem {
             .property("detail", text("What happened to what, for people."))
             .property("request_id", text("The request's id in derrick's log; `x-request-id` says it too.").format(Some(SchemaFormat::Custom("uuid".to_owned()))))
             .property("exit_code", number("`command-failed` and `setup-failed`: as a shell reports it."))
-            .property("outcome", text("`command-failed`: how the command ended.").enum_values(Some(["exited", "signaled", "deadline"])))
+            .property("outcome", text("`command-failed`: how the command ended.").enum_values(Some(["exited", "signaled", "deadline", "oom", "pids_limit", "disk_quota", "killed"])))
             .property("most", number("`not-possible`, for an `output_limit` above the workspace's: how much may be kept."))
             .property("output", text("`command-failed` and `setup-failed`: the end of what was printed."))
             .required("type")
