@@ -3,7 +3,8 @@
 //!
 //! Reading order: [`serve`] accepts connections and learns who is at the other end; `routes` has the
 //! table of routes. A request passes `observe` (id, span, shape of errors), then `guard` (host,
-//! origin, identity, content type), and only then a handler of `routes`.
+//! origin, identity, content type), then `routes::Id` (the token's scope) where it names a workspace,
+//! and only then a handler.
 
 mod attach;
 mod body;
@@ -105,8 +106,7 @@ fn descriptors() -> usize {
 /// # Errors
 ///
 /// `InvalidInput` if `options` do not allow to serve on this listener, see [`Listener::tcp`] and
-/// [`HttpOptions::allowed_origins`]. A
-/// connection that fails is logged and ends nothing else.
+/// [`HttpOptions::allowed_origins`]. A connection that fails is logged and ends nothing else.
 pub async fn serve(
     listener: Listener,
     provider: Arc<dyn Provider>,

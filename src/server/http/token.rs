@@ -10,8 +10,8 @@
 //! TOKEN name=lead scope=own,ID             both
 //! ```
 //!
-//! In the provider a token's text is gone when the file has been read, so no log, error or core dump of
-//! a later moment can show it. No error repeats what is in the file.
+//! The provider keeps no token's text once the file has been read, so no log or error of a later moment can
+//! show it. (Memory that had it is freed and not wiped.) No error repeats what is in the file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -175,8 +175,8 @@ where
 /// A JSON Merge Patch (RFC 7396): what is left out stays, what is null is not limited any more, whatever
 /// the config says. Ceilings and requests for memory, processors and processes change at once for what
 /// runs; `open_files`, `output` and `execs` for what starts from then on; and those that the answer has in
-/// `pending` when the workspace is reset. A ceiling for memory below what is in
-/// use: version 2 of control groups ends what runs as `oom`, version 1 refuses with 409.
+/// `pending` when the workspace is reset. A ceiling for memory below what is in use: version 2 of control
+/// groups ends what runs as `oom`, version 1 refuses with 409.
 #[utoipa::path(
     patch,
     path = "/workspaces/{id}",
