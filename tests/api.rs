@@ -6,10 +6,9 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::fs;
 
 use serde_json::json;
-use support::{Derrick, Mode, Scratch, mode};
+use support::{Derrick, Mode, mode};
 
 // --- errors ---
 
