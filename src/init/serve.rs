@@ -223,7 +223,7 @@ impl Init<'_> {
                     killed: running.killed.is_some(),
                     detached: self.take_orphans()?,
                     usage,
-                    full: Room::here()?.is_full(),
+                    full: Room::here().is_ok_and(|room| room.is_full()),
                 };
                 self.tell(&Reply::Exited(running.request, exit), &[])?;
             }

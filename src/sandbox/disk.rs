@@ -8,8 +8,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
@@ -26,10 +24,6 @@ use crate::sys::loop_device::{self, LoopDevice};
 /// The name of the image in its directory.
 pub const IMAGE: &str = "image";
 
-/// How long an image may still be in use by a sandbox that has ended.
-const RELEASE: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(5);
-
 /// Opens what a sandbox writes to, as a mount that is attached nowhere yet.
 ///
 /// # Errors
@@ -44,18 +38,13 @@ pub fn open(writable: &Writable, identity: Identity) -> Result<OwnedFd, Failure>
     }
 }
 
-/// Mounts an image. It must not be mounted twice, and is attached for a moment longer than its last
-/// sandbox lives.
+/// Mounts an image, which must not be mounted twice.
 fn mount_image(path: &Path) -> Result<OwnedFd, Failure> {
     let step = Step::Upper;
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let image = rustix::fs::open(path, flags, Mode::empty()).at(step, "opening the disk image")?;
-    let patience = Instant::now() + RELEASE;
-    while loop_device::is_attached(image.as_fd()).at(step, "looking for the disk image's device")? {
-        if Instant::now() > patience {
-            return Err(Errno::BUSY).at(step, "mounting the disk image, which is mounted already");
-        }
-        thread::sleep(LOOK);
+    if loop_device::is_attached(image.as_fd()).at(step, "looking for the disk image's device")? {
+        return Err(Errno::BUSY).at(step, "mounting the disk image, which is mounted already");
     }
     let device =
         LoopDevice::attach(image.as_fd()).at(step, "attaching the disk image to a loop device")?;

@@ -2,18 +2,21 @@
 //!
 //! mkfs.ext4(8) makes the first of each capacity; the others are copies of that, holes and all.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::process::Command;
-use tokio::sync::Mutex;
+use uuid::Uuid;
 
 use crate::sandbox::Capacity;
 use crate::sandbox::disk::{self, copy_sparse};
+use crate::sys::loop_device;
 
 /// Bytes of a disk for each file that it can hold where nobody says how many. Source trees and packages
 /// have small files.
@@ -27,15 +30,23 @@ const INODE: u64 = 256;
 /// Bytes for what the filesystem keeps besides, on top of a hundredth of all.
 const SPARE: u64 = 1 << 20;
 
+/// How long an image may still be in use by a sandbox that has ended.
+const RELEASE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How many first images are kept: those of the capacities that were asked for last.
+const KEPT: usize = 8;
+
 /// The images that this process has made: the first of each capacity.
 #[derive(Debug)]
 pub(super) struct Images {
     directory: PathBuf,
-    made: Mutex<HashMap<Capacity, PathBuf>>,
+    /// The latest last. Without a name: they are gone when they are forgotten.
+    made: Mutex<Vec<(Capacity, Arc<File>)>>,
 }
 
 impl Images {
-    /// Keeps the first ones in `directory`.
+    /// Makes the first ones in `directory`.
     pub(super) fn new(directory: PathBuf) -> Self {
         Self {
             directory,
@@ -43,13 +54,13 @@ impl Images {
         }
     }
 
-    /// Makes an image at `path`, unless there is one.
+    /// Makes an image at `path`. One that is there is waited for instead, until no device has it.
     ///
     /// # Errors
-    /// Those of mkfs.ext4, and of writing the files.
+    /// Those of mkfs.ext4, and of writing the files; `EBUSY` if it is in use for long.
     pub(super) async fn make(&self, path: &Path, capacity: Capacity) -> io::Result<()> {
         if path.try_exists()? {
-            return Ok(());
+            return until_released(path).await;
         }
         let first = self.first(capacity).await?;
         let path = path.to_owned();
@@ -57,23 +68,53 @@ impl Images {
         copied.map_err(io::Error::other)?
     }
 
-    async fn first(&self, capacity: Capacity) -> io::Result<PathBuf> {
-        let mut made = self.made.lock().await;
-        if let Some(path) = made.get(&capacity) {
-            return Ok(path.clone());
+    async fn first(&self, capacity: Capacity) -> io::Result<Arc<File>> {
+        if let Some(first) = self.kept(capacity) {
+            return Ok(first);
         }
-        let path = self.directory.join(made.len().to_string());
-        make_filesystem(&path, capacity).await?;
-        made.insert(capacity, path.clone());
-        Ok(path)
+        // Without the lock, as it may take a while: what two make at once is one too many, and no harm.
+        let path = self.directory.join(Uuid::now_v7().to_string());
+        let made = make_filesystem(&path, capacity).await;
+        let opened = made.and_then(|()| File::open(&path));
+        std::fs::remove_file(&path)?;
+        let first = Arc::new(opened?);
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.len() >= KEPT {
+            made.remove(0);
+        }
+        made.push((capacity, Arc::clone(&first)));
+        Ok(first)
+    }
+
+    fn kept(&self, capacity: Capacity) -> Option<Arc<File>> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = made.iter().position(|(other, _)| *other == capacity)?;
+        let found = made.remove(place);
+        let first = Arc::clone(&found.1);
+        made.push(found);
+        Some(first)
     }
 }
 
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
+/// A device has an image for a moment longer than its sandbox lives: what is dirty is written first. Waited
+/// for here and not in the spawner, for which others wait.
+async fn until_released(image: &Path) -> io::Result<()> {
+    let image = File::open(image)?;
+    let patience = Instant::now() + RELEASE;
+    while loop_device::is_attached(image.as_fd())? {
+        if Instant::now() > patience {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+fn copy(from: &File, to: &Path) -> io::Result<()> {
     // Under its name only when it is whole: one that is there is taken.
     let unfinished = to.with_extension("new");
     let file = new_file(&unfinished)?;
-    copy_sparse(&File::open(from)?, &file)?;
+    copy_sparse(from, &file)?;
     std::fs::rename(unfinished, to)
 }
 

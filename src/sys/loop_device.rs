@@ -78,8 +78,12 @@ pub fn is_attached(image: BorrowedFd<'_>) -> io::Result<bool> {
         if !entry.path().join("loop/backing_file").exists() {
             continue;
         }
-        let Ok(device) = File::open(PathBuf::from("/dev").join(entry.file_name())) else {
-            continue;
+        let device = match File::open(PathBuf::from("/dev").join(entry.file_name())) {
+            // It was detached meanwhile, or is gone.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO)) => {
+                continue;
+            }
+            opened => opened?,
         };
         // SAFETY: all-zero bytes are a valid value of this plain struct of the kernel's.
         let mut info: loop_info64 = unsafe { std::mem::zeroed() };
