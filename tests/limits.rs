@@ -334,7 +334,7 @@ fn what_cannot_be_changed_is_refused_whole() {
         (json!({ "limits": 7 }), 400, "limits"),
         (
             json!({ "limits": { "inodes": 1000 } }),
-            400,
+            422,
             "limits.inodes",
         ),
         (json!({ "requests": { "cpus": -1 } }), 400, "requests.cpus"),

@@ -573,6 +573,58 @@ fn the_workspace_of_another_token() {
     );
 }
 
+// F-04: a token that is used to raise what the config limits
+#[test]
+fn limits_above_those_of_the_config() {
+    let derrick = Launch::new(json!({
+        "name": "test",
+        "limits": { "open_files": 1000, "execs": 5 },
+    }))
+    .token(&format!("{TOKEN}\n{OTHER} name=a scope=own\n"))
+    .start();
+    let holder = derrick.api.with_token(Some(OTHER));
+    let attacks = [
+        json!({ "limits": { "open_files": 2000 } }),
+        json!({ "limits": { "execs": 50 } }),
+        json!({ "requests": { "memory": "64MiB" } }),
+    ];
+    let lifted = [
+        json!({ "limits": { "execs": null } }),
+        json!({ "limits": null }),
+    ];
+    let workspace = holder.create();
+    let path = format!("/workspaces/{}", workspace.id);
+    for body in &attacks {
+        let problem = holder.post("/workspaces", body).problem(422);
+        assert!(
+            problem["detail"].to_string().contains("beyond the config"),
+            "{problem}"
+        );
+    }
+    for body in attacks.iter().chain(&lifted) {
+        holder.request("PATCH", &path, Some(body)).problem(422);
+    }
+    // Less is its own business, and so is what the config does not limit; the operator may do all.
+    let less = json!({ "limits": { "execs": 2, "output": "1MiB" } });
+    holder.request("PATCH", &path, Some(&less)).expect(200);
+    derrick
+        .api
+        .request("PATCH", &path, Some(&attacks[1]))
+        .expect(200);
+    derrick
+        .api
+        .request("PATCH", &path, Some(&lifted[1]))
+        .expect(200);
+    // What was raised for it stays, and other fields can be changed.
+    holder
+        .request(
+            "PATCH",
+            &path,
+            Some(&json!({ "limits": { "output": "2MiB" } })),
+        )
+        .expect(200);
+}
+
 /// Asks again and again until it is so.
 fn wait_until(is: impl Fn() -> bool) {
     let begun = Instant::now();

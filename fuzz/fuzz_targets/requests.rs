@@ -178,8 +178,7 @@ impl Provider for Empty {
     async fn change_limits(
         &self,
         _id: &WorkspaceId,
-        _limits: Patch<derrick::sandbox::Limits>,
-        _requests: Patch<derrick::sandbox::Requests>,
+        _change: LimitsChange,
     ) -> Result<Description, Error> {
         nothing()
     }

@@ -40,10 +40,12 @@ pub(super) fn check(
     config.workdir = workdir;
     user::check(&config.user).at(|| top().field("user"))?;
     if let Some(limits) = &config.limits {
-        self::limits(limits).map_err(|(field, reason)| Broken {
-            path: top().field("limits").field(field),
-            reason,
-        })?;
+        self::limits(limits)
+            .and_then(|()| sandbox::Limits::from(limits).check_whole())
+            .map_err(|(field, reason)| Broken {
+                path: top().field("limits").field(field),
+                reason,
+            })?;
     }
     if let Some(requests) = &config.requests {
         let limits = config.limits.as_ref().map(sandbox::Limits::from);
@@ -552,18 +554,12 @@ pub(super) fn limits(limits: &Limits) -> Result<(), (&'static str, String)> {
         let reason = "is no size that a disk can have; write at least 1 MiB and at most 8 TiB, such as \"10GiB\"";
         return Err(("disk", reason.to_owned()));
     }
-    match inodes {
-        Some(count) if !INODES.contains(count) => {
-            let reason = "is no number of files that a disk can have; write at least 64 and at most 1000000000";
-            Err(("inodes", reason.to_owned()))
-        }
-        Some(_) if disk.is_none() => {
-            let reason =
-                "bounds the files on a disk whose size is not bounded; set \"disk\" as well";
-            Err(("inodes", reason.to_owned()))
-        }
-        _ => Ok(()),
+    if inodes.is_some_and(|count| !INODES.contains(&count)) {
+        let reason =
+            "is no number of files that a disk can have; write at least 64 and at most 1000000000";
+        return Err(("inodes", reason.to_owned()));
     }
+    Ok(())
 }
 
 /// The field that cannot be, and why.

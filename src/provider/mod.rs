@@ -28,8 +28,8 @@ pub use crate::workspace::sessions::{
     Ran, Session, SessionRecord, check_name as check_session_name,
 };
 pub use crate::workspace::{
-    Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InvalidEventId, Next, Outcome,
-    Patch, Told, WorkspaceId,
+    Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InvalidEventId, Latitude,
+    LimitsChange, Next, Outcome, Patch, Told, WorkspaceId,
 };
 
 pub mod files;
@@ -100,8 +100,7 @@ pub trait Provider: files::Files + Send + Sync + 'static {
     async fn change_limits(
         &self,
         id: &WorkspaceId,
-        limits: Patch<sandbox::Limits>,
-        requests: Patch<sandbox::Requests>,
+        change: LimitsChange,
     ) -> Result<Description, Error>;
     /// Brings new upstream commits into the workspace's repositories as remote-tracking references.
     async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error>;

@@ -22,12 +22,12 @@ use crate::config::WorkspaceConfig;
 use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::user;
 use crate::pool::{Gone, SandboxError};
-use crate::sandbox::{self, identity::Identity};
+use crate::sandbox::identity::Identity;
 use crate::state::{NoRoom, State, Use};
 use crate::workspace::execs::Order;
 use crate::workspace::sessions::SessionError;
 use crate::workspace::{
-    InForce, Launch, Patch, Workspace, WorkspaceError, WorkspaceId, Workspaces,
+    InForce, Launch, LimitsChange, Workspace, WorkspaceError, WorkspaceId, Workspaces,
 };
 
 /// `PATH_MAX` of the kernel.
@@ -322,12 +322,11 @@ impl Provider for NsProvider {
     async fn change_limits(
         &self,
         id: &WorkspaceId,
-        limits: Patch<sandbox::Limits>,
-        requests: Patch<sandbox::Requests>,
+        change: LimitsChange,
     ) -> Result<Description, Error> {
         let workspace = self.get(id)?;
         to_its_end(async move {
-            let changed = workspace.change_limits(limits, requests).await;
+            let changed = workspace.change_limits(change).await;
             changed.map_err(|error| error_of(error, ""))
         })
         .await?;

@@ -143,6 +143,19 @@ impl Limits {
             inodes: self.inodes.or(others.inodes),
         }
     }
+
+    /// Checks that none is there without the one that it belongs to.
+    ///
+    /// # Errors
+    /// The field, and a phrase that says what would be right.
+    pub fn check_whole(&self) -> Result<(), (&'static str, String)> {
+        if self.inodes.is_some() && self.disk.is_none() {
+            let reason =
+                "bounds the files on a disk whose size is not bounded; set \"disk\" as well";
+            return Err(("inodes", reason.to_owned()));
+        }
+        Ok(())
+    }
 }
 
 /// What a sandbox is to get where others want it as well; it may use more.

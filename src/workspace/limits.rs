@@ -3,6 +3,7 @@
 //! The record has what was asked for. Control groups change at once; what is decided when a sandbox starts
 //! is told to be pending.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io;
 
@@ -11,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::one::Workspace;
 use super::{Record, WorkspaceError};
+use crate::base;
 use crate::config::{Restriction, WorkspaceConfig};
 use crate::pool::{Sandbox, SpawnerError};
 use crate::sandbox::{Capacity, Limits, MemoryFiles, Requests, Storage};
@@ -49,6 +51,70 @@ impl<T: Serialize + DeserializeOwned> Patch<T> {
     }
 }
 
+/// A change of limits and requests, and how far it may go.
+#[derive(Debug, Default)]
+pub struct LimitsChange {
+    /// What it may use.
+    pub limits: Patch<Limits>,
+    /// What it is to get.
+    pub requests: Patch<Requests>,
+    /// How far.
+    pub latitude: Latitude,
+}
+
+/// How far whoever asks may set limits and requests.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Latitude {
+    /// As they like.
+    #[default]
+    Any,
+    /// No limit above the config's, and no request for more than the config has.
+    Config,
+}
+
+impl Latitude {
+    /// Refuses what goes further than `before` and than the config.
+    pub(super) fn check(
+        self,
+        config: &WorkspaceConfig,
+        before: (&Limits, &Requests),
+        after: (&Limits, &Requests),
+    ) -> Result<(), WorkspaceError> {
+        if self == Self::Any {
+            return Ok(());
+        }
+        let (limits, requests) = (base::limits(config), base::requests(config));
+        let raised = raised(before.0, after.0, &limits, f64::INFINITY)
+            .map(|field| ("limits", field))
+            .or_else(|| raised(before.1, after.1, &requests, 0.0).map(|field| ("requests", field)));
+        match raised {
+            None => Ok(()),
+            Some((object, field)) => Err(WorkspaceError::Unfit {
+                object,
+                field: field.into(),
+                reason: "goes beyond the config, which takes a token for everything".to_owned(),
+            }),
+        }
+    }
+}
+
+/// A field that `after` has a larger number in than `before` and `most`; `absent` is that of one that is
+/// not there.
+fn raised<T: Serialize>(before: &T, after: &T, most: &T, absent: f64) -> Option<String> {
+    let [before, after, most] = [before, after, most].map(|it| serde_json::to_value(it).ok());
+    let number = |of: &Option<serde_json::Value>, name: &str| {
+        let number = of.as_ref().and_then(|of| of.get(name)?.as_f64());
+        number.unwrap_or(absent)
+    };
+    let all = [&before, &after, &most].into_iter().flatten();
+    let mut names = all.filter_map(|it| it.as_object()).flat_map(|it| it.keys());
+    let raised = names.find(|name| {
+        let after = number(&after, name);
+        after > number(&before, name) && after > number(&most, name)
+    });
+    raised.cloned()
+}
+
 /// Whether a workspace can have these limits and requests.
 pub(super) fn check(
     config: &WorkspaceConfig,
@@ -59,15 +125,12 @@ pub(super) fn check(
     let unfit = |object| {
         move |(field, reason)| WorkspaceError::Unfit {
             object,
-            field,
+            field: Cow::Borrowed(field),
             reason,
         }
     };
     requests.check_within(limits).map_err(unfit("requests"))?;
-    if limits.inodes.is_some() && limits.disk.is_none() {
-        let reason = "bounds the files on a disk whose size is not bounded; set \"disk\" as well";
-        return Err(unfit("limits")(("inodes", reason.to_owned())));
-    }
+    limits.check_whole().map_err(unfit("limits"))?;
     if !config.best_effort.contains(&Restriction::Limits) {
         state.check(limits, requests, config.storage)?;
     }
@@ -131,19 +194,20 @@ impl Workspace {
     ///
     /// # Errors
     /// Where they cannot be; all is as it was then.
-    pub async fn change_limits(
-        &self,
-        limits: Patch<Limits>,
-        requests: Patch<Requests>,
-    ) -> Result<(), WorkspaceError> {
+    pub async fn change_limits(&self, change: LimitsChange) -> Result<(), WorkspaceError> {
         let lifecycle = self.lifecycle.lock().await;
         lifecycle.check_open()?;
         let before = self.record();
         let failed = |error: serde_json::Error| {
             WorkspaceError::host("changing limits")(io::Error::from(error))
         };
-        let limits = limits.of(&before.limits).map_err(failed)?;
-        let requests = requests.of(&before.requests).map_err(failed)?;
+        let limits = change.limits.of(&before.limits).map_err(failed)?;
+        let requests = change.requests.of(&before.requests).map_err(failed)?;
+        change.latitude.check(
+            &self.config,
+            (&before.limits, &before.requests),
+            (&limits, &requests),
+        )?;
         check(&self.config, &self.state, &limits, &requests)?;
         let sandbox = self.current();
         if let Some(sandbox) = &sandbox {
@@ -198,6 +262,32 @@ impl Workspace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_goes_beyond_the_config_is_found() {
+        let limits = |memory, pids| Limits {
+            memory,
+            pids,
+            ..Limits::default()
+        };
+        let config = limits(Some(10), None);
+        let before = limits(Some(20), Some(5));
+        for (after, beyond) in [
+            (limits(Some(10), None), None),
+            (limits(Some(15), Some(9)), None),
+            (limits(Some(20), Some(5)), None),
+            (limits(Some(21), Some(5)), Some("memory")),
+            (limits(None, Some(5)), Some("memory")),
+        ] {
+            let found = raised(&before, &after, &config, f64::INFINITY);
+            assert_eq!(found.as_deref(), beyond, "{after:?}");
+        }
+        let request = |cpus| Requests { memory: None, cpus };
+        let raised = |after| raised(&request(None), &request(after), &request(Some(0.5)), 0.0);
+        assert_eq!(raised(Some(0.5)), None);
+        assert_eq!(raised(Some(0.6)).as_deref(), Some("cpus"));
+        assert_eq!(raised(None), None);
+    }
 
     #[test]
     fn a_patch_sets_removes_and_leaves() {

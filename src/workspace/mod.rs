@@ -13,6 +13,7 @@ mod one;
 mod record;
 pub mod sessions;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,7 +26,7 @@ pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
 pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
 pub use files::FileTarget;
 pub use id::{InvalidId, WorkspaceId};
-pub use limits::{InForce, Patch};
+pub use limits::{InForce, Latitude, LimitsChange, Patch};
 pub use one::{Asked, Launch, Reset, Workspace};
 
 use crate::base::{self, SetupError, Setups};
@@ -70,7 +71,7 @@ pub enum WorkspaceError {
         /// `limits` or `requests`.
         object: &'static str,
         /// The field of it.
-        field: &'static str,
+        field: Cow<'static, str>,
         /// What is wrong, and what would be right.
         reason: String,
     },
@@ -218,8 +219,14 @@ impl Workspaces {
         if shared.closed.load(Ordering::Relaxed) {
             return Err(WorkspaceError::Moved);
         }
-        asked.limits = asked.limits.or(base::limits(&shared.config));
-        asked.requests = asked.requests.or(base::requests(&shared.config));
+        let usual = (base::limits(&shared.config), base::requests(&shared.config));
+        asked.limits = asked.limits.or(usual.0);
+        asked.requests = asked.requests.or(usual.1);
+        asked.latitude.check(
+            &shared.config,
+            (&usual.0, &usual.1),
+            (&asked.limits, &asked.requests),
+        )?;
         // Before setup, which may take long.
         limits::check(
             &shared.config,

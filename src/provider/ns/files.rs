@@ -23,6 +23,8 @@ use crate::workspace::WorkspaceError;
 
 /// `PATH_MAX` of the kernel.
 const MAX_PATH: usize = 4096;
+/// Bytes after which it is looked once more whether the host's disk has room.
+const LOOK: usize = 32 << 20;
 /// Bytes that are read at once from what is written by `write_file`.
 const PIECE: usize = 1 << 20;
 
@@ -79,6 +81,7 @@ impl Files for NsProvider {
         self.check_room()?;
         let path = target.path.clone();
         let explain = self.explain(&target);
+        let content = self.within_room(content);
         let replaced = workspace.replace_file(target, creation, content).await;
         let (entry, before) = replaced.map_err(explain)?;
         Ok((Entry::at(&path, &entry), before))
@@ -133,6 +136,7 @@ impl Files for NsProvider {
         let workspace = self.ready(id, &target).await?;
         self.check_room()?;
         let explain = self.explain(&target);
+        let content = self.within_room(content);
         let unpacked = workspace.unpack_files(target, compression, content).await;
         Ok(unpacked.map_err(explain)?.into())
     }
@@ -162,6 +166,23 @@ impl NsProvider {
             .await?;
         }
         Ok(workspace)
+    }
+
+    /// `content`, which ends in an error where the host's disk has no room for more of it.
+    fn within_room(&self, content: Content) -> Content {
+        let state = self.state.clone();
+        let mut unlooked = 0;
+        let checked = content.map(move |piece| {
+            let piece = piece?;
+            unlooked += piece.len();
+            if unlooked >= LOOK {
+                unlooked = 0;
+                let low = |error| io::Error::new(io::ErrorKind::StorageFull, error);
+                state.check_room().map_err(low)?;
+            }
+            Ok(piece)
+        });
+        checked.boxed()
     }
 
     async fn change_files(

@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::problem::{Kind, Problem};
 use super::{App, guard};
-use crate::provider::WorkspaceId;
+use crate::provider::{Latitude, WorkspaceId};
 
 /// What a token lets its holder do, until it is revoked.
 #[derive(Debug)]
@@ -107,6 +107,14 @@ impl Caller {
         match self.0.scope {
             Scope::Everything | Scope::Workspaces { own: true, .. } => Ok(()),
             Scope::Workspaces { own: false, .. } => Err(beyond("making workspaces")),
+        }
+    }
+
+    /// How far it may set limits: those of the config are for others to go beyond.
+    pub(super) fn latitude(&self) -> Latitude {
+        match self.0.scope {
+            Scope::Everything => Latitude::Any,
+            Scope::Workspaces { .. } => Latitude::Config,
         }
     }
 

@@ -26,10 +26,9 @@ use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Tokens, serve_as};
 use crate::provider::{
     Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, Figures,
-    FileContent, FilePath, Finished, Limits, NewWorkspace, Novelty, OpenFile, Outcome, Patch,
-    Provider, Ran, Receipt, Requests, Session, SessionRecord, State, WorkspaceId,
+    FileContent, FilePath, Finished, Limits, LimitsChange, NewWorkspace, Novelty, OpenFile,
+    Outcome, Provider, Ran, Receipt, Requests, Session, SessionRecord, State, WorkspaceId,
 };
-use crate::sandbox;
 use crate::tally::Timings;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
@@ -244,10 +243,9 @@ impl Provider for Fake {
     async fn change_limits(
         &self,
         id: &WorkspaceId,
-        limits: Patch<sandbox::Limits>,
-        requests: Patch<sandbox::Requests>,
+        change: LimitsChange,
     ) -> Result<Description, Error> {
-        self.call(id, format!("change {limits:?} {requests:?}"))?;
+        self.call(id, format!("change {change:?}"))?;
         self.describe(id).await
     }
 

@@ -18,7 +18,8 @@ use super::grant::Caller;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
 use super::routes::{Id, Nothing, checked_env, tag};
 use crate::provider::{
-    Description, Fetched, LimitsAsked, NewWorkspace, Patch, Receipt, RequestsAsked, WorkspaceId,
+    Description, Fetched, LimitsAsked, LimitsChange, NewWorkspace, Patch, Receipt, RequestsAsked,
+    WorkspaceId,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -119,6 +120,7 @@ async fn create(
         env: checked_env(request.env)?,
         limits: (&limits).into(),
         requests: (&requests).into(),
+        latitude: caller.latitude(),
         owner: caller.name().map(str::to_owned),
     };
     let id = app.provider.create(asked).await?;
@@ -192,6 +194,7 @@ where
 async fn change(
     State(app): State<Arc<App>>,
     Id(id): Id,
+    caller: Caller,
     request: Request,
 ) -> Result<Json<Description>, Problem> {
     let body = app.collect(request, body::MAX_BODY).await?;
@@ -200,15 +203,18 @@ async fn change(
     limits.check().map_err(invalid("limits"))?;
     let (requests, unset_requests): (RequestsAsked, _) = patched("requests", request.requests)?;
     requests.check().map_err(invalid("requests"))?;
-    let limits = Patch {
-        set: (&limits).into(),
-        unset: unset_limits,
+    let change = LimitsChange {
+        limits: Patch {
+            set: (&limits).into(),
+            unset: unset_limits,
+        },
+        requests: Patch {
+            set: (&requests).into(),
+            unset: unset_requests,
+        },
+        latitude: caller.latitude(),
     };
-    let requests = Patch {
-        set: (&requests).into(),
-        unset: unset_requests,
-    };
-    let changed = app.provider.change_limits(&id, limits, requests).await?;
+    let changed = app.provider.change_limits(&id, change).await?;
     Ok(Json(changed))
 }
 
