@@ -187,6 +187,68 @@ fn an_image_is_attached_as_long_as_its_sandbox_lives_and_takes_what_is_written()
 }
 
 #[test]
+fn images_of_ever_new_sizes_leave_nothing() {
+    if mode() != Mode::Root {
+        return;
+    }
+    let derrick = Derrick::on_host();
+    let run = derrick.state().join("run");
+    let instance = fs::read_dir(run).expect("it is there").next();
+    let images = instance
+        .expect("a provider runs")
+        .expect("it is there")
+        .path()
+        .join("images");
+    let workspace = derrick.create();
+    for size in (64..84).map(|mebibytes: u64| mebibytes << 20) {
+        let body = json!({ "limits": { "disk": size } });
+        let path = format!("/workspaces/{}", workspace.id);
+        derrick.api.request("PATCH", &path, Some(&body)).expect(200);
+        workspace.reset();
+        let used = workspace.describe()["usage"]["disk"]
+            .as_u64()
+            .expect("a number");
+        assert!(used < size);
+        workspace.ok("touch /file");
+        assert_eq!(fs::read_dir(&images).expect("it is there").count(), 0);
+    }
+    // Files on a disk that the config bounds can be bounded by themselves.
+    let inodes = json!({ "limits": { "inodes": 100 } });
+    let path = format!("/workspaces/{}", workspace.id);
+    derrick
+        .api
+        .request("PATCH", &path, Some(&inodes))
+        .expect(200);
+}
+
+// D-03: memory by way of files that are kept there
+#[test]
+fn files_that_are_put_into_memory_are_bounded() {
+    if mode() != Mode::Root {
+        return;
+    }
+    let limits = json!({ "memory": "64MiB", "disk": DISK });
+    let bounded = Derrick::start(json!({ "name": "test", "storage": "memory", "limits": limits }));
+    let workspace = bounded.create();
+    workspace
+        .on_file("PUT", "/fits", "", &vec![1; 8 << 20])
+        .expect(201);
+    workspace
+        .on_file("PUT", "/more", "", &vec![1; 64 << 20])
+        .problem(507);
+    // Where no disk bounds them they would be nobody's memory.
+    let limits = json!({ "memory": "64MiB" });
+    let boundless =
+        Derrick::start(json!({ "name": "test", "storage": "memory", "limits": limits }));
+    let workspace = boundless.create();
+    workspace.on_file("PUT", "/file", "", b"x").problem(422);
+    assert_eq!(
+        workspace.run("head -c 300M /dev/zero > /file")["outcome"]["kind"],
+        "oom"
+    );
+}
+
+#[test]
 fn a_disk_that_cannot_be_bounded_is_refused_or_left_out_and_told() {
     let limits = json!({ "disk": DISK });
     if mode() == Mode::Root {

@@ -74,7 +74,11 @@ async fn start(
     let mut waiting = Waiting::default();
     loop {
         match client.start(workspace, key, &asked).await {
-            Err(error) if error.most().is_some() && typed_limit.is_none() => {
+            Err(error)
+                if error.most().is_some()
+                    && typed_limit.is_none()
+                    && asked.output_limit > error.most() =>
+            {
                 asked.output_limit = error.most();
             }
             // It may have started: only the answer is missing.

@@ -122,7 +122,7 @@ impl FileError {
         let is_full_errno = |errno| is_full(&io::Error::from_raw_os_error(errno));
         match self {
             Self::Sandbox(error) => error.is_no_space(),
-            Self::Host(_, error) => is_full(error),
+            Self::Host(_, error) | Self::Content(error) => is_full(error),
             Self::Archive { errno, .. } => errno.is_some_and(is_full_errno),
             Self::Failed(failure) => match failure.flaw {
                 Flaw::Errno(errno) => is_full_errno(errno),
@@ -251,7 +251,9 @@ impl Sandbox {
             match received.message {
                 FileReply::Ready(before) => {
                     let file = regular(received.descriptors.pop())?;
-                    if self.limits_memory() && is_in_memory(&file)? {
+                    if self.limits_memory()
+                        && (self.keeps_files_in_boundless_memory() || is_in_memory(&file)?)
+                    {
                         return Err(FileError::Uncharged);
                     }
                     Ok(Replacement {

@@ -18,5 +18,9 @@ pub use spawner::{Spawner, SpawnerError};
 /// Whether an error says that the disk, its inodes or a quota are full.
 #[must_use]
 pub fn is_full(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
 }

@@ -20,7 +20,7 @@ use crate::init::protocol::{
     Attempt, Exec, Exit, Refusal, Reply, Request, RequestId, Room, Target,
 };
 use crate::sandbox::cgroups::{Counters, Group, Hits, Throttle};
-use crate::sandbox::{Enforcement, MemoryFiles, Storage};
+use crate::sandbox::{Capacity, Enforcement, MemoryFiles, Storage};
 use crate::sys::channel::{Peer, Received};
 
 /// How long a sandbox may take to end by itself where it cannot be killed.
@@ -227,6 +227,15 @@ impl Sandbox {
         group.as_ref().is_some_and(|group| group.limits_memory())
     }
 
+    /// Whether what is put into its files is memory that no limit bounds: one on disk does.
+    #[must_use]
+    pub fn keeps_files_in_boundless_memory(&self) -> bool {
+        matches!(
+            self.storage(),
+            Storage::Memory(Capacity { bytes: None, .. })
+        )
+    }
+
     /// Whether the ceiling for its memory leaves out what it used when it was given one.
     #[must_use]
     pub fn has_uncounted_memory(&self) -> bool {
@@ -266,9 +275,12 @@ impl Sandbox {
             Ok(made) => made.map_err(SpawnerError::Failed),
             Err(error) => Err(SpawnerError::Unreachable(error.into())),
         };
+        // What was not limited before is lifted again.
+        let undone = Group::change(change.kept.as_ref(), before);
+        let undone = undone.and_then(|undone| undone.kept);
         let undo = async || {
-            if let Some(before) = before.clone()
-                && let Err(error) = set(before).await
+            if let Some(undone) = undone.clone()
+                && let Err(error) = set(undone).await
             {
                 tracing::warn!(%error, "cannot set limits back to what they were");
             }
@@ -280,21 +292,22 @@ impl Sandbox {
             return Err(error);
         }
         if let Some(fresh) = change.fresh {
-            if let Err(error) = spawner
+            let enclosed = spawner
                 .enclose(fresh.clone(), self.shared.init.as_fd())
-                .await
-            {
+                .await;
+            let enclosed =
+                enclosed.and_then(|()| self.listen_to(&fresh).map_err(SpawnerError::Unreachable));
+            if let Err(error) = enclosed {
                 // Whoever is in it already stays there, without limits; it goes with them.
-                drop(spawner.own(fresh.clone()));
                 if let Some(lifted) = Group::change(Some(&fresh), None) {
                     let _ = set(lifted.whole).await;
                 }
+                drop(spawner.own(fresh));
                 undo().await;
                 return Err(error);
             }
             if fresh.counts_memory() {
                 connection.uncounted.store(true, Ordering::Relaxed);
-                self.listen_to(&fresh).map_err(SpawnerError::Unreachable)?;
             }
         }
         match &mut *connection.group() {
@@ -442,6 +455,8 @@ impl Sandbox {
     ) -> Result<Received<Reply>, SandboxError> {
         let (sender, reply) = oneshot::channel();
         let id = self.expect(Waiter::Reply(sender))?;
+        // Also where nobody waits any more.
+        let _forgetting = Forgetting(&self.shared.connection, id);
         self.send(&request(id), &[]).await?;
         reply.await.map_err(|_| self.ended())
     }
@@ -497,6 +512,15 @@ impl Sandbox {
                 SandboxError::Gone(Gone::Lost)
             }
         }
+    }
+}
+
+/// Has a request be forgotten when this is dropped.
+struct Forgetting<'c>(&'c Connection, RequestId);
+
+impl Drop for Forgetting<'_> {
+    fn drop(&mut self) {
+        self.0.forget(self.1);
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::WorkspaceError;
 use super::events::{Event, Events};
 use super::execs::{self, Execs, Novelty, Order};
-use super::limits::InForce;
+use super::limits::{InForce, Latitude};
 use super::record::{Record, writable};
 use super::sessions::Sessions;
 use crate::base::{Confinement, Digest, Stack, environment};
@@ -84,6 +84,8 @@ pub struct Asked {
     pub limits: Limits,
     /// What it is to get; likewise.
     pub requests: Requests,
+    /// How far these may go.
+    pub latitude: Latitude,
     /// The name that it belongs to, if it belongs to one.
     pub owner: Option<String>,
 }
@@ -285,17 +287,24 @@ impl Workspace {
         let (generation, ids) = self.ids(&mut lifecycle)?;
         let storage = self.record().storage;
         if matches!(storage, Storage::Memory(_)) {
-            // Its files ended with the sandbox before.
-            self.note_generation(generation, storage)?;
+            return self.start_anew(generation, ids).await;
         }
         let sandbox = self.start_sandbox(generation, storage, ids).await?;
         self.set_current(Some(sandbox.clone()));
-        if matches!(storage, Storage::Memory(_)) {
-            self.events.tell(Event::Reset {
-                layer: self.layer().to_string(),
-                processes_killed: 0,
-            });
-        }
+        Ok(sandbox)
+    }
+
+    /// Starts it in the state right after setup, since its files in memory ended with the sandbox before.
+    async fn start_anew(&self, generation: u64, ids: IdMap) -> Result<Sandbox, WorkspaceError> {
+        let storage = self.next_storage();
+        let sandbox = self.start_sandbox(generation + 1, storage, ids).await?;
+        self.note_generation(generation + 1, storage)?;
+        self.discard(&writable(&self.directory, generation));
+        self.set_current(Some(sandbox.clone()));
+        self.events.tell(Event::Reset {
+            layer: self.layer().to_string(),
+            processes_killed: 0,
+        });
         Ok(sandbox)
     }
 

@@ -529,7 +529,7 @@ fn protect(parent: &Path) -> io::Result<()> {
 }
 
 /// How long it is tried to move all processes of a sandbox.
-const ENCLOSING: Duration = Duration::from_secs(5);
+const ENCLOSING: Duration = Duration::from_secs(1);
 
 /// The processes below `ancestor`, and whether none was overlooked.
 ///

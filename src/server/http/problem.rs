@@ -134,7 +134,7 @@ impl Kind {
                 "The token is missing or wrong",
             ),
             Self::PeerRefused => (S::FORBIDDEN, "peer-refused", "This user is not served"),
-            Self::OriginRefused => (S::FORBIDDEN, "origin-refused", "Web pages are not served"),
+            Self::OriginRefused => (S::FORBIDDEN, "origin-refused", "This page is not served"),
             Self::BeyondScope => (
                 S::FORBIDDEN,
                 "beyond-scope",
