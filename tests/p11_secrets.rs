@@ -17,10 +17,13 @@ use support::{
 
 const TOKEN: &str = "canary-51e2d84b067f3a9c";
 
+/// One that is in command lines while a test runs, and so not the one that is looked for there.
+const SHOWN_TOKEN: &str = "canary-f7d90c6a2be81435";
+
 /// The token as it is, and as a header for basic authentication has it, less the user's name.
-fn forms() -> [String; 2] {
-    let encoded = BASE64.encode(format!("x:{TOKEN}"));
-    [TOKEN.to_owned(), encoded[4..encoded.len() - 4].to_owned()]
+fn forms(token: &str) -> [String; 2] {
+    let encoded = BASE64.encode(format!("x:{token}"));
+    [token.to_owned(), encoded[4..encoded.len() - 4].to_owned()]
 }
 
 /// A pattern that matches the text and not itself.
@@ -29,14 +32,14 @@ fn pattern(text: &str) -> String {
 }
 
 /// A provider with a private repository, in `/project`; its token comes from the environment.
-fn private(server: &GitServer) -> (Upstream, Derrick) {
+fn private(server: &GitServer, token: &str) -> (Upstream, Derrick) {
     let upstream = server.repository("private", &[("file", "x\n")]);
     let derrick = Launch::new(json!({
         "name": "test",
         "repositories": [{ "url": upstream.url, "path": "/project", "token_env": "SECRET_TOKEN" }],
         "setup_script": "cp -r /project/.git /copy; env > /environment",
     }))
-    .environment("SECRET_TOKEN", TOKEN)
+    .environment("SECRET_TOKEN", token)
     .start();
     (upstream, derrick)
 }
@@ -53,20 +56,20 @@ fn use_token(upstream: &Upstream, derrick: &Derrick) -> Workspace {
 // I-08: a token that is kept in the checkout
 #[test]
 fn finding_the_token_in_the_checkout_or_on_disk() {
-    let server = GitServer::with_token(TOKEN);
-    let (upstream, derrick) = private(&server);
+    let server = GitServer::with_token(SHOWN_TOKEN);
+    let (upstream, derrick) = private(&server, SHOWN_TOKEN);
     // git clone -c keeps what it was given, and a URL with a token in it stays as it is.
     let scratch = Scratch::new();
-    let header = format!("http.extraHeader=Authorization: Bearer {TOKEN}");
+    let header = format!("http.extraHeader=Authorization: Bearer {SHOWN_TOKEN}");
     let clone = format!(
-        "cd {} && GIT_CONFIG_GLOBAL=/dev/null git clone -q -c '{header}' {} naive && grep -c {TOKEN} naive/.git/config",
+        "cd {} && GIT_CONFIG_GLOBAL=/dev/null git clone -q -c '{header}' {} naive && grep -c {SHOWN_TOKEN} naive/.git/config",
         scratch.path().display(),
         upstream.url
     );
     assert_eq!(bare::sh(&clone), "1\n");
 
     let workspace = use_token(&upstream, &derrick);
-    for form in forms() {
+    for form in forms(SHOWN_TOKEN) {
         let inside = workspace.sh(&format!(
             "grep -rle '{0}' /project /copy /environment /etc /home /root /srv /tmp /var /run /dev/shm 2> /dev/null
              git -C /project config --list --show-origin | grep -e '{0}'",
@@ -98,7 +101,7 @@ fn reading_the_token_in_command_lines() {
             .flat_map(|request| request.exposed.clone())
             .collect::<Vec<_>>()
     };
-    let (upstream, derrick) = private(&server);
+    let (upstream, derrick) = private(&server, TOKEN);
     use_token(&upstream, &derrick);
     let naive = exposed();
     assert_eq!(naive, Vec::<String>::new());
@@ -127,10 +130,10 @@ child.wait()
     assert_eq!(bare::python(naive), "True\n");
 
     let server = GitServer::with_token(TOKEN);
-    let (upstream, derrick) = private(&server);
+    let (upstream, derrick) = private(&server, TOKEN);
     let workspace = use_token(&upstream, &derrick);
     workspace.start("exec sleep 1000");
-    for form in forms() {
+    for form in forms(TOKEN) {
         let inside = workspace.sh(&format!(
             "set | grep -e '{0}'; cat /environment | grep -e '{0}'
              cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2> /dev/null | tr '\\0' '\\n' | grep -e '{0}'",
@@ -183,7 +186,7 @@ fn reading_the_providers_environment() {
 #[test]
 fn reading_the_token_in_logs_and_errors() {
     let server = GitServer::with_token(TOKEN);
-    let (upstream, derrick) = private(&server);
+    let (upstream, derrick) = private(&server, TOKEN);
     let workspace = use_token(&upstream, &derrick);
     let mut said = vec![
         workspace.describe().to_string(),
@@ -213,7 +216,7 @@ fn reading_the_token_in_logs_and_errors() {
     }
     let encoded = BASE64.encode(format!("x:{wrong}"));
     for said in said {
-        for form in [TOKEN, &forms()[1], &encoded[4..encoded.len() - 4]] {
+        for form in [TOKEN, &forms(TOKEN)[1], &encoded[4..encoded.len() - 4]] {
             assert!(!said.contains(form), "{form} is in {said}");
         }
     }
