@@ -163,6 +163,44 @@ end = time.monotonic() + 60
 while time.monotonic() < end:
     if os.fork(): os._exit(0)";
 
+/// A process whose id is never the same for long, until it is told to fork as much as it can.
+const RUNNER: &str = "import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+    open('/runs', 'w').close()
+    while not os.path.exists('/go'):
+        if os.fork(): os._exit(0)
+    count = 0
+    try:
+        for _ in range(200):
+            if os.fork() == 0:
+                signal.pause()
+            count += 1
+    except OSError:
+        pass
+    with open('/count.new', 'w') as file: file.write(str(count))
+    os.rename('/count.new', '/count')
+signal.pause()";
+
+#[test]
+fn nobody_runs_away_from_the_first_limits() {
+    let derrick = Derrick::on_host();
+    for _ in 0..5 {
+        let workspace = derrick.create();
+        workspace.exec(&python(RUNNER));
+        workspace.ok("until test -e /runs; do :; done");
+        let limits = json!({ "limits": { "pids": PIDS } });
+        if changed(&workspace, &limits).is_none() {
+            return;
+        }
+        let count = workspace.ok("touch /go; until test -e /count; do :; done; cat /count");
+        let count: u64 = count.parse().expect("a number");
+        assert!(count < PIDS, "{count} at once");
+        assert!(workspace.delete());
+    }
+}
+
 #[test]
 fn a_workspace_that_runs_gets_its_first_limits() {
     let derrick = Derrick::on_host();

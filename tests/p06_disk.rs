@@ -221,6 +221,25 @@ fn images_of_ever_new_sizes_leave_nothing() {
         .expect(200);
 }
 
+// D-05: names, links and attributes without number, which take memory and no block
+#[test]
+fn what_takes_no_block_is_bounded_as_well() {
+    for storage in ["disk", "memory"] {
+        if (storage == "disk" && mode() != Mode::Root)
+            || (mode() != Mode::Root && !attributes_in_memory())
+        {
+            continue;
+        }
+        let limits = json!({ "disk": "1MiB" });
+        let config = json!({ "name": "test", "storage": storage, "limits": limits });
+        let derrick = Derrick::start(config);
+        let workspace = derrick.create();
+        is_out_of_space(&workspace.run(
+            "mkdir /links && cd /links && for n in $(seq 5000); do ln -s target $n || exit 1; done",
+        ));
+    }
+}
+
 // D-03: memory by way of files that are kept there
 #[test]
 fn files_that_are_put_into_memory_are_bounded() {

@@ -47,6 +47,10 @@ pub enum Request {
     Signal(RequestId, i32, Target),
     /// Count the processes of the sandbox, init apart.
     Count(RequestId),
+    /// Stop all processes and start none, until they are to go on.
+    Hold(RequestId),
+    /// Have them go on.
+    Release,
     /// Tell how full the filesystem is that the sandbox writes to.
     Room(RequestId),
 }
@@ -106,6 +110,8 @@ pub enum Reply {
     Exited(RequestId, Exit),
     /// This many processes.
     Counted(RequestId, u64),
+    /// They are stopped.
+    Held(RequestId),
     /// This full.
     Room(RequestId, Room),
     /// It cannot be done.
@@ -120,6 +126,7 @@ impl Reply {
             Self::Started(id)
             | Self::Exited(id, _)
             | Self::Counted(id, _)
+            | Self::Held(id)
             | Self::Room(id, _)
             | Self::Refused(id, _) => *id,
         }

@@ -36,6 +36,10 @@ struct Init<'a> {
     doomed_since: Option<Instant>,
     /// Children that execs left when they ended.
     orphans: BTreeSet<i32>,
+    /// All processes, while they are to stand still.
+    held: Option<tree::Held>,
+    /// Execs that are to be started then.
+    deferred: Vec<Received<Request>>,
 }
 
 /// Serves until the provider's end of the socket closes; the exit of PID 1 then ends all others.
@@ -50,6 +54,8 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
         doomed: BTreeSet::new(),
         doomed_since: None,
         orphans: BTreeSet::new(),
+        held: None,
+        deferred: Vec::new(),
     };
     loop {
         let news = init
@@ -88,6 +94,10 @@ impl Init<'_> {
     }
 
     fn answer(&mut self, received: Received<Request>) -> std::io::Result<()> {
+        if self.held.is_some() && matches!(received.message, Request::Exec(..)) {
+            self.deferred.push(received);
+            return Ok(());
+        }
         match received.message {
             Request::Exec(id, order) => match exec::start(self.one, &order, received.descriptors) {
                 Ok(starting) => {
@@ -110,6 +120,21 @@ impl Init<'_> {
                 Ok(())
             }
             Request::Signal(id, number, target) => self.signal(id, number, target),
+            Request::Hold(id) => {
+                if self.held.is_none() {
+                    self.held = Some(tree::hold_all()?);
+                }
+                self.tell(&Reply::Held(id), &[])
+            }
+            Request::Release => {
+                if let Some(held) = self.held.take() {
+                    tree::release_all(&held)?;
+                }
+                let deferred = std::mem::take(&mut self.deferred);
+                deferred
+                    .into_iter()
+                    .try_for_each(|order| self.answer(order))
+            }
             Request::Count(id) => self.tell(&Reply::Counted(id, tree::count()?), &[]),
             Request::Room(id) => self.tell(&Reply::Room(id, Room::here()?), &[]),
         }
@@ -130,7 +155,9 @@ impl Init<'_> {
         let waited = self
             .doomed_since
             .is_some_and(|since| since.elapsed() > GATHERING);
-        !self.doomed.is_empty() && (waited || !is_readable(self.provider.as_fd()))
+        self.held.is_none()
+            && !self.doomed.is_empty()
+            && (waited || !is_readable(self.provider.as_fd()))
     }
 
     /// Kills the trees. An error ends init, and with it the whole sandbox: that is sure.

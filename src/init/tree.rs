@@ -128,13 +128,27 @@ pub(super) fn kill_trees(leaders: &BTreeSet<i32>) -> io::Result<Killed> {
 /// that is under way is begun anew, kill(2), fork(2). What shows of it to others is that they were
 /// stopped for a moment.
 fn kill_among_all(leaders: &BTreeSet<i32>, until: Instant) -> io::Result<Killed> {
-    // What somebody has stopped stays so.
-    let stopped_before = Scan::take()?;
-    send(ALL, Signal::SIGSTOP);
+    let held = hold_all()?;
     let killed = stop(leaders, until, |_| send(ALL, Signal::SIGSTOP))
         .and_then(|trees| kill_stopped(leaders, trees, until));
+    release_all(&held)?;
+    killed
+}
+
+/// All processes of the sandbox, stopped; and how they were before.
+pub(super) struct Held(Scan);
+
+/// Stops all processes of the sandbox at a stroke: from then on there is no new one.
+pub(super) fn hold_all() -> io::Result<Held> {
+    let before = Scan::take()?;
+    send(ALL, Signal::SIGSTOP);
+    Ok(Held(before))
+}
+
+/// Has them go on, but for what somebody had stopped before.
+pub(super) fn release_all(held: &Held) -> io::Result<()> {
     let ours = |pid: &i32| {
-        let before = stopped_before.processes.get(pid);
+        let before = held.0.processes.get(pid);
         *pid != 1 && !before.is_some_and(|before| before.stopped)
     };
     // Children first: what goes on before its child would find that stopped.
@@ -155,7 +169,7 @@ fn kill_among_all(leaders: &BTreeSet<i32>, until: Instant) -> io::Result<Killed>
             send(pid, Signal::SIGCONT);
         }
     }
-    killed
+    Ok(())
 }
 
 /// To kill(2), every process that the caller may signal, itself and PID 1 apart.

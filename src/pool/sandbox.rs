@@ -26,6 +26,9 @@ use crate::sys::channel::{Peer, Received};
 /// How long a sandbox may take to end by itself where it cannot be killed.
 const OWN_END: Duration = Duration::from_secs(10);
 
+/// How long init may take to stop all processes.
+const HOLD_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How long init may take to say how full its filesystem is.
 const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -292,9 +295,7 @@ impl Sandbox {
             return Err(error);
         }
         if let Some(fresh) = change.fresh {
-            let enclosed = spawner
-                .enclose(fresh.clone(), self.shared.init.as_fd())
-                .await;
+            let enclosed = self.enclose(&fresh).await;
             let enclosed =
                 enclosed.and_then(|()| self.listen_to(&fresh).map_err(SpawnerError::Unreachable));
             if let Err(error) = enclosed {
@@ -317,6 +318,28 @@ impl Sandbox {
         // Whoever is in a hurry just now has set the old limit, or lifted the new one.
         connection.count_hurried(|count| count);
         Ok(())
+    }
+
+    /// Has all its processes be in `group`. They are stopped meanwhile: whoever forks could get away.
+    async fn enclose(&self, group: &Group) -> Result<(), SpawnerError> {
+        let _hurry = self.hurry();
+        let held = tokio::time::timeout(HOLD_PATIENCE, self.ask(Request::Hold)).await;
+        let enclosed = match held {
+            Ok(Ok(Received {
+                message: Reply::Held(_),
+                ..
+            })) => {
+                let init = self.shared.init.as_fd();
+                self.shared.spawner.enclose(group.clone(), init).await
+            }
+            _ => {
+                let silent = io::Error::other("init does not hold the sandbox's processes");
+                Err(SpawnerError::Unreachable(silent))
+            }
+        };
+        // If it cannot be asked, its sandbox is gone.
+        let _ = self.send(&Request::Release, &[]).await;
+        enclosed
     }
 
     /// Ends it when the memory of `group`, which it was moved to, runs out.

@@ -67,7 +67,8 @@ fn mount_image(path: &Path) -> Result<OwnedFd, Failure> {
 
 fn mount_memory(capacity: Capacity, identity: Identity) -> Result<OwnedFd, Failure> {
     let step = Step::Upper;
-    let numbers = [("size", capacity.bytes), ("nr_inodes", capacity.inodes)];
+    let inodes = capacity.inodes.or_else(|| capacity.bytes.map(inodes_of));
+    let numbers = [("size", capacity.bytes), ("nr_inodes", inodes)];
     let numbers = numbers.map(|(name, number)| number.map(|number| (name, number.to_string())));
     let mut options = vec![("mode", "0755")];
     options.extend(
@@ -94,6 +95,13 @@ fn openable(mount: &OwnedFd) -> Result<OwnedFd, Failure> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(mount, ".", flags, Mode::empty())
         .at(Step::Upper, "opening a filesystem in memory")
+}
+
+/// How many files and directories go with a disk of so many bytes where nobody says it. Source trees and
+/// packages have small files.
+#[must_use]
+pub fn inodes_of(bytes: u64) -> u64 {
+    (bytes / 8192).max(1024)
 }
 
 /// The program that makes images, wherever the host has it.

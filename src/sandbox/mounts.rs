@@ -14,7 +14,7 @@ use rustix::mount::{
 };
 
 use super::overlay::{clone_tree, enter, new_filesystem};
-use super::{At, Failure, IdMap, MemoryFiles, Network, Profile, Restriction, SandboxSpec, Step};
+use super::{At, Failure, MemoryFiles, Network, Profile, Restriction, SandboxSpec, Step};
 use crate::sys::mount::{Restrict, Scope, restrict};
 
 /// Device nodes that a sandbox has, with their major and minor numbers.
@@ -50,6 +50,8 @@ const HIDDEN: &[&str] = &[
     "/proc/acpi",
     "/proc/asound",
     "/proc/cmdline",
+    "/proc/diskstats",
+    "/proc/fs/ext4",
     "/proc/interrupts",
     "/proc/kallsyms",
     "/proc/kcore",
@@ -61,6 +63,7 @@ const HIDDEN: &[&str] = &[
     "/proc/kpageflags",
     "/proc/latency_stats",
     "/proc/modules",
+    "/proc/partitions",
     "/proc/sched_debug",
     "/proc/scsi",
     "/proc/timer_list",
@@ -70,6 +73,7 @@ const HIDDEN: &[&str] = &[
     "/sys/firmware",
     "/sys/fs/bpf",
     "/sys/fs/cgroup",
+    "/sys/fs/ext4",
     "/sys/fs/fuse",
     "/sys/fs/pstore",
     "/sys/kernel/debug",
@@ -121,7 +125,7 @@ pub fn assemble(
     attach_all(&prepared)?;
     // The last moment that /proc/sys can be written to.
     spec.without.unless_off(Restriction::UserNamespaces, || {
-        forbid_namespaces(spec.profile, spec.ids)
+        forbid_namespaces(spec.profile)
     })?;
     spec.without
         .unless_off(Restriction::ReadOnlyPaths, protect)?;
@@ -308,13 +312,12 @@ fn attach_at(mount: &OwnedFd, target: &OwnedFd) -> rustix::io::Result<()> {
 
 /// No process of this user namespace can ever make another one, whatever it may call.
 ///
-/// Where they can be nested, but root inside is the user who runs derrick, none can make a control group
-/// namespace: with one it could mount the group that it is in, which belongs to that user as well.
-fn forbid_namespaces(profile: Profile, ids: IdMap) -> Result<(), Failure> {
+/// Where they can be nested, none can make a control group namespace: with one it could mount the groups
+/// that it is in, and where these are derrick's own, see those of others.
+fn forbid_namespaces(profile: Profile) -> Result<(), Failure> {
     let limit = match profile {
         Profile::Standard => "max_user_namespaces",
-        Profile::Nested if ids.first == 0 => "max_cgroup_namespaces",
-        Profile::Nested => return Ok(()),
+        Profile::Nested => "max_cgroup_namespaces",
     };
     std::fs::write(Path::new("/proc/sys/user").join(limit), "0")
         .at(Step::Limits, format_args!("writing {limit} of the sandbox"))

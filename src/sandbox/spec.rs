@@ -281,7 +281,7 @@ impl Profile {
             Self::Standard => None,
             Self::Nested => Some(
                 "namespaces can be nested, as the config asks: root of a user namespace that is made inside has \
-                 every capability there, mounts filesystems, among them its control group to read, and sets up \
+                 every capability there, mounts filesystems and sets up \
                  networks of its own, traffic control included; landlock confines no files; so more of the kernel \
                  can be attacked",
             ),

@@ -18,17 +18,14 @@ use crate::sandbox::Capacity;
 use crate::sandbox::disk::{self, copy_sparse};
 use crate::sys::loop_device;
 
-/// Bytes of a disk for each file that it can hold where nobody says how many. Source trees and packages
-/// have small files.
-const BYTES_FOR_EACH_INODE: u64 = 8 * 1024;
-const LEAST_INODES: u64 = 1024;
-
 /// Bytes of a block, and of what the filesystem keeps of each file.
 const BLOCK: u64 = 4096;
 const INODE: u64 = 256;
 
-/// Bytes for what the filesystem keeps besides, on top of a hundredth of all.
+/// Bytes for what the filesystem keeps besides, on top of a hundredth of all, and what it holds back: a
+/// fiftieth, at most so much.
 const SPARE: u64 = 1 << 20;
+const MOST_HELD_BACK: u64 = 16 << 20;
 
 /// How long an image may still be in use by a sandbox that has ended.
 const RELEASE: Duration = Duration::from_secs(30);
@@ -158,13 +155,10 @@ async fn make_filesystem(path: &Path, capacity: Capacity) -> io::Result<()> {
 /// `capacity`.
 fn measure(capacity: Capacity) -> (u64, u64) {
     let bytes = capacity.bytes.unwrap_or(0);
-    let inodes = capacity
-        .inodes
-        .unwrap_or(bytes / BYTES_FOR_EACH_INODE)
-        .max(LEAST_INODES);
+    let inodes = capacity.inodes.unwrap_or_else(|| disk::inodes_of(bytes));
     // Those that the filesystem keeps for itself.
     let inodes = inodes + 16;
     let all = bytes + inodes * INODE;
-    let all = all + all / 100 + SPARE;
+    let all = all + all / 100 + (all / 50).min(MOST_HELD_BACK) + SPARE;
     (all.next_multiple_of(BLOCK), inodes)
 }

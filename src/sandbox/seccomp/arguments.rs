@@ -58,10 +58,13 @@ const TYPES: &[u64] = &[
     10,
 ];
 
-/// Levels and options of setsockopt(2) that replace the rules of packet filters: `IPT_SO_SET_REPLACE`,
-/// `IPT_SO_SET_ADD_COUNTERS` and those of IPv6, which have the same numbers.
-const FILTER_LEVELS: &[u64] = &[libc::IPPROTO_IP as u64, libc::IPPROTO_IPV6 as u64];
+/// Options of setsockopt(2) and getsockopt(2) with which the rules of packet filters are replaced and read:
+/// `IPT_SO_SET_REPLACE`, `IPT_SO_SET_ADD_COUNTERS` and those of IPv6, which have the same numbers. Of version
+/// 4 all from the first one on are filters', those of ARP, bridges and virtual servers among them; of IPv6
+/// others follow.
 const FILTER_OPTIONS: &[u64] = &[64, 65];
+const IP: u64 = libc::IPPROTO_IP as u64;
+const IPV6: u64 = libc::IPPROTO_IPV6 as u64;
 
 /// Execution domains that programs ask for, and the question which one it is.
 const PERSONALITIES: &[u64] = &[0x0, 0x8, 0x2_0000, 0x2_0008, 0x4_0000, 0xffff_ffff];
@@ -86,7 +89,11 @@ fn not_permitted(
     );
     if profile == Profile::Nested {
         // Root of a network namespace of its own could use them.
-        rules.insert(number!(setsockopt, architecture), packet_filters()?);
+        rules.insert(number!(setsockopt, architecture), setting_packet_filters()?);
+        rules.insert(
+            number!(getsockopt, architecture),
+            packet_filters(&[IP, IPV6])?,
+        );
     }
     // The kernel looks at the low 32 bits of a request alone: so does the filter.
     rules.insert(
@@ -122,8 +129,17 @@ fn families(architecture: Architecture) -> Result<Rules, seccompiler::Error> {
     .into())
 }
 
-fn packet_filters() -> Result<Vec<SeccompRule>, seccompiler::Error> {
-    let pairs = FILTER_LEVELS
+fn setting_packet_filters() -> Result<Vec<SeccompRule>, seccompiler::Error> {
+    let mut rules = packet_filters(&[IPV6])?;
+    rules.push(rule(&[
+        low_is(1, SeccompCmpOp::Eq, IP)?,
+        low_is(2, SeccompCmpOp::Ge, FILTER_OPTIONS[0])?,
+    ])?);
+    Ok(rules)
+}
+
+fn packet_filters(levels: &[u64]) -> Result<Vec<SeccompRule>, seccompiler::Error> {
+    let pairs = levels
         .iter()
         .flat_map(|level| FILTER_OPTIONS.iter().map(move |option| (*level, *option)));
     pairs

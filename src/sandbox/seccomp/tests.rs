@@ -497,13 +497,22 @@ fn rules_of_packet_filters_cannot_be_replaced_by_root_of_a_network_namespace() {
         };
         for level in [0, 41] {
             for option in [64, 65] {
-                asked.expect("setsockopt", &[3, level, option], expected);
-                asked.expect("setsockopt", &[3, level | 0x9_0000_0000, option], expected);
+                for call in ["setsockopt", "getsockopt"] {
+                    asked.expect(call, &[3, level, option], expected);
+                    asked.expect(call, &[3, level | 0x9_0000_0000, option], expected);
+                }
             }
-            // IP_TOS and IPV6_ADDRFORM, IPV6_RECVTCLASS, SO_ORIGINAL_DST.
-            for option in [1, 66, 80] {
-                asked.expect("setsockopt", &[3, level, option], ALLOW);
-            }
+            // IP_TOS and IPV6_ADDRFORM; SO_ORIGINAL_DST.
+            asked.expect("setsockopt", &[3, level, 1], ALLOW);
+            asked.expect("getsockopt", &[3, level, 80], ALLOW);
+        }
+        // Those of ARP, bridges and virtual servers have the level of version 4.
+        for option in [66, 96, 97, 128, 129, 1152] {
+            asked.expect("setsockopt", &[3, 0, option], expected);
+        }
+        // IPV6_RECVTCLASS and IPV6_FREEBIND.
+        for option in [66, 78] {
+            asked.expect("setsockopt", &[3, 41, option], ALLOW);
         }
         asked.expect("setsockopt", &[3, 1, 64], ALLOW);
     }
