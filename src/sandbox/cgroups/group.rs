@@ -204,11 +204,10 @@ impl Group {
         self.parts.iter().try_for_each(|part| part.add(child.id()))
     }
 
-    /// Moves all processes of a sandbox into it, of which `init` is the first; they may be forking.
+    /// Moves all processes of a sandbox into it, of which `init` is the first. They are held meanwhile.
     ///
     /// # Errors
-    /// The failed step; `ETIMEDOUT` where some are still outside after a while, which takes what does
-    /// nothing else than fork.
+    /// The failed step; `ETIMEDOUT` where some are still outside after a while.
     pub fn enclose(&self, init: i32) -> Result<(), Failure> {
         let step = Step::Limits;
         for part in &self.parts {
@@ -533,8 +532,8 @@ const ENCLOSING: Duration = Duration::from_secs(1);
 
 /// The processes below `ancestor`, and whether none was overlooked.
 ///
-/// Ids are given and listed in a row: whoever forks and ends before it is looked at has a child further
-/// on in the list, and every parent is in it. Unless ids begin anew meanwhile, which shows.
+/// None of them forks just then: they are held. Nobody is overlooked then, unless ids begin anew meanwhile,
+/// which shows.
 fn descendants(ancestor: i32) -> io::Result<(Vec<i32>, bool)> {
     let latest = latest_process()?;
     let mut parents = BTreeMap::new();
