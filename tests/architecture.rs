@@ -271,4 +271,12 @@ fn every_attack_has_one_place_and_every_promise_its_file() {
         .filter(|prefix| !files.iter().any(|file| file.starts_with(prefix)))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
+    let security = fs::read_to_string(source().join("SECURITY.md")).expect("it can be read");
+    let of_promises = files
+        .iter()
+        .filter(|name| matches!(name.as_bytes(), [b'p', b'0'..=b'9', b'0'..=b'9', b'_', ..]));
+    let unnamed: Vec<_> = of_promises
+        .filter(|name| !security.contains(&format!("`tests/{name}`")))
+        .collect();
+    assert!(unnamed.is_empty(), "SECURITY.md does not name {unnamed:?}");
 }
