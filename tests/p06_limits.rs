@@ -694,8 +694,9 @@ fn a_neighbours_bombs_leave_others_alone_and_nothing_behind() {
     // Without a limit these are bombs for this host.
     if is_limited("pids") && is_limited("cpus") {
         let bombs = [
-            "b() { b | b & }; while :; do b; done",
+            // Last the one after which nothing can be started any more.
             "for n in $(seq 64); do while :; do :; done & done; wait",
+            "b() { b | b & }; while :; do b; done",
         ];
         let bombs = bombs.map(|bomb| workspace.exec(&json!({ "cmd": bomb, "timeout": 5 })));
         beside(bombs.into());
