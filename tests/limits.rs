@@ -453,7 +453,7 @@ fn a_kill_does_not_wait_for_its_share_of_a_processor() {
     };
     let other = workspace.exec_sh("sleep 1000");
     let busy =
-        workspace.exec_sh("for n in $(seq 30); do while :; do :; done & done; echo there; wait");
+        workspace.exec_sh("for n in $(seq 12); do while :; do :; done & done; echo there; wait");
     busy.until_printed("there");
     let idle = workspace.exec_sh("sleep 1000");
     assert_eq!(idle.kill()["outcome"]["kind"], "killed");
