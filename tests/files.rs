@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Answer, Derrick, GUARD, Mode, Workspace, descendants, mode};
+use support::{Answer, Derrick, GUARD, Mode, Workspace, descendants, mode, problem};
 
 fn get(workspace: &Workspace, path: &str) -> Answer {
     workspace.on_file("GET", path, "", b"")
@@ -27,14 +27,6 @@ fn names(listing: &Value) -> Vec<String> {
     let entries = listing["entries"].as_array().expect("a list");
     let name = |entry: &Value| entry["name"].as_str().expect("a name").to_owned();
     entries.iter().map(name).collect()
-}
-
-/// Asserts the problem, and that it names the file.
-fn problem(answer: Answer, status: u16, word: &str, path: &str) {
-    let problem = answer.problem(status);
-    assert_eq!(problem["type"], format!("urn:derrick:problem:{word}"));
-    let detail = problem["detail"].as_str().expect("a text");
-    assert!(detail.contains(path), "no {path} in {detail}");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use support::{
-    Derrick, Launch, Lives, Scratch, descendants, fixture, mounts_below, open_files, succeed,
-    wait_until_empty,
+    Derrick, Launch, Lives, Scratch, descendants, entries, fixture, mounts_below, open_files,
+    succeed, wait_until_empty,
 };
 
 #[test]
@@ -348,14 +348,4 @@ fn a_log_that_nothing_can_be_written_to_ends_nothing() {
     let pid = Pid::from_raw(provider.id().cast_signed());
     kill(pid, Signal::SIGTERM).expect("it runs");
     assert!(provider.wait().expect("it ends").success());
-}
-
-fn entries(directory: &Path) -> Vec<String> {
-    fs::read_dir(directory)
-        .unwrap_or_else(|error| panic!("cannot list {}: {error}", directory.display()))
-        .map(|entry| {
-            let name = entry.expect("it can be listed").file_name();
-            name.to_string_lossy().into_owned()
-        })
-        .collect()
 }

@@ -14,7 +14,7 @@ use std::process::Command;
 
 use serde_json::json;
 use support::{
-    Attempt, Derrick, Host, Launch, Mode, Scratch, assert_refused, assert_refused_in, mode,
+    Attempt, Derrick, Host, Launch, Mode, Scratch, assert_refused, assert_refused_in, bare, mode,
     on_the_host, program, results, sockets, succeed,
 };
 
@@ -531,17 +531,13 @@ fn a_call_that_no_kernel_has_yet() {
 #[test]
 fn making_a_process_beside_its_parent() {
     // A sibling of the leader of an exec would not be found by that exec's deadline.
-    let clone_parent = "import ctypes, errno, os, platform
-libc = ctypes.CDLL(None, use_errno=True)
-number = {'x86_64': 56, 'aarch64': 220}[platform.machine()]
-child = libc.syscall(number, 0x8000 | 17, 0, 0, 0, 0)
-if child == 0:
-    os._exit(0)
-print('made' if child > 0 else errno.errorcode[ctypes.get_errno()])";
-    let outside = succeed(Command::new("/usr/bin/python3").args(["-c", clone_parent]));
+    let outside = succeed(Command::new("/usr/bin/python3").args(["-c", bare::CLONE_PARENT]));
     assert_eq!(outside, "made\n");
     for derrick in [Derrick::on_host(), nested()] {
-        assert_eq!(derrick.create().python(clone_parent).expect(0), "EPERM\n");
+        assert_eq!(
+            derrick.create().python(bare::CLONE_PARENT).expect(0),
+            "EPERM\n"
+        );
     }
 }
 

@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 use support::{
     Derrick, GitServer, Launch, Lives, Scratch, Workspace, as_owner, bare, binary,
-    cgroup_directories, fixture, mounts_below, process_with_argument, succeed, wait_until_empty,
+    cgroup_directories, entries, fixture, mounts_below, process_with_argument, succeed,
+    wait_until_empty,
 };
 
 /// Processes inside that have `name` among their arguments, as their statuses say.
@@ -194,19 +195,15 @@ hidden.wait()
 // D-10: a process that is made beside the leader of its exec, where no deadline looks for it
 #[test]
 fn outliving_a_deadline_as_a_sibling_of_its_leader() {
-    let clone_parent = "import ctypes, errno, os, platform
-libc = ctypes.CDLL(None, use_errno=True)
-number = {'x86_64': 56, 'aarch64': 220}[platform.machine()]
-child = libc.syscall(number, 0x8000 | 17, 0, 0, 0, 0)
-if child == 0:
-    os._exit(0)
-print('made' if child > 0 else errno.errorcode[ctypes.get_errno()])";
-    assert_eq!(bare::python(clone_parent), "made\n");
+    assert_eq!(bare::python(bare::CLONE_PARENT), "made\n");
     let undefended = Derrick::without(["seccomp"]);
-    let made = undefended.create().python(clone_parent).expect(0);
+    let made = undefended.create().python(bare::CLONE_PARENT).expect(0);
     assert_eq!(made, "made\n");
     let derrick = Derrick::on_host();
-    assert_eq!(derrick.create().python(clone_parent).expect(0), "EPERM\n");
+    assert_eq!(
+        derrick.create().python(bare::CLONE_PARENT).expect(0),
+        "EPERM\n"
+    );
 }
 
 // D-10: stopping everything, whoever watches the deadline included
@@ -658,14 +655,4 @@ fn finding_what_the_workspace_before_left() {
     first.ok(LEAVE);
     assert!(first.delete());
     assert_eq!(derrick.create().ok(FIND), "", "in the next workspace");
-}
-
-fn entries(directory: &Path) -> Vec<String> {
-    fs::read_dir(directory)
-        .unwrap_or_else(|error| panic!("cannot list {}: {error}", directory.display()))
-        .map(|entry| {
-            let name = entry.expect("it can be listed").file_name();
-            name.to_string_lossy().into_owned()
-        })
-        .collect()
 }

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use support::accounts::{ADA, provider, refusal};
 use support::{
-    Answer, Derrick, Mode, Scratch, Workspace, bare, binary, busybox_and, entry, mode, succeed,
-    tarball, try_create,
+    Answer, Derrick, Mode, Scratch, Workspace, bare, binary, busybox_and, entry, mode, problem,
+    succeed, tarball, try_create,
 };
 
 fn get(workspace: &Workspace, path: &str) -> Answer {
@@ -28,14 +29,6 @@ fn stat(workspace: &Workspace, path: &str) -> Value {
 
 fn change(workspace: &Workspace, path: &str, body: &Value) -> Answer {
     workspace.on_file("POST", path, "", body.to_string().as_bytes())
-}
-
-/// Asserts the problem, and that it names the file.
-fn problem(answer: Answer, status: u16, word: &str, path: &str) {
-    let problem = answer.problem(status);
-    assert_eq!(problem["type"], format!("urn:derrick:problem:{word}"));
-    let detail = problem["detail"].as_str().expect("a text");
-    assert!(detail.contains(path), "no {path} in {detail}");
 }
 
 // --- links ---
@@ -1004,22 +997,6 @@ fn steering_an_overlay_by_attributes_of_an_archive() {
 }
 
 // --- accounts ---
-
-/// Makes a user `ada` with a group besides her own and a home.
-const ADA: &str = "echo 'ada:x:1000:1001::/home/ada:/bin/sh' >> /etc/passwd\n\
-                   echo 'crew:x:50:bob,ada' >> /etc/group\n\
-                   mkdir -p /home/ada && chown 1000:1001 /home/ada 2> /dev/null || true\n";
-
-fn provider(user: &str, setup: &str) -> Derrick {
-    Derrick::start(json!({ "name": "users", "user": user, "setup_script": setup }))
-}
-
-/// What the API says to a command of a user that cannot be had.
-fn refusal(derrick: &Derrick) -> String {
-    let problem = derrick.create().cmd("true").problem(422);
-    assert_eq!(problem["type"], "urn:derrick:problem:not-possible");
-    problem["detail"].as_str().expect("a text").to_owned()
-}
 
 // A-26: a user whose number wraps round to that of root
 #[test]

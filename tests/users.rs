@@ -3,23 +3,8 @@
 mod support;
 
 use serde_json::json;
-use support::{Derrick, Mode, mode};
-
-/// Makes a user `ada` with a group besides her own and a home.
-const ADA: &str = "echo 'ada:x:1000:1001::/home/ada:/bin/sh' >> /etc/passwd\n\
-                   echo 'crew:x:50:bob,ada' >> /etc/group\n\
-                   mkdir -p /home/ada && chown 1000:1001 /home/ada 2> /dev/null || true\n";
-
-fn provider(user: &str, setup: &str) -> Derrick {
-    Derrick::start(json!({ "name": "users", "user": user, "setup_script": setup }))
-}
-
-/// What the API says to a command of a user that cannot be had.
-fn refusal(derrick: &Derrick) -> String {
-    let problem = derrick.create().cmd("true").problem(422);
-    assert_eq!(problem["type"], "urn:derrick:problem:not-possible");
-    problem["detail"].as_str().expect("a text").to_owned()
-}
+use support::accounts::{ADA, provider, refusal};
+use support::{Mode, mode};
 
 #[test]
 fn a_user_has_its_own_ids_groups_and_environment_and_no_capability() {

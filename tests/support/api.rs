@@ -404,3 +404,11 @@ impl Ran {
         self.output
     }
 }
+
+/// Asserts the problem, and that it names the file.
+pub(crate) fn problem(answer: Answer, status: u16, word: &str, path: &str) {
+    let problem = answer.problem(status);
+    assert_eq!(problem["type"], format!("urn:derrick:problem:{word}"));
+    let detail = problem["detail"].as_str().expect("a text");
+    assert!(detail.contains(path), "no {path} in {detail}");
+}

@@ -102,6 +102,17 @@ pub(crate) fn wait_for(descriptor: BorrowedFd<'_>, limit: Duration) -> bool {
     }
 }
 
+/// The names in a directory.
+pub(crate) fn entries(directory: &Path) -> Vec<String> {
+    fs::read_dir(directory)
+        .unwrap_or_else(|error| panic!("cannot list {}: {error}", directory.display()))
+        .map(|entry| {
+            let name = entry.expect("it can be listed").file_name();
+            name.to_string_lossy().into_owned()
+        })
+        .collect()
+}
+
 /// Waits until a directory has no entry; fails the test if it has one for longer than the guard.
 pub(crate) fn wait_until_empty(directory: &Path) {
     let changes = inotify::init(CreateFlags::CLOEXEC).expect("cannot make an inotify instance");

@@ -9,6 +9,7 @@
     reason = "each suite is a crate of its own and uses a part of this"
 )]
 
+pub(crate) mod accounts;
 mod api;
 mod attempts;
 pub(crate) mod bare;
@@ -28,7 +29,7 @@ use std::time::Duration;
 
 #[expect(unused_imports, reason = "each suite uses a part of this")]
 pub(crate) use self::{
-    api::{Answer, Api, Event, Events, Exec, Opened, Pending, Ran, Workspace},
+    api::{Answer, Api, Event, Events, Exec, Opened, Pending, Ran, Workspace, problem},
     attempts::{
         Attempt, Host, assert_refused, assert_refused_in, on_the_host, program, results, sockets,
     },
@@ -36,8 +37,9 @@ pub(crate) use self::{
     derrick::{Derrick, Launch, binary},
     git_server::{GitRequest, GitServer, Upstream, git},
     host::{
-        Lives, cgroup_directories, descendants, digest_of_tree, holders, mounts_below, namespaces,
-        open_files, process_with_argument, seen_from_the_host, uid_map, wait_until_empty,
+        Lives, cgroup_directories, descendants, digest_of_tree, entries, holders, mounts_below,
+        namespaces, open_files, process_with_argument, seen_from_the_host, uid_map,
+        wait_until_empty,
     },
     limits::{BRANCHING, GREEDY, MEMORY, PIDS, enforced, python},
     mode::{Mode, mode},
