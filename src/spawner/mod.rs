@@ -139,10 +139,7 @@ impl Spawner {
             },
             Request::Enclose(id, group) => {
                 let enclosed = self.enclose(&group, received.descriptors.first());
-                match enclosed {
-                    Ok(()) => provider.send(&Reply::Done(id), &[]),
-                    Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
-                }
+                provider.send(&Reply::to(id, enclosed), &[])
             }
             // The provider itself may not signal a subordinate id's process; the spawner may.
             Request::End(id) => {
@@ -153,10 +150,7 @@ impl Spawner {
                         sent => sent.at(Step::Process, "killing a sandbox"),
                     }
                 });
-                match killed {
-                    Ok(()) => provider.send(&Reply::Done(id), &[]),
-                    Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
-                }
+                provider.send(&Reply::to(id, killed), &[])
             }
             Request::Remove(id, path) => {
                 let forked = fork_child(self.one, || {

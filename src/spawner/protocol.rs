@@ -45,6 +45,15 @@ pub enum Reply {
 }
 
 impl Reply {
+    /// To a request that asks for nothing back.
+    #[must_use]
+    pub fn to(id: RequestId, done: Result<(), Failure>) -> Self {
+        match done {
+            Ok(()) => Self::Done(id),
+            Err(failure) => Self::Failed(id, failure),
+        }
+    }
+
     /// The request that this answers.
     #[must_use]
     pub fn request(&self) -> RequestId {
