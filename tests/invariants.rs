@@ -13,7 +13,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use support::{
     Api, Derrick, GUARD, Launch, Lives, Workspace, as_owner, cgroup_directories, descendants,
-    digest_of_tree, fixture, namespaces, open_files, succeed, wait_until_empty,
+    digest_of_tree, fixture, groups_of, namespaces, open_files, succeed, wait_until_empty,
 };
 
 /// What must not change, one line for each thing.
@@ -30,7 +30,8 @@ impl Picture {
         }
         lines.insert(format!("spawner: {} threads", threads(spawner)));
         lines.insert(format!("{} processes below it", below.len() - 1));
-        lines.extend(groups_of(&derrick.state()));
+        let groups = groups_of(&derrick.state());
+        lines.extend(groups.iter().map(|group| group.display().to_string()));
         lines.extend(names_below(&derrick.state()));
         let layers = digest_of_tree(&derrick.state().join("layers"));
         lines.insert(format!("layers {layers}"));
@@ -106,32 +107,6 @@ fn kept_namespaces(pid: i32) -> usize {
 fn threads(pid: i32) -> usize {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
     tasks.count()
-}
-
-/// Control groups of the providers that have a directory in this state, wherever they are.
-fn groups_of(state: &Path) -> BTreeSet<String> {
-    let runs = fs::read_dir(state.join("run")).expect("it is there");
-    let names: BTreeSet<_> = runs
-        .map(|run| {
-            let name = run.expect("it can be listed").file_name();
-            format!("derrick-{}", name.to_string_lossy())
-        })
-        .collect();
-    let mut found = BTreeSet::new();
-    let mut to_visit = vec![(PathBuf::from("/sys/fs/cgroup"), false)];
-    while let Some((directory, inside)) = to_visit.pop() {
-        // Others' groups come and go meanwhile.
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                let inside = inside || names.contains(&*entry.file_name().to_string_lossy());
-                if inside {
-                    found.insert(entry.path().display().to_string());
-                }
-                to_visit.push((entry.path(), inside));
-            }
-        }
-    }
-    found
 }
 
 fn names_below(state: &Path) -> BTreeSet<String> {

@@ -243,6 +243,27 @@ pub(crate) fn cgroup_directories(cgroups: &BTreeSet<PathBuf>) -> Vec<&PathBuf> {
     cgroups.iter().filter(|path| path.is_dir()).collect()
 }
 
+/// Every control group of this host, of whichever version.
+pub(crate) fn cgroup_tree() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut to_visit = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(directory) = to_visit.pop() {
+        // Others' groups come and go meanwhile.
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                found.push(entry.path());
+                to_visit.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// Whether a process has ended and nobody has taken its end yet.
+pub(crate) fn is_zombie(pid: i32) -> bool {
+    state(pid) == Some('Z')
+}
+
 fn processes() -> Vec<i32> {
     fs::read_dir("/proc")
         .expect("/proc is mounted")

@@ -14,6 +14,8 @@ mod api;
 mod attempts;
 pub(crate) mod bare;
 mod base;
+mod census;
+pub(crate) mod cycles;
 mod derrick;
 mod git_server;
 mod host;
@@ -34,6 +36,7 @@ pub(crate) use self::{
         Attempt, Host, assert_refused, assert_refused_in, on_the_host, program, results, sockets,
     },
     base::{busybox_and, busybox_directory, directory, entry, snapshot, tarball, try_create},
+    census::{Census, groups_named, groups_of, loop_devices},
     derrick::{Derrick, Launch, binary},
     git_server::{GitRequest, GitServer, Upstream, git},
     host::{
