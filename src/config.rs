@@ -92,7 +92,7 @@ pub struct WorkspaceConfig {
     /// Workspaces at once; not limited if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_workspaces: Option<u32>,
-    /// Pristine sandboxes kept ready. Not supported yet: whatever is set in it is refused.
+    /// Pristine sandboxes kept ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
 }
@@ -264,14 +264,15 @@ pub struct Requests {
     pub cpus: Option<f64>,
 }
 
-/// Pristine sandboxes kept ready for `create` and `reset`. Not supported yet.
+/// Pristine sandboxes kept ready for `create` and `reset`: as many as were lately wanted at once, one at
+/// the least.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {
-    /// How many to keep at most. Not supported yet.
+    /// How many to keep at most of one setup and the same limits; 0 for none. 16 if absent.
     #[serde(default)]
     pub size: Option<u32>,
-    /// How much memory they may take together, as a size. Not supported yet.
+    /// How much memory all of them may take, as a size; each counts as 2 MiB. 64 MiB if absent.
     #[serde(default, deserialize_with = "size")]
     #[schemars(with = "Option<SizeForm>")]
     pub memory: Option<ByteSize>,

@@ -24,6 +24,7 @@ use crate::pool::{Gone, Sandbox, Spawner, SpawnerError};
 use crate::sandbox::cgroups::{self, Group, Hierarchies, Unenforceable, Wish};
 use crate::sandbox::disk;
 use crate::sandbox::{Limits, Requests, Storage, Writable};
+pub use crate::spawner::protocol::Removed;
 use crate::tally::Tally;
 use images::Images;
 
@@ -120,13 +121,13 @@ struct Shared {
     spawner: Spawner,
     tally: Arc<Tally>,
     discards: mpsc::UnboundedSender<Discard>,
-    /// Sandboxes that nobody wants any more, until they have ended.
+    /// What is done beside: the ends of sandboxes that nobody wants any more, for one.
     endings: TaskTracker,
     _locks: Vec<File>,
 }
 
 enum Discard {
-    Remove(PathBuf),
+    Remove(PathBuf, Option<oneshot::Sender<Removed>>),
     /// Answered when all that came before is gone.
     Flush(oneshot::Sender<()>),
 }
@@ -321,6 +322,14 @@ impl State {
         self.shared.instance.join("staging")
     }
 
+    /// Makes a directory that nobody else may look into.
+    ///
+    /// # Errors
+    /// Those of mkdir(2).
+    pub fn make_directory(&self, directory: &Path) -> io::Result<()> {
+        make_private(directory)
+    }
+
     /// Makes `directory` for a sandbox to write to in this way; what an earlier sandbox wrote there stays.
     ///
     /// # Errors
@@ -348,13 +357,39 @@ impl State {
     /// # Errors
     /// Those of rename(2).
     pub fn discard(&self, path: &Path) -> io::Result<()> {
+        if let Some(place) = self.take_away(path)? {
+            self.queue(Discard::Remove(place, None));
+        }
+        Ok(())
+    }
+
+    /// The same, and waits until it is removed; what that was, if it was there and is gone.
+    ///
+    /// # Errors
+    /// Those of rename(2).
+    pub async fn remove(&self, path: &Path) -> io::Result<Option<Removed>> {
+        let Some(place) = self.take_away(path)? else {
+            return Ok(None);
+        };
+        let (done, removed) = oneshot::channel();
+        self.queue(Discard::Remove(place, Some(done)));
+        // Whoever removes has said why it could not.
+        Ok(removed.await.ok())
+    }
+
+    /// Renames `path` into the trash.
+    fn take_away(&self, path: &Path) -> io::Result<Option<PathBuf>> {
         let place = self.path("trash").join(Uuid::now_v7().to_string());
         match std::fs::rename(path, &place) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            renamed => renamed?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+            Ok(()) => Ok(Some(place)),
         }
-        self.queue(Discard::Remove(place));
-        Ok(())
+    }
+
+    /// Does `work` beside; [`Self::close`] waits for it.
+    pub fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.shared.endings.spawn(work);
     }
 
     /// Waits until everything that was discarded so far is gone.
@@ -431,7 +466,7 @@ impl State {
             return Ok(());
         }
         for entry in std::fs::read_dir(self.path("trash"))? {
-            self.queue(Discard::Remove(entry?.path()));
+            self.queue(Discard::Remove(entry?.path(), None));
         }
         Ok(())
     }
@@ -440,11 +475,15 @@ impl State {
 async fn remove_in_turn(spawner: Spawner, mut queue: mpsc::UnboundedReceiver<Discard>) {
     while let Some(discard) = queue.recv().await {
         match discard {
-            Discard::Remove(path) => {
-                if let Err(error) = spawner.remove(path).await {
+            Discard::Remove(path, done) => match spawner.remove(path).await {
+                Ok(removed) => {
+                    // Whoever asked may be gone.
+                    let _ = done.map(|done| done.send(removed));
+                }
+                Err(error) => {
                     tracing::warn!(%error, "cannot remove a discarded directory; the next start tries again");
                 }
-            }
+            },
             Discard::Flush(sender) => {
                 let _ = sender.send(());
             }

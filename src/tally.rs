@@ -15,6 +15,8 @@ pub struct Tally {
     pub creates: Timings,
     /// Resets that succeeded.
     pub resets: Timings,
+    /// Pristine sandboxes that were not what they should have been.
+    pub quarantined: AtomicU64,
     /// Execs that ended, however.
     pub execs: Timings,
     /// Execs that ended, by the word for how.

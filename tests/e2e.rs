@@ -228,9 +228,10 @@ fn start_over(workspace: &Workspace, n: usize) {
     assert!(!tests_pass(workspace), "agent {n} broke nothing");
     assert!(!is_clean(workspace));
     assert_eq!(workspace.ok("cat /tmp/agent"), format!("{n}\n"));
-    let receipt = workspace.reset();
+    let receipt = workspace.reset_and_wait();
     assert_eq!(receipt["upper_entries"], json!(0), "{receipt}");
-    assert_eq!(receipt["processes_killed"], json!(1), "{receipt}");
+    let processes = &receipt["discarded"]["processes"];
+    assert_eq!(*processes, json!(1), "{receipt}");
     assert!(is_clean(workspace));
     assert!(tests_pass(workspace));
     assert_eq!(workspace.sh("test -e /tmp/agent").exit_code, 1);

@@ -258,6 +258,8 @@ fn provider_spawner_layers_and_state_end_up_as_they_began() {
         "name": "test",
         "base": { "type": "tarball", "path": fixture("busybox.tar") },
         "setup_script": "echo setup > /setup; rm /bin/ed; mkdir -p /layer/d; ln -s d /layer/link",
+        // Every sandbox is a workspace's.
+        "pool": { "size": 0 },
     }))
     .start();
     let round = || {

@@ -166,14 +166,14 @@ fn files_are_read_and_written_after_a_restart_without_a_command_first() {
 
 #[test]
 fn nothing_leaks_however_often_workspaces_come_and_go() {
-    let derrick = Derrick::on_host();
+    let derrick = Derrick::start(json!({ "name": "test", "pool": { "size": 0 } }));
     let round = || {
         let workspace = derrick.create();
         workspace.ok("echo x > /x; (sleep 1000 > /dev/null 2>&1 &)");
         workspace.write_file("/file", b"x");
         workspace.read_file("/file");
         workspace.sh_with("sleep 1000", &json!({ "timeout": 1 }));
-        workspace.reset();
+        workspace.reset_and_wait();
         workspace.ok("true");
         assert!(workspace.delete());
     };
@@ -217,6 +217,8 @@ fn a_base_that_is_gone_is_a_clear_error_and_the_service_goes_on() {
     let derrick = Derrick::start(json!({
         "name": "test",
         "base": { "type": "directory", "path": root },
+        // One that is ready has the base mounted already.
+        "pool": { "size": 0 },
     }));
     is_missed_by_name(&derrick, &root);
 }
@@ -247,6 +249,7 @@ fn a_layer_that_is_gone_is_a_clear_error_and_the_service_goes_on() {
     let derrick = Launch::new(json!({
         "name": "test",
         "base": { "type": "tarball", "path": fixture("busybox.tar") },
+        "pool": { "size": 0 },
     }))
     .state(&state)
     .start();
@@ -267,6 +270,7 @@ fn an_included_directory_that_is_gone_is_a_clear_error_and_the_service_goes_on()
     let derrick = Derrick::start(json!({
         "name": "test",
         "base": { "type": "host", "include": [tool] },
+        "pool": { "size": 0 },
     }));
     is_missed_by_name(&derrick, &tool);
 }

@@ -10,7 +10,12 @@ use support::{
 };
 
 fn limited() -> Value {
-    json!({ "name": "test", "limits": { "memory": MEMORY, "pids": PIDS, "cpus": 0.2 } })
+    json!({
+        "name": "test",
+        "limits": { "memory": MEMORY, "pids": PIDS, "cpus": 0.2 },
+        // Every sandbox is a workspace's.
+        "pool": { "size": 0 },
+    })
 }
 
 #[test]
@@ -203,7 +208,7 @@ fn nobody_runs_away_from_the_first_limits() {
 
 #[test]
 fn a_workspace_that_runs_gets_its_first_limits() {
-    let derrick = Derrick::on_host();
+    let derrick = Derrick::start(json!({ "name": "test", "pool": { "size": 0 } }));
     let workspace = derrick.create();
     let worker = workspace
         .exec(&json!({ "argv": ["python3", "-i", "-c", "import os, signal"], "stdin": "open" }));
@@ -408,7 +413,7 @@ fn no_control_group_outlives_its_sandbox() {
     let groups = |derrick: &Derrick| Lives::below(derrick.pid()).cgroups().clone();
     let before_reset = groups(&derrick);
     assert!(!before_reset.is_empty());
-    first.reset();
+    first.reset_and_wait();
     let after_reset = groups(&derrick);
     let old: Vec<_> = before_reset.difference(&after_reset).cloned().collect();
     assert!(!old.is_empty());

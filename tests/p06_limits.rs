@@ -654,7 +654,9 @@ while True: held.append(os.dup(1))",
 // D-01, D-02, D-06, D-07, D-09
 #[test]
 fn a_neighbours_bombs_leave_others_alone_and_nothing_behind() {
-    let config = json!({ "name": "test", "best_effort": ["limits"] });
+    // Every sandbox is a workspace's.
+    let pool = json!({ "size": 0 });
+    let config = json!({ "name": "test", "best_effort": ["limits"], "pool": pool });
     let derrick = Derrick::start(config);
     let other = derrick.create();
     let limits = json!({

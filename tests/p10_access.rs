@@ -1274,7 +1274,8 @@ fn host_paths_through_the_api() {
 // F-13: a workspace is removed under what is being done in it
 #[test]
 fn removal_against_everything_else() {
-    let mut derrick = Derrick::on_host();
+    // Every sandbox is a workspace's.
+    let mut derrick = Derrick::start(json!({ "name": "test", "pool": { "size": 0 } }));
     let api = &derrick.api;
     // What each request is answered when nothing is in its way.
     let asks: &[(&str, &str, Value, u16)] = &[

@@ -105,17 +105,27 @@ fn the_id_stays_and_the_receipt_tells_what_was_discarded() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();
     let layer = workspace.describe()["layer"].clone();
-    workspace.ok("echo x > /file; sleep 1000 > /dev/null 2>&1 & sleep 1000 > /dev/null 2>&1 &");
-    let receipt = workspace.reset();
+    workspace.ok(
+        "head -c 1M /dev/zero > /file; sleep 1000 > /dev/null 2>&1 & sleep 1000 > /dev/null 2>&1 &",
+    );
+    let receipt = workspace.reset_and_wait();
     assert_eq!(receipt["id"], json!(workspace.id), "{receipt}");
     assert_eq!(receipt["layer"], layer, "{receipt}");
+    assert_eq!(receipt["generation"], json!(1), "{receipt}");
     assert_eq!(receipt["upper_entries"], json!(0), "{receipt}");
-    assert_eq!(receipt["processes_killed"], json!(2), "{receipt}");
+    assert_eq!(receipt["processes_surviving"], json!(0), "{receipt}");
     assert!(receipt["duration_us"].as_u64() > Some(0), "{receipt}");
+    let discarded = &receipt["discarded"];
+    assert_eq!(discarded["processes"], json!(2), "{receipt}");
+    assert!(discarded["files"].as_u64() >= Some(1), "{receipt}");
+    assert!(discarded["bytes"].as_u64() >= Some(1 << 20), "{receipt}");
     assert_eq!(derrick.api.list(), [workspace.id.as_str()]);
 
     let receipt = workspace.reset();
-    assert_eq!(receipt["processes_killed"], json!(0), "{receipt}");
+    assert_eq!(receipt["discarded"], Value::Null, "{receipt}");
+    let receipt = workspace.reset_and_wait();
+    assert_eq!(receipt["generation"], json!(3), "{receipt}");
+    assert_eq!(receipt["discarded"]["processes"], json!(0), "{receipt}");
 }
 
 #[test]

@@ -171,7 +171,7 @@ impl Provider for Empty {
         nothing()
     }
 
-    async fn reset(&self, _id: &WorkspaceId) -> Result<Receipt, Error> {
+    async fn reset(&self, _id: &WorkspaceId, _wish: ResetWish) -> Result<Receipt, Error> {
         nothing()
     }
 
@@ -207,6 +207,8 @@ impl Provider for Empty {
             create_durations: none.clone(),
             reset_durations: none,
             sandboxes: 0,
+            quarantined: 0,
+            pool: Level::default(),
             layers: None,
             enforcement: Vec::new(),
             weaker: 0,

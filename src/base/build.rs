@@ -95,7 +95,6 @@ impl Build {
             overlays: stack.overlays.clone(),
             writable,
             network: confinement.network,
-            hostname: "setup".into(),
             profile: confinement.profile,
             landlock: confinement.landlock,
             // What setup may use is up to whoever wrote the config.
@@ -103,7 +102,11 @@ impl Build {
             memory_files: MemoryFiles::default(),
             without: state.spawner().without().clone(),
         };
-        match state.spawner().create(spec).await {
+        let adopted = match state.spawner().create(spec).await {
+            Ok(pristine) => pristine.adopt("setup".to_owned()).await,
+            Err(error) => Err(error),
+        };
+        match adopted {
             Ok(sandbox) => Ok(Self {
                 state: state.clone(),
                 sandbox,

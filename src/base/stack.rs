@@ -13,7 +13,7 @@ use crate::sandbox::identity::Identity;
 use crate::sandbox::{Access, Lower, Overlay};
 
 /// The overlays of a workspace, ready to be mounted, and what is known of what they show.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stack {
     /// Names everything that determined it.
     pub digest: Digest,

@@ -18,4 +18,4 @@ pub use connection::{Body, Client};
 pub use error::Error;
 pub use events::{Event, Events};
 pub use files::{Download, InsidePath, Packing};
-pub use wire::{Entry, Exec, Kind, Page, Receipt, Start, Stdin, Stream, Workspace};
+pub use wire::{Discarded, Entry, Exec, Kind, Page, Receipt, Start, Stdin, Stream, Workspace};

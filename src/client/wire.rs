@@ -32,12 +32,23 @@ pub struct Receipt {
     pub id: String,
     /// Digest of the layer that it is on.
     pub layer: String,
-    /// Processes that were killed.
-    pub processes_killed: u64,
+    /// What was discarded.
+    pub discarded: Option<Discarded>,
     /// Wall time in microseconds.
     pub duration_us: u64,
     #[serde(flatten)]
     rest: Map<String, Value>,
+}
+
+/// What a reset discarded; what nobody knows is absent.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Discarded {
+    /// Processes that were ended.
+    pub processes: Option<u64>,
+    /// Files and directories.
+    pub files: Option<u64>,
+    /// What these took up on disk.
+    pub bytes: Option<u64>,
 }
 
 /// A command to be started.

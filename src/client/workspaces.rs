@@ -98,13 +98,13 @@ impl Client {
         self.send_json(request, &target, patch).await?.json().await
     }
 
-    /// Returns a workspace to the state right after setup.
+    /// Returns a workspace to the state right after setup, and waits until what was discarded is gone.
     ///
     /// # Errors
     /// Why it is not reset.
     pub async fn reset(&self, workspace: &str) -> Result<Receipt, Error> {
-        self.json(Method::POST, &format!("/workspaces/{workspace}/reset"))
-            .await
+        let target = format!("/workspaces/{workspace}/reset?wait=disposal");
+        self.json(Method::POST, &target).await
     }
 
     /// Ends a workspace; `false` if there was none.

@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 use super::remote::{self, print, telling_no};
 use super::table::shortened;
 use crate::cli::ReportFormat;
 use crate::cli::client::ResetArgs;
+use crate::client::Discarded;
 use crate::client::printable::{self, printable};
 
 /// Resets the workspace and prints the receipt.
@@ -19,13 +22,30 @@ pub fn reset(arguments: &ResetArgs) -> anyhow::Result<ExitCode> {
         let receipt = client.reset(&workspace).await?;
         print(&match arguments.format.format() {
             ReportFormat::Text => format!(
-                "{workspace} is on layer {} again; {} processes killed, {:?}",
+                "{workspace} is on layer {} again, after {:?}; discarded {}",
                 shortened(&printable(&receipt.layer), 12),
-                receipt.processes_killed,
-                Duration::from_micros(receipt.duration_us)
+                Duration::from_micros(receipt.duration_us),
+                told(receipt.discarded)
             ),
             ReportFormat::Json => printable::json(&receipt),
         })?;
         Ok(ExitCode::SUCCESS)
     }))
+}
+
+/// What was discarded, in words.
+fn told(discarded: Option<Discarded>) -> String {
+    let number = |number: Option<u64>| number.map_or("?".to_owned(), |number| number.to_string());
+    match discarded {
+        Some(all) => format!(
+            "{} processes and {} files of {}",
+            number(all.processes),
+            number(all.files),
+            all.bytes.map_or("?".to_owned(), |bytes| ByteSize::b(bytes)
+                .display()
+                .iec()
+                .to_string())
+        ),
+        None => "what it had".to_owned(),
+    }
 }

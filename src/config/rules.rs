@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::{Component, Path as HostPath, PathBuf};
 
 use super::tree::Path;
-use super::{Base, Limits, MOST_OUTPUT, Pool, Repository, Requests, WorkspaceConfig, reader};
+use super::{Base, Limits, MOST_OUTPUT, Repository, Requests, WorkspaceConfig, reader};
 use crate::init::user;
 use crate::sandbox;
 use crate::sandbox::cgroups::LEAST_CPUS;
@@ -60,9 +60,6 @@ pub(super) fn check(
     }
     if config.max_workspaces == Some(0) {
         return Err(above_zero(100)).at(|| top().field("max_workspaces"));
-    }
-    if let Some(pool) = &config.pool {
-        unsupported_pool(pool)?;
     }
     Ok(())
 }
@@ -587,15 +584,3 @@ fn cpus(cpus: Option<f64>) -> Result<(), (&'static str, String)> {
 fn above_zero(example: u32) -> String {
     format!("is 0; write a number above 0, such as {example}")
 }
-
-fn unsupported_pool(pool: &Pool) -> Result<(), Broken> {
-    let Pool { size, memory } = pool;
-    let here = |field| Path::default().field("pool").field(field);
-    let set = [("size", size.is_some()), ("memory", memory.is_some())];
-    match set.iter().find(|(_, set)| *set) {
-        Some((field, _)) => Err(NOT_YET).at(|| here(field)),
-        None => Ok(()),
-    }
-}
-
-const NOT_YET: &str = "is not supported yet, and derrick ignores no setting; remove it";

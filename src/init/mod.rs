@@ -14,6 +14,7 @@ mod tree;
 pub mod unpack;
 pub mod user;
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_behavior};
@@ -25,12 +26,12 @@ use crate::sandbox::{
     At, Enforcement, Failure, Keyring, Landlock, Network, Restriction, SandboxSpec, Step,
     capabilities, landlock, limits, mounts, network,
 };
-use crate::sys::channel::Channel;
+use crate::sys::channel::{Channel, Received};
 use crate::sys::keyring;
 use crate::sys::process::{
     OneThread, Standard, become_standard, close_all_except, fork_child, unshare,
 };
-use protocol::{Birth, Go};
+use protocol::{Birth, Go, Reply, Request};
 
 /// The life of a sandbox's first process, from the fork of the spawner on; its exit code.
 ///
@@ -146,42 +147,51 @@ fn live(
     parent: &Channel,
     provider: &Channel,
 ) -> i32 {
-    let born = assemble(spec, keyring, filters, parent).and_then(|enforcement| {
+    let born = assemble(spec, parent).and_then(|rlimits| {
         let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .at(Step::Serve, "opening a pidfd of init")?;
         parent
-            .send(&Birth::Ready(enforcement), &[myself.as_fd()])
-            .at(Step::Serve, "telling the spawner")
+            .send(&Birth::Ready, &[myself.as_fd()])
+            .at(Step::Serve, "telling the spawner")?;
+        Ok(rlimits)
     });
-    if let Err(failure) = born {
-        return report(parent, failure);
-    }
+    let rlimits = match born {
+        Ok(rlimits) => rlimits,
+        Err(failure) => return report(parent, failure),
+    };
     // Nothing but the provider's socket stays open.
     if close_all_except(&[provider.as_fd()]).is_err() {
+        return 1;
+    }
+    // The provider may keep a pristine sandbox for long, or be gone before it wants it.
+    let Ok(Some(Received {
+        message: Request::Adopt(id, hostname),
+        ..
+    })) = provider.receive()
+    else {
+        return 0;
+    };
+    let adopted = match confine(spec, &hostname, keyring, rlimits, filters) {
+        Ok(enforcement) => Reply::Adopted(id, Box::new(enforcement)),
+        Err(failure) => Reply::NotAdopted(id, failure),
+    };
+    let is_adopted = matches!(adopted, Reply::Adopted(..));
+    if provider.send(&adopted, &[]).is_err() || !is_adopted {
         return 1;
     }
     serve::serve(one, provider)
 }
 
-/// Each restriction in the one order that works: what needs the host's view, then what needs
-/// capabilities, then the capabilities, then landlock, which forbids mounting, and seccomp, which
-/// forbids everything that came before.
-fn assemble(
-    spec: &SandboxSpec,
-    keyring: Keyring,
-    filters: &Filters,
-    parent: &Channel,
-) -> Result<Enforcement, Failure> {
+/// The first part of the one order that works: what needs the host's view, then what needs
+/// capabilities. Nothing but init has run in the sandbox until it is adopted.
+fn assemble(spec: &SandboxSpec, parent: &Channel) -> Result<BTreeMap<String, u64>, Failure> {
     // The host's umask must not decide what modes the sandbox's directories get.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     mounts::assemble(spec, || hear(parent, Step::Overlay))?;
     stand_alone()?;
     network::prepare(spec.network)?;
-    nix::unistd::sethostname(&spec.hostname).at(Step::Hostname, "setting the hostname")?;
     let without = &spec.without;
     let rlimits = without.unless_off(Restriction::Rlimits, limits::apply)?;
-    let capabilities =
-        without.unless_off(Restriction::Capabilities, capabilities::drop_all_but_kept)?;
     // Nobody inside can trace init or read its memory, descriptors or program file.
     rustix::thread::set_name(c"derrick-init").at(Step::Process, "setting init's name")?;
     // Its change of ids has made it so already; a test wants the contrary.
@@ -191,6 +201,22 @@ fn assemble(
         DumpableBehavior::NotDumpable
     })
     .at(Step::Process, "becoming non-dumpable")?;
+    Ok(rlimits)
+}
+
+/// The second part: the hostname, which takes a capability, then the capabilities, then landlock, which
+/// forbids mounting, and seccomp, which forbids everything that came before.
+fn confine(
+    spec: &SandboxSpec,
+    hostname: &str,
+    keyring: Keyring,
+    rlimits: BTreeMap<String, u64>,
+    filters: &Filters,
+) -> Result<Enforcement, Failure> {
+    nix::unistd::sethostname(hostname).at(Step::Hostname, "setting the hostname")?;
+    let without = &spec.without;
+    let capabilities =
+        without.unless_off(Restriction::Capabilities, capabilities::drop_all_but_kept)?;
     without.unless_off(Restriction::NoNewPrivs, || {
         rustix::thread::set_no_new_privs(true).at(Step::Capabilities, "setting no_new_privs")
     })?;

@@ -15,8 +15,8 @@ use crate::sys::terminal::Size;
 pub enum Birth {
     /// It is in a user namespace that waits for its maps.
     Unshared,
-    /// It is PID 1 of an assembled sandbox; comes with a pidfd of it.
-    Ready(Enforcement),
+    /// It is PID 1 of an assembled sandbox and waits to be adopted; comes with a pidfd of it.
+    Ready,
     /// A step failed.
     Failed(Failure),
 }
@@ -36,6 +36,8 @@ pub type RequestId = u64;
 /// Asked by the provider.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
+    /// Take this hostname, give up what a sandbox may not do, and serve: the first request, once.
+    Adopt(RequestId, String),
     /// Start a command. Comes with its stdout and stderr, or with stdin, stdout, stderr and what it
     /// is to have from descriptor 3 on; without any for a terminal. Without a stdin, it reads the
     /// sandbox's `/dev/null`.
@@ -53,6 +55,8 @@ pub enum Request {
     Release,
     /// Tell how full the filesystem is that the sandbox writes to.
     Room(RequestId),
+    /// Kill all processes at a stroke and end; the last request.
+    End(RequestId),
 }
 
 /// A command to start.
@@ -104,6 +108,10 @@ pub enum Unpacked {
 /// Answered by init.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
+    /// It is confined like this, and no other process is there.
+    Adopted(RequestId, Box<Enforcement>),
+    /// A step of that failed; it ends.
+    NotAdopted(RequestId, Failure),
     /// The exec's program runs; comes with the master of its terminal if it has one.
     Started(RequestId),
     /// The exec that was started by this request ended.
@@ -114,6 +122,10 @@ pub enum Reply {
     Held(RequestId),
     /// This full.
     Room(RequestId, Room),
+    /// None runs any more. This full is what the sandbox wrote to.
+    Killed(RequestId, Room),
+    /// So many there were; init is the last one.
+    Ended(RequestId, u64),
     /// It cannot be done.
     Refused(RequestId, Refusal),
 }
@@ -123,11 +135,15 @@ impl Reply {
     #[must_use]
     pub fn request(&self) -> RequestId {
         match self {
-            Self::Started(id)
+            Self::Adopted(id, _)
+            | Self::NotAdopted(id, _)
+            | Self::Started(id)
             | Self::Exited(id, _)
             | Self::Counted(id, _)
             | Self::Held(id)
             | Self::Room(id, _)
+            | Self::Killed(id, _)
+            | Self::Ended(id, _)
             | Self::Refused(id, _) => *id,
         }
     }

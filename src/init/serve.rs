@@ -11,7 +11,7 @@ use super::protocol::{Exit, Reply, Request, RequestId, Room, Status, Target, Usa
 use super::{exec, tree};
 use crate::sys::channel::{Channel, Received};
 use crate::sys::events::Events;
-use crate::sys::process::{OneThread, reap_any};
+use crate::sys::process::{OneThread, has_no_child, reap_any};
 
 /// How long a tree that is to be killed waits for others that are, if messages keep coming.
 const GATHERING: Duration = Duration::from_millis(20);
@@ -40,6 +40,10 @@ struct Init<'a> {
     held: Option<tree::Held>,
     /// Execs that are to be started then.
     deferred: Vec<Received<Request>>,
+    /// The request for the end, once all processes were killed.
+    ending: Option<RequestId>,
+    /// How many of them have been reaped.
+    ended: u64,
 }
 
 /// Serves until the provider's end of the socket closes; the exit of PID 1 then ends all others.
@@ -56,6 +60,8 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
         orphans: BTreeSet::new(),
         held: None,
         deferred: Vec::new(),
+        ending: None,
+        ended: 0,
     };
     loop {
         let news = init
@@ -65,7 +71,7 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
         let Ok(happened) = events.wait(provider, news.map(exec::Starting::news)) else {
             return 1;
         };
-        if happened.others && init.tell_news().is_err() {
+        if !happened.others.is_empty() && init.tell_news().is_err() {
             return 0;
         }
         if happened.child_ended && init.reap().is_err() {
@@ -81,6 +87,11 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
                 Ok(None) => return 0,
                 Err(_) => return 1,
             }
+        }
+        if init.is_last() {
+            // Whoever asked may be gone.
+            let _ = init.tell_end();
+            return 0;
         }
         if init.is_time_to_kill() && init.kill_doomed().is_err() {
             return 0;
@@ -137,6 +148,25 @@ impl Init<'_> {
             }
             Request::Count(id) => self.tell(&Reply::Counted(id, tree::count()?), &[]),
             Request::Room(id) => self.tell(&Reply::Room(id, Room::here()?), &[]),
+            Request::End(id) => {
+                self.ending = Some(id);
+                let room = Room::here()?;
+                tree::kill_all();
+                self.tell(&Reply::Killed(id, room), &[])
+            }
+            Request::Adopt(..) => Err(std::io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// Whether all others were killed and reaped.
+    fn is_last(&self) -> bool {
+        self.ending.is_some() && has_no_child()
+    }
+
+    fn tell_end(&self) -> std::io::Result<()> {
+        match self.ending {
+            Some(id) => self.tell(&Reply::Ended(id, self.ended), &[]),
+            None => Ok(()),
         }
     }
 
@@ -231,6 +261,10 @@ impl Init<'_> {
         let mut all = Vec::new();
         while let Some(ended) = reap_any()? {
             all.push(ended);
+        }
+        if self.ending.is_some() {
+            self.ended += all.len() as u64;
+            return Ok(());
         }
         for ended in &all {
             // It has ended: whatever news there was is there.

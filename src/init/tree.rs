@@ -135,6 +135,11 @@ fn kill_among_all(leaders: &BTreeSet<i32>, until: Instant) -> io::Result<Killed>
     killed
 }
 
+/// Kills all processes of the sandbox at a stroke: none runs any more, and there is no new one.
+pub(super) fn kill_all() {
+    send(ALL, Signal::SIGKILL);
+}
+
 /// All processes of the sandbox, stopped; and how they were before.
 pub(super) struct Held(Scan);
 

@@ -7,12 +7,15 @@ mod conversation;
 pub mod exec;
 pub mod files;
 pub mod output;
+mod pristine;
 pub mod ranges;
 mod sandbox;
 mod spawner;
+pub mod stock;
 
 pub use channel::watch;
-pub use sandbox::{Gone, Running, Sandbox, SandboxError, Signaller};
+pub use pristine::Pristine;
+pub use sandbox::{Ending, Gone, Left, Running, Sandbox, SandboxError, Signaller};
 pub use spawner::{Spawner, SpawnerError};
 
 /// Whether an error says that the disk, its inodes or a quota are full.

@@ -21,10 +21,16 @@ use crate::init::protocol::{
 };
 use crate::sandbox::cgroups::{Counters, Group, Hits, Throttle};
 use crate::sandbox::{Capacity, Enforcement, MemoryFiles, Storage};
-use crate::sys::channel::{Peer, Received};
+use crate::sys::channel::Received;
 
 /// How long a sandbox may take to end by itself where it cannot be killed.
 const OWN_END: Duration = Duration::from_secs(10);
+
+/// How long init may take to kill all processes.
+const KILLING: Duration = Duration::from_millis(500);
+
+/// How long it may take them to be gone then, before the spawner sees to it.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// How long init may take to stop all processes.
 const HOLD_PATIENCE: Duration = Duration::from_secs(2);
@@ -98,11 +104,39 @@ struct Connection {
     /// `None` once the sandbox ended.
     waiting: Mutex<Option<HashMap<RequestId, Waiter>>>,
     gone: OnceLock<Gone>,
+    /// Who waits for its end.
+    ending: Mutex<Option<Awaited>>,
     group: Mutex<Option<OwnedGroup>>,
     /// Whether memory that it uses was taken before there was a limit on that.
     uncounted: AtomicBool,
     /// How many want the limit on processors lifted.
     hurried: Mutex<usize>,
+}
+
+/// What init says when it is to end.
+#[derive(Debug)]
+struct Awaited {
+    killed: Option<oneshot::Sender<Room>>,
+    ended: oneshot::Sender<u64>,
+}
+
+/// A sandbox whose processes have all been killed, and are on their way out.
+#[derive(Debug)]
+pub struct Ending {
+    sandbox: Sandbox,
+    room: Option<Room>,
+    /// `None` where somebody else has asked before.
+    ended: Option<oneshot::Receiver<u64>>,
+    _hurry: Hurry,
+}
+
+/// What there was of a sandbox when it was ended, as its init said.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Left {
+    /// Processes, init apart.
+    pub processes: Option<u64>,
+    /// How full the filesystem was that it wrote to.
+    pub room: Option<Room>,
 }
 
 #[derive(Debug)]
@@ -157,7 +191,7 @@ impl fmt::Display for Gone {
 impl Sandbox {
     pub(super) fn new(
         spawner: Spawner,
-        socket: OwnedFd,
+        channel: AsyncChannel,
         init: OwnedFd,
         enforcement: Enforcement,
         memory_files: MemoryFiles,
@@ -168,7 +202,8 @@ impl Sandbox {
             .as_ref()
             .map_or(Ok(None), |group| group.memory_alarm())?;
         let connection = Arc::new(Connection {
-            channel: AsyncChannel::new(socket, Peer::Untrusted)?,
+            channel,
+            ending: Mutex::default(),
             waiting: Mutex::new(Some(HashMap::new())),
             gone: OnceLock::new(),
             group: Mutex::new(group),
@@ -433,12 +468,44 @@ impl Sandbox {
 
     /// Ends it, and waits until no process of it is left.
     ///
-    /// Init ends when its socket does. The spawner kills it all the same, in case it was taken over.
-    ///
     /// # Errors
     /// Where the spawner cannot kill it and it does not end by itself.
     pub async fn end(&self, reason: Gone) -> Result<(), SpawnerError> {
-        self.shared.connection.die(reason);
+        self.kill(reason).await?.finish().await.map(drop)
+    }
+
+    /// Kills all its processes at a stroke: none runs any more when this returns.
+    ///
+    /// Its init does, which counts them. Where it does not in a moment, in case it was taken over, the
+    /// spawner kills init, and the kernel then all others.
+    ///
+    /// # Errors
+    /// Where the spawner cannot kill it and it does not end by itself.
+    pub async fn kill(&self, reason: Gone) -> Result<Ending, SpawnerError> {
+        let _hurry = self.hurry();
+        let connection = &self.shared.connection;
+        let mut ending = Ending {
+            sandbox: self.clone(),
+            room: None,
+            ended: None,
+            _hurry,
+        };
+        if let Some((killed, ended)) = connection.leave(reason) {
+            let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+            // Where it cannot be asked, nothing is answered.
+            let _ = connection.channel.send(&Request::End(id), &[]).await;
+            if let Ok(Ok(room)) = tokio::time::timeout(KILLING, killed).await {
+                ending.room = Some(room);
+                ending.ended = Some(ended);
+                return Ok(ending);
+            }
+        }
+        self.end_by_force().await?;
+        Ok(ending)
+    }
+
+    async fn end_by_force(&self) -> Result<(), SpawnerError> {
+        self.shared.connection.channel.shut_down();
         let killed = self.shared.spawner.end(self.shared.init.as_fd()).await;
         match killed {
             Ok(()) => self.wait_for_end().await,
@@ -538,6 +605,34 @@ impl Sandbox {
     }
 }
 
+impl Ending {
+    /// Waits until no process is left; what there was.
+    ///
+    /// # Errors
+    /// Where the spawner cannot kill it and it does not end by itself.
+    pub async fn finish(self) -> Result<Left, SpawnerError> {
+        let own_end = async {
+            let processes = match self.ended {
+                Some(ended) => ended.await.ok(),
+                None => None,
+            };
+            self.sandbox.wait_for_end().await;
+            processes
+        };
+        let processes = match tokio::time::timeout(ENDING, own_end).await {
+            Ok(processes) => processes,
+            Err(_) => {
+                self.sandbox.end_by_force().await?;
+                None
+            }
+        };
+        Ok(Left {
+            processes,
+            room: self.room,
+        })
+    }
+}
+
 /// Has a request be forgotten when this is dropped.
 struct Forgetting<'c>(&'c Connection, RequestId);
 
@@ -592,6 +687,9 @@ impl Connection {
     }
 
     fn deliver(&self, reply: Received<Reply>) {
+        if let Reply::Killed(..) | Reply::Ended(..) = reply.message {
+            return self.deliver_end(&reply.message);
+        }
         let mut guard = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(waiting) = guard.as_mut() else {
             return;
@@ -614,6 +712,37 @@ impl Connection {
             }
             (None, _) => {}
         }
+    }
+
+    fn deliver_end(&self, reply: &Reply) {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        // A send fails only where nobody waits any more.
+        match reply {
+            Reply::Killed(_, room) => {
+                let killed = ending.as_mut().and_then(|awaited| awaited.killed.take());
+                let _ = killed.map(|killed| killed.send(*room));
+            }
+            Reply::Ended(_, count) => {
+                let _ = ending.take().map(|awaited| awaited.ended.send(*count));
+            }
+            _ => {}
+        }
+    }
+
+    /// Has nothing more be asked, since it is to end; what init says then, for whoever asks first.
+    fn leave(&self, reason: Gone) -> Option<(oneshot::Receiver<Room>, oneshot::Receiver<u64>)> {
+        self.gone.set(reason).ok()?;
+        let (killed, was_killed) = oneshot::channel();
+        let (ended, has_ended) = oneshot::channel();
+        *self.ending.lock().unwrap_or_else(PoisonError::into_inner) = Some(Awaited {
+            killed: Some(killed),
+            ended,
+        });
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        Some((was_killed, has_ended))
     }
 
     fn count_hurried(&self, count: impl FnOnce(usize) -> usize) {
@@ -660,6 +789,10 @@ impl Connection {
         let _ = self.gone.set(reason);
         self.channel.shut_down();
         self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        self.ending
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();

@@ -16,12 +16,12 @@ use tokio::sync::oneshot;
 
 use super::channel::AsyncChannel;
 use super::is_full;
-use super::sandbox::Sandbox;
+use super::pristine::Pristine;
 use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::{Failure, SandboxSpec, Step, Without};
 use crate::spawner::NAME;
-use crate::spawner::protocol::{Hello, Reply, Request, RequestId};
+use crate::spawner::protocol::{Hello, Removed, Reply, Request, RequestId};
 use crate::sys::channel::{Channel, Peer, Received};
 
 /// Why the spawner did not do what it was asked.
@@ -143,11 +143,11 @@ impl Spawner {
         self.shared.created.load(Ordering::Relaxed)
     }
 
-    /// Makes a sandbox.
+    /// Makes a sandbox that waits to be adopted.
     ///
     /// # Errors
     /// The step that failed; nothing of the sandbox is left then but its directories.
-    pub async fn create(&self, spec: SandboxSpec) -> Result<Sandbox, SpawnerError> {
+    pub async fn create(&self, spec: SandboxSpec) -> Result<Pristine, SpawnerError> {
         let group = spec.group.clone().map(|group| self.own(group));
         let storage = spec.writable.storage;
         let memory_files = spec.memory_files;
@@ -157,18 +157,10 @@ impl Spawner {
         let init = reply.descriptors.pop();
         let socket = reply.descriptors.pop();
         match (reply.message, socket, init) {
-            (Reply::Created(_, enforcement), Some(socket), Some(init)) => {
+            (Reply::Created(_), Some(socket), Some(init)) => {
                 self.shared.created.fetch_add(1, Ordering::Relaxed);
-                Sandbox::new(
-                    self.clone(),
-                    socket,
-                    init,
-                    enforcement,
-                    memory_files,
-                    group,
-                    storage,
-                )
-                .map_err(SpawnerError::Unreachable)
+                Pristine::new(self.clone(), socket, init, group, storage, memory_files)
+                    .map_err(SpawnerError::Unreachable)
             }
             (Reply::Failed(_, failure), ..) => Err(SpawnerError::NotCreated(failure)),
             _ => Err(SpawnerError::Died),
@@ -192,12 +184,18 @@ impl Spawner {
         done(self.ask(Request::End, &[init]).await?)
     }
 
-    /// Removes `path`, a directory of the provider's, with all that is in it, whoever owns it.
+    /// Removes `path`, a directory of the provider's, with all that is in it, whoever owns it; what that
+    /// was.
     ///
     /// # Errors
     /// The step that failed; part of it may be left.
-    pub async fn remove(&self, path: PathBuf) -> Result<(), SpawnerError> {
-        done(self.ask(|id| Request::Remove(id, path), &[]).await?)
+    pub async fn remove(&self, path: PathBuf) -> Result<Removed, SpawnerError> {
+        let reply = self.ask(|id| Request::Remove(id, path), &[]).await?;
+        match reply.message {
+            Reply::Removed(_, removed) => Ok(removed),
+            Reply::Failed(_, failure) => Err(failure.into()),
+            Reply::Created(_) | Reply::Done(_) => Err(SpawnerError::Died),
+        }
     }
 
     /// Removes `group` when the sandbox's last handle is gone.
@@ -251,7 +249,7 @@ fn done(reply: Received<Reply>) -> Result<(), SpawnerError> {
     match reply.message {
         Reply::Done(_) => Ok(()),
         Reply::Failed(_, failure) => Err(failure.into()),
-        Reply::Created(..) => Err(SpawnerError::Died),
+        Reply::Created(_) | Reply::Removed(..) => Err(SpawnerError::Died),
     }
 }
 

@@ -28,8 +28,8 @@ pub use crate::workspace::sessions::{
     Ran, Session, SessionRecord, check_name as check_session_name,
 };
 pub use crate::workspace::{
-    Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InvalidEventId, Latitude,
-    LimitsChange, Next, Outcome, Patch, Told, WorkspaceId,
+    Discarded, Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InvalidEventId,
+    Latitude, Level, LimitsChange, Next, Outcome, Patch, Told, WorkspaceId,
 };
 
 pub mod files;
@@ -95,7 +95,7 @@ pub trait Provider: files::Files + Send + Sync + 'static {
     /// Opens the regular file at `source` for reading.
     async fn read_file(&self, id: &WorkspaceId, source: FilePath) -> Result<OpenFile, Error>;
     /// Returns the workspace to exactly the state after setup.
-    async fn reset(&self, id: &WorkspaceId) -> Result<Receipt, Error>;
+    async fn reset(&self, id: &WorkspaceId, wish: ResetWish) -> Result<Receipt, Error>;
     /// Changes what the workspace may use and is to get, also of what runs.
     async fn change_limits(
         &self,
@@ -445,12 +445,26 @@ pub struct Receipt {
     pub id: WorkspaceId,
     /// Digest of the layer that it is on.
     pub layer: String,
+    /// Counts the resets of the workspace.
+    pub generation: u64,
     /// Entries in its upper; 0.
     pub upper_entries: u64,
-    /// Processes that were killed, init not counted.
-    pub processes_killed: u64,
-    /// Wall time in microseconds.
+    /// Processes of before that run in it; 0.
+    pub processes_surviving: u64,
+    /// What was discarded, if that was waited for; the event `disposed` tells it in any case.
+    pub discarded: Option<Discarded>,
+    /// Of the wall time, what it waited for a pristine sandbox, or for others to be disposed of, in
+    /// microseconds.
+    pub waited_us: u64,
+    /// Wall time in microseconds, the disposal not included.
     pub duration_us: u64,
+}
+
+/// What is asked of a reset besides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ResetWish {
+    /// Whether it is to wait until what was discarded is gone.
+    pub wait_for_disposal: bool,
 }
 
 /// What a fetch did to one repository.
@@ -488,8 +502,12 @@ pub struct Figures {
     pub create_durations: Durations,
     /// How long resets took.
     pub reset_durations: Durations,
-    /// Sandboxes that were started, those that made layers included.
+    /// Sandboxes that were started, those that made layers and those in the pool included.
     pub sandboxes: u64,
+    /// Pristine sandboxes that were not what they should have been.
+    pub quarantined: u64,
+    /// What is in the pool.
+    pub pool: Level,
     /// Layers on disk; none where they cannot be listed.
     pub layers: Option<usize>,
     /// What is enforced on sandboxes, by short names.

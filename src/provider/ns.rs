@@ -14,7 +14,7 @@ use super::log::{View, read_ends};
 use super::{
     Asked, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord, Fetched,
     Figures, FileContent, FilePath, Finished, NewWorkspace, Novelty, OpenFile, Outcome, Provider,
-    Ran, Receipt, Session, SessionRecord, Stream, Streams, Usage,
+    Ran, Receipt, ResetWish, Session, SessionRecord, Stream, Streams, Usage,
 };
 use crate::base::SetupError;
 use crate::chain;
@@ -305,17 +305,28 @@ impl Provider for NsProvider {
         self.open_regular(id, source).await
     }
 
-    async fn reset(&self, id: &WorkspaceId) -> Result<Receipt, Error> {
+    async fn reset(&self, id: &WorkspaceId, wish: ResetWish) -> Result<Receipt, Error> {
         let workspace = self.get(id)?;
         let reset =
             to_its_end(async move { workspace.reset().await.map_err(|error| error_of(error, "")) })
                 .await?;
+        let microseconds =
+            |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let discarded = if wish.wait_for_disposal {
+            Some(reset.discarded.await.unwrap_or_default())
+        } else {
+            None
+        };
         Ok(Receipt {
             id: id.clone(),
             layer: reset.layer.to_string(),
+            generation: reset.generation,
             upper_entries: reset.upper_entries,
-            processes_killed: reset.processes_killed,
-            duration_us: u64::try_from(reset.duration.as_micros()).unwrap_or(u64::MAX),
+            // Init has no child when it is adopted, or it is not.
+            processes_surviving: 0,
+            discarded,
+            waited_us: microseconds(reset.waited),
+            duration_us: microseconds(reset.duration),
         })
     }
 
@@ -389,6 +400,8 @@ impl Provider for NsProvider {
             create_durations: tally.creates.read(),
             reset_durations: tally.resets.read(),
             sandboxes: self.state.spawner().created(),
+            quarantined: tally.quarantined.load(Ordering::Relaxed),
+            pool: self.workspaces.pool(),
             layers: setups.layers().ok(),
             enforcement: in_short(&self.enforcement()),
             weaker: setups.weaker().len(),

@@ -478,7 +478,6 @@ fn mount_and_work(
             storage: Storage::Directory,
         },
         network: super::Network::None,
-        hostname: "check".to_owned(),
         profile: Profile::Standard,
         landlock: Requirement::BestEffort,
         group: None,

@@ -20,8 +20,6 @@ pub struct SandboxSpec {
     pub writable: Writable,
     /// What network the sandbox has.
     pub network: Network,
-    /// The hostname inside.
-    pub hostname: String,
     /// What it is let do about namespaces of its own.
     pub profile: Profile,
     /// Whether a kernel without landlock is refused.
@@ -210,7 +208,7 @@ pub struct IdMap {
 }
 
 /// One overlay filesystem.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overlay {
     /// Where it is mounted inside; absolute, `/` for the first.
     pub at: PathBuf,
@@ -221,7 +219,7 @@ pub struct Overlay {
 }
 
 /// A lower directory and whose files it holds.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lower {
     /// On the host; absolute, the provider's or the operator's, never made of a workspace's text.
     pub path: PathBuf,

@@ -1,13 +1,15 @@
 //! The process that creates sandboxes and removes their files: derrick, executed once more at start.
 //!
 //! The provider has threads and secrets; this process has neither, so it may fork and what it forks
-//! holds nothing that is worth stealing. Single-threaded and blocking: one request after another.
-//! It ends when the provider's end of its socket closes.
+//! holds nothing that is worth stealing. Single-threaded: it does its own part of each sandbox's birth at
+//! once and attends the next one while a child is about its part. It ends when the provider's end of
+//! its socket closes.
 
 pub mod protocol;
 mod removal;
 
 use std::collections::{BTreeSet, HashMap};
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -21,13 +23,13 @@ use crate::sandbox::cgroups::{self, Group};
 use crate::sandbox::identity::{self, Identity};
 use crate::sandbox::overlay::{self, Scratch};
 use crate::sandbox::seccomp::Filters;
-use crate::sandbox::{At, Enforcement, Failure, Profile, SandboxSpec, Step};
+use crate::sandbox::{At, Failure, Profile, SandboxSpec, Step};
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::events::Events;
 use crate::sys::process::{
     Child, OneThread, close_all_except, fork_child, take_standard_input, unshare,
 };
-use protocol::{Hello, Reply, Request, RequestId};
+use protocol::{Hello, Removed, Reply, Request, RequestId};
 
 /// The name under which derrick executes itself to become the spawner.
 pub const NAME: &str = "derrick-spawner";
@@ -65,8 +67,10 @@ struct Spawner {
     /// Of each profile.
     standard: Filters,
     nested: Filters,
+    /// Sandboxes on their way.
+    births: Vec<Attended>,
     /// Removals under way, by the child that does each.
-    removals: HashMap<i32, RequestId>,
+    removals: HashMap<i32, Removal>,
     /// Pidfds of the living inits, by process id.
     inits: HashMap<i32, OwnedFd>,
     /// The provider's own control groups, in which those of its sandboxes are; it removes these while
@@ -74,11 +78,21 @@ struct Spawner {
     group_parents: BTreeSet<PathBuf>,
 }
 
-/// A sandbox that is ready.
-struct Created {
-    enforcement: Enforcement,
+/// A sandbox on its way.
+struct Attended {
+    id: RequestId,
+    spec: Box<SandboxSpec>,
+    /// Its first process, until that is reaped.
+    first: Option<Child>,
+    channel: Channel,
     provider_end: OwnedFd,
-    init: OwnedFd,
+}
+
+/// A directory that is being removed.
+struct Removal {
+    id: RequestId,
+    /// Where the child says what it removed, before it ends.
+    report: std::io::PipeReader,
 }
 
 impl Spawner {
@@ -96,6 +110,7 @@ impl Spawner {
             scratch: Scratch::enter()?,
             standard: Filters::compile(Profile::Standard)?,
             nested: Filters::compile(Profile::Nested)?,
+            births: Vec::new(),
             removals: HashMap::new(),
             inits: HashMap::new(),
             group_parents: BTreeSet::new(),
@@ -108,9 +123,16 @@ impl Spawner {
             return 1;
         };
         loop {
-            let Ok(happened) = events.wait(provider, std::iter::empty()) else {
+            let births = self.births.iter().map(|birth| birth.channel.as_fd());
+            let Ok(happened) = events.wait(provider, births) else {
                 return 1;
             };
+            // From the last one on, so that the places of the others stay.
+            for place in happened.others.into_iter().rev() {
+                if self.attend(provider, place).is_err() {
+                    return 0;
+                }
+            }
             if happened.child_ended && self.reap(provider).is_err() {
                 return 0;
             }
@@ -130,11 +152,11 @@ impl Spawner {
 
     fn answer(&mut self, provider: &Channel, received: Received<Request>) -> std::io::Result<()> {
         match received.message {
-            Request::Create(id, spec) => match self.create(&spec) {
-                Ok(created) => provider.send(
-                    &Reply::Created(id, created.enforcement),
-                    &[created.provider_end.as_fd(), created.init.as_fd()],
-                ),
+            Request::Create(id, spec) => match self.begin(id, spec) {
+                Ok(birth) => {
+                    self.births.push(birth);
+                    Ok(())
+                }
                 Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
             },
             Request::Enclose(id, group) => {
@@ -152,23 +174,27 @@ impl Spawner {
                 });
                 provider.send(&Reply::to(id, killed), &[])
             }
-            Request::Remove(id, path) => {
-                let forked = fork_child(self.one, || {
-                    // The spawner's socket above all: its end must show when the spawner is gone.
-                    match close_all_except(&[]).and_then(|()| removal::remove(&path)) {
-                        Ok(()) => 0,
-                        Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-                    }
-                });
-                match forked.at(Step::Process, "forking to remove a directory") {
-                    Ok(child) => {
-                        self.removals.insert(child.id(), id);
-                        Ok(())
-                    }
-                    Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
-                }
-            }
+            Request::Remove(id, path) => match self.begin_removal(id, &path) {
+                Ok(()) => Ok(()),
+                Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
+            },
         }
+    }
+
+    /// Has a child remove a directory.
+    fn begin_removal(&mut self, id: RequestId, path: &Path) -> Result<(), Failure> {
+        let (report, told) = std::io::pipe().at(Step::Process, "making a pipe for a report")?;
+        let child = fork_child(self.one, || {
+            // The spawner's socket above all: its end must show when the spawner is gone.
+            let removed = close_all_except(&[told.as_fd()]).and_then(|()| removal::remove(path));
+            match removed.and_then(|removed| Ok(serde_json::to_writer(&told, &removed)?)) {
+                Ok(()) => 0,
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            }
+        })
+        .at(Step::Process, "forking to remove a directory")?;
+        self.removals.insert(child.id(), Removal { id, report });
+        Ok(())
     }
 
     /// Makes control groups, and moves all processes of a sandbox there.
@@ -188,7 +214,9 @@ impl Spawner {
 
     /// Kills every sandbox and removal, and waits until they are gone. Inits end by themselves with
     /// the provider; one that was taken over would not.
-    fn end_everything(&self) {
+    fn end_everything(&mut self) {
+        // Whoever is on its way waits for a word that does not come.
+        self.births.clear();
         for init in self.inits.values() {
             // One that is gone already needs no signal.
             let _ = rustix::process::pidfd_send_signal(init, rustix::process::Signal::KILL);
@@ -206,8 +234,8 @@ impl Spawner {
         }
     }
 
-    /// Makes one sandbox, from its directories to the moment that its init serves.
-    fn create(&mut self, spec: &SandboxSpec) -> Result<Created, Failure> {
+    /// Forks a sandbox's first process, which is attended to from then on.
+    fn begin(&mut self, id: RequestId, spec: Box<SandboxSpec>) -> Result<Attended, Failure> {
         if let Some(group) = &spec.group {
             self.group_parents
                 .extend(group.parents().map(Path::to_owned));
@@ -215,73 +243,92 @@ impl Spawner {
         }
         let (provider_end, init_end) =
             Channel::pair(Peer::Untrusted).at(Step::Process, "making init's socket")?;
-        let (ours, theirs) =
+        let (channel, theirs) =
             Channel::pair(Peer::Untrusted).at(Step::Process, "making a socket for the birth")?;
         let filters = match spec.profile {
             Profile::Standard => &self.standard,
             Profile::Nested => &self.nested,
         };
-        let child = fork_child(self.one, || {
-            init::be_born(self.one, spec, filters, &theirs, &init_end)
+        // Of `theirs` only the child's copy stays, or its end would never show.
+        let first = fork_child(self.one, || {
+            init::be_born(self.one, &spec, filters, &theirs, &init_end)
         })
         .at(Step::Process, "forking a sandbox's first process")?;
-        // Only the child's copy may stay, or its end would never show.
-        drop(theirs);
-        let born = self.attend_birth(spec, child, &ours);
-        if born.is_err() {
-            child.kill();
-        }
-        child
-            .wait()
-            .at(Step::Process, "waiting for a sandbox's first process")?;
-        let (enforcement, init) = born?;
-        let kept = init
-            .try_clone()
-            .at(Step::Process, "keeping a pidfd of init")?;
-        let pid = process_id(&kept).at(Step::Process, "finding init's process id")?;
-        self.inits.insert(pid, kept);
-        Ok(Created {
-            enforcement,
+        Ok(Attended {
+            id,
+            spec,
+            first: Some(first),
+            channel,
             provider_end: provider_end.into_socket(),
-            init,
         })
     }
 
-    /// The spawner's part while the child is on its way: maps and overlays; then the child's last word.
-    fn attend_birth(
-        &mut self,
-        spec: &SandboxSpec,
-        child: Child,
-        birth: &Channel,
-    ) -> Result<(Enforcement, OwnedFd), Failure> {
-        match hear(birth)?.message {
-            Birth::Unshared => {}
-            Birth::Failed(failure) => return Err(failure),
-            Birth::Ready(_) => {
-                return Err(Failure::new(Step::Process, "a sandbox was ready too early"));
+    /// Does what the birth at this place among all is waiting for.
+    fn attend(&mut self, provider: &Channel, place: usize) -> std::io::Result<()> {
+        let birth = self.births.swap_remove(place);
+        let done = match hear(&birth.channel) {
+            Ok(word) => self.take_word(&birth, word),
+            Err(failure) => Err(failure),
+        };
+        match done {
+            Ok(None) => {
+                self.births.push(birth);
+                Ok(())
+            }
+            Ok(Some(init)) => provider.send(
+                &Reply::Created(birth.id),
+                &[birth.provider_end.as_fd(), init.as_fd()],
+            ),
+            Err(failure) => {
+                if let Some(first) = birth.first {
+                    first.kill();
+                }
+                provider.send(&Reply::Failed(birth.id, failure), &[])
             }
         }
+    }
+
+    /// Takes a word of the child's; its init, once that is ready.
+    fn take_word(
+        &mut self,
+        birth: &Attended,
+        mut word: Received<Birth>,
+    ) -> Result<Option<OwnedFd>, Failure> {
+        match (word.message, birth.first, word.descriptors.pop()) {
+            (Birth::Unshared, Some(first), None) => {
+                self.map_and_mount(birth, first)?;
+                Ok(None)
+            }
+            (Birth::Ready, _, Some(init)) => {
+                let step = Step::Process;
+                let kept = init.try_clone().at(step, "keeping a pidfd of init")?;
+                let pid = process_id(&kept).at(step, "finding init's process id")?;
+                self.inits.insert(pid, kept);
+                Ok(Some(init))
+            }
+            (Birth::Failed(failure), ..) => Err(failure),
+            _ => Err(Failure::new(
+                Step::Process,
+                "a sandbox's first process said something out of order",
+            )),
+        }
+    }
+
+    /// The spawner's part while the child waits in its user namespace: maps, then overlays.
+    fn map_and_mount(&mut self, birth: &Attended, first: Child) -> Result<(), Failure> {
+        let spec = &birth.spec;
         // Before it makes its own cgroup namespace, whose root the group is then.
         if let Some(group) = &spec.group {
-            group.add(child)?;
+            group.add(first)?;
         }
-        identity::write_maps(child, 0, spec.ids)?;
-        let namespace = identity::namespace_of(child)?;
+        identity::write_maps(first, 0, spec.ids)?;
+        let namespace = identity::namespace_of(first)?;
         // The child makes its namespaces while the overlays are mounted here.
-        tell(birth, &Go::Mapped, &[])?;
+        tell(&birth.channel, &Go::Mapped, &[])?;
         let overlays =
             overlay::mount_all(self.one, &mut self.scratch, spec, self.identity, &namespace)?;
         let descriptors: Vec<_> = overlays.iter().map(AsFd::as_fd).collect();
-        tell(birth, &Go::Mounted, &descriptors)?;
-        let mut word = hear(birth)?;
-        match (word.message, word.descriptors.pop()) {
-            (Birth::Ready(enforcement), Some(init)) => Ok((enforcement, init)),
-            (Birth::Failed(failure), _) => Err(failure),
-            _ => Err(Failure::new(
-                Step::Process,
-                "a sandbox's init said something out of order",
-            )),
-        }
+        tell(&birth.channel, &Go::Mounted, &descriptors)
     }
 
     /// Takes the end of every child: removals are reported, inits are not.
@@ -291,26 +338,41 @@ impl Spawner {
                 Ok(Some((pid, status))) => {
                     let pid = pid.as_raw_nonzero().get();
                     self.inits.remove(&pid);
-                    let Some(id) = self.removals.remove(&pid) else {
-                        continue;
-                    };
-                    let reply = match status.exit_status() {
-                        Some(0) => Reply::Done(id),
-                        errno => Reply::Failed(
-                            id,
-                            Failure {
-                                step: Step::Process,
-                                errno: errno.unwrap_or(0),
-                                detail: "removing a directory".into(),
-                            },
-                        ),
-                    };
-                    provider.send(&reply, &[])?;
+                    for birth in &mut self.births {
+                        // Its id may be another's from here on.
+                        birth.first = birth.first.filter(|first| first.id() != pid);
+                    }
+                    if let Some(removal) = self.removals.remove(&pid) {
+                        let removed = removal.end(status.exit_status());
+                        let reply = match removed {
+                            Ok(removed) => Reply::Removed(removal.id, removed),
+                            Err(failure) => Reply::Failed(removal.id, failure),
+                        };
+                        provider.send(&reply, &[])?;
+                    }
                 }
                 Ok(None) | Err(Errno::CHILD) => return Ok(()),
                 Err(_) => {}
             }
         }
+    }
+}
+
+impl Removal {
+    /// What was removed, by a child that ended like this.
+    fn end(&self, code: Option<i32>) -> Result<Removed, Failure> {
+        let failed = |errno: Option<i32>| Failure {
+            step: Step::Process,
+            errno: errno.unwrap_or(0),
+            detail: "removing a directory".into(),
+        };
+        if code != Some(0) {
+            return Err(failed(code));
+        }
+        let mut told = Vec::new();
+        let heard = (&self.report).read_to_end(&mut told);
+        heard.map_err(|error| failed(error.raw_os_error()))?;
+        serde_json::from_slice(&told).map_err(|_| failed(None))
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
-use crate::sandbox::{Enforcement, Failure, SandboxSpec};
+use crate::sandbox::{Failure, SandboxSpec};
 
 /// The spawner's first message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub type RequestId = u64;
 /// Asked by the provider.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Make a sandbox.
+    /// Make a sandbox, up to where it waits to be adopted.
     Create(RequestId, Box<SandboxSpec>),
     /// Make control groups and move the sandbox there whose init this comes with a pidfd of.
     Enclose(RequestId, Box<Group>),
@@ -37,11 +37,22 @@ pub enum Request {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
     /// Comes with the provider's end of the socket to init, and a pidfd of init.
-    Created(RequestId, Enforcement),
-    /// The directory is gone, or the sandbox is dying, or in its groups.
+    Created(RequestId),
+    /// The directory is gone, with all this.
+    Removed(RequestId, Removed),
+    /// The sandbox is dying, or in its groups.
     Done(RequestId),
     /// It could not be done.
     Failed(RequestId, Failure),
+}
+
+/// What was in a directory that was removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Files, directories, links and whatever else has a name.
+    pub files: u64,
+    /// What they took up on disk; of a file with several names once for each that was removed.
+    pub bytes: u64,
 }
 
 impl Reply {
@@ -58,7 +69,7 @@ impl Reply {
     #[must_use]
     pub fn request(&self) -> RequestId {
         match self {
-            Self::Created(id, _) | Self::Done(id) | Self::Failed(id, _) => *id,
+            Self::Created(id) | Self::Removed(id, _) | Self::Done(id) | Self::Failed(id, _) => *id,
         }
     }
 }

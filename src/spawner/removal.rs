@@ -6,9 +6,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, fchmod, openat, openat2, renameat, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fchmod, openat, openat2, renameat,
+    statat, unlinkat,
 };
 use rustix::io::Errno;
+
+use super::protocol::Removed;
 
 /// Directories that are held open on the way down; deeper ones are moved up first.
 const MAX_DEPTH: usize = 128;
@@ -19,22 +22,27 @@ const MAX_DEPTH: usize = 128;
 /// names one entry of an open directory: what a hostile tree is swapped for changes nothing outside.
 /// A directory that is too deep is renamed into `root` and removed from there, so that neither the
 /// depth of a tree nor the length of a path counts.
-pub(super) fn remove(root: &Path) -> io::Result<()> {
+pub(super) fn remove(root: &Path) -> io::Result<Removed> {
     // Background work: what runs in workspaces goes first.
     let _ = rustix::process::nice(10);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let top = match openat(CWD, root, flags, Mode::empty()) {
         Ok(top) => top,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::NOTDIR | Errno::LOOP) => return gone(unlinkat(CWD, root, AtFlags::empty())),
+        Err(Errno::NOENT) => return Ok(Removed::default()),
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            gone(unlinkat(CWD, root, AtFlags::empty()))?;
+            return Ok(Removed::default());
+        }
         Err(error) => return Err(error.into()),
     };
     let mut moved = 0;
+    let mut removed = Removed::default();
     // What is moved up may come behind the point to which `top` had been read.
     while has_entries(&top)? {
-        empty(&top, &mut moved)?;
+        empty(&top, &mut moved, &mut removed)?;
     }
-    gone(unlinkat(CWD, root, AtFlags::REMOVEDIR))
+    gone(unlinkat(CWD, root, AtFlags::REMOVEDIR))?;
+    Ok(removed)
 }
 
 /// Another process may be removing the same tree: what is gone already is no error.
@@ -52,7 +60,7 @@ struct Level {
     name: CString,
 }
 
-fn empty(top: &OwnedFd, moved: &mut u64) -> io::Result<()> {
+fn empty(top: &OwnedFd, moved: &mut u64, removed: &mut Removed) -> io::Result<()> {
     let mut levels = vec![level(top, c".")?];
     while let Some(current) = levels.last_mut() {
         match current.entries.read() {
@@ -61,13 +69,21 @@ fn empty(top: &OwnedFd, moved: &mut u64) -> io::Result<()> {
                 if name.as_c_str() == c"." || name.as_c_str() == c".." {
                     continue;
                 }
+                let bytes = bytes_of_last_name(&current.directory, &name);
                 match unlinkat(&current.directory, &name, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => continue,
+                    Ok(()) => {
+                        removed.files += 1;
+                        removed.bytes += bytes;
+                        continue;
+                    }
+                    Err(Errno::NOENT) => continue,
                     Err(Errno::ISDIR | Errno::PERM) => {}
                     Err(error) => return Err(error.into()),
                 }
                 // Most directories are empty, or soon will be.
                 if unlinkat(&current.directory, &name, AtFlags::REMOVEDIR).is_ok() {
+                    removed.files += 1;
+                    removed.bytes += bytes;
                     continue;
                 }
                 if levels.len() < MAX_DEPTH {
@@ -88,12 +104,27 @@ fn empty(top: &OwnedFd, moved: &mut u64) -> io::Result<()> {
             None => {
                 let done = levels.pop().map(|level| level.name);
                 if let (Some(name), Some(parent)) = (done, levels.last()) {
+                    removed.files += 1;
                     gone(unlinkat(&parent.directory, &name, AtFlags::REMOVEDIR))?;
                 }
             }
         }
     }
     Ok(())
+}
+
+/// What is taken up on disk by what has this one name, or no other than this any more.
+fn bytes_of_last_name(directory: &OwnedFd, name: &std::ffi::CStr) -> u64 {
+    let status = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
+    status.map_or(0, |status| {
+        let is_last =
+            status.st_nlink == 1 || FileType::from_raw_mode(status.st_mode) == FileType::Directory;
+        if is_last {
+            u64::try_from(status.st_blocks).unwrap_or(0) * 512
+        } else {
+            0
+        }
+    })
 }
 
 fn level(parent: &OwnedFd, name: &std::ffi::CStr) -> io::Result<Level> {
@@ -154,7 +185,9 @@ mod tests {
             rustix::fs::mkdirat(&deep, "d", Mode::RWXU).expect("mkdir");
             deep = openat(&deep, "d", flags, Mode::empty()).expect("open");
         }
-        remove(&tree).expect("removed");
+        let removed = remove(&tree).expect("removed");
+        // The directories, three of them beside the deep ones, the files and the link.
+        assert_eq!(removed.files, 5000 + 1 + 2 + 1);
         assert!(!tree.exists());
         assert_eq!(std::fs::read_to_string(&canary).expect("canary"), "alive");
         remove(&tree).expect("what is gone already is no error");

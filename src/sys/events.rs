@@ -15,15 +15,15 @@ pub struct Events {
     ended: SignalFd,
 }
 
-/// What happened; both can have.
-#[derive(Debug, Clone, Copy)]
+/// What happened; all of it can have.
+#[derive(Debug)]
 pub struct Happened {
     /// There is a message to receive, or the other side is gone.
     pub message: bool,
     /// Children ended since this was asked last.
     pub child_ended: bool,
-    /// At least one of the others is readable.
-    pub others: bool,
+    /// Which of the others are readable, by their place.
+    pub others: Vec<usize>,
 }
 
 impl Events {
@@ -63,7 +63,9 @@ impl Events {
         let happened = Happened {
             message: happened(&events[0]),
             child_ended: happened(&events[1]),
-            others: events[2..].iter().any(happened),
+            others: (0..events.len() - 2)
+                .filter(|place| happened(&events[place + 2]))
+                .collect(),
         };
         if happened.child_ended {
             while matches!(self.ended.read_signal(), Ok(Some(_))) {}

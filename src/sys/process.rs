@@ -6,6 +6,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::unistd::{ForkResult, Pid, fork};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 /// A process that the caller forked and has to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +84,13 @@ pub fn reap_any() -> io::Result<Option<Ended>> {
     // SAFETY: zeroed at first, which is a value of it, and written by the call.
     let usage = unsafe { usage.assume_init() };
     Ok(Some(Ended { id, status, usage }))
+}
+
+/// Whether the calling process has no child, nor one that ended and was not reaped.
+#[must_use]
+pub fn has_no_child() -> bool {
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    matches!(waitid(WaitId::All, look), Err(Errno::CHILD))
 }
 
 /// Proof that the calling process had one thread, which it must keep to: `fork` is sound only there,

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::Discarded;
 use super::execs::{ExecId, ExecRecord};
 
 /// Events that are kept.
@@ -32,8 +33,14 @@ pub enum Event {
     Reset {
         /// Digest of the layer that it is on.
         layer: String,
-        /// Processes that were killed.
-        processes_killed: u64,
+    },
+    /// What a reset discarded is gone.
+    Disposed {
+        /// The generation that the workspace had before it is one less than this.
+        generation: u64,
+        /// What that was.
+        #[serde(flatten)]
+        discarded: Discarded,
     },
     /// New commits of a repository came in.
     Fetched {

@@ -10,6 +10,7 @@ mod files;
 mod id;
 mod limits;
 mod one;
+mod pool;
 mod record;
 pub mod sessions;
 
@@ -22,12 +23,14 @@ use std::time::Instant;
 
 use tokio::task::JoinSet;
 
+pub use crate::pool::stock::Level;
 pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
 pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
 pub use files::FileTarget;
 pub use id::{InvalidId, WorkspaceId};
 pub use limits::{InForce, Latitude, LimitsChange, Patch};
 pub use one::{Asked, Launch, Reset, Workspace};
+pub use pool::Discarded;
 
 use crate::base::{self, SetupError, Setups};
 use crate::config::WorkspaceConfig;
@@ -35,6 +38,7 @@ use crate::pool::files::FileError;
 use crate::pool::{SandboxError, SpawnerError, is_full};
 use crate::sandbox::cgroups::Unenforceable;
 use crate::state::{State, Use};
+use pool::Pool;
 use record::Record;
 use sessions::SessionError;
 
@@ -84,6 +88,9 @@ pub enum WorkspaceError {
     /// There are as many as there may be.
     #[error("there are {0} workspaces, which is as many as the config's max_workspaces allows")]
     TooMany(u32),
+    /// A sandbox that nobody has used yet has something in its upper.
+    #[error("a sandbox that nobody has used had {0} entries in its upper; it was put away")]
+    NotPristine(u64),
     /// It was reset, removed or stopped meanwhile.
     #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
     Moved,
@@ -115,6 +122,7 @@ impl WorkspaceError {
             | Self::MemoryInUse
             | Self::ForksTooFast
             | Self::TooMany(_)
+            | Self::NotPristine(_)
             | Self::Moved => false,
         }
     }
@@ -135,6 +143,7 @@ struct Shared {
     config: Arc<WorkspaceConfig>,
     state: State,
     setups: Setups,
+    pool: Pool,
     directory: PathBuf,
     all: Mutex<BTreeMap<WorkspaceId, Arc<Workspace>>>,
     /// How many are being made.
@@ -187,12 +196,14 @@ impl Workspaces {
     ) -> Result<Self, WorkspaceError> {
         let setups = Setups::open(Arc::clone(&config), &state).await?;
         let directory = state.workspaces(usage);
-        let all = find(&directory, &config, &state)
+        let pool = Pool::new(&config, &state);
+        let all = find(&directory, &config, &state, &pool)
             .map_err(WorkspaceError::host("finding the workspaces on disk"))?;
         let shared = Shared {
             config,
             state,
             setups,
+            pool,
             directory,
             all: Mutex::new(all),
             coming: AtomicUsize::new(0),
@@ -239,15 +250,25 @@ impl Workspaces {
         let workspace = Workspace::create(
             &shared.config,
             &shared.state,
+            &shared.pool,
             &shared.directory,
             stack,
             asked,
         );
         let workspace = Arc::new(workspace.await?);
+        shared
+            .pool
+            .prefer(&workspace.kind(&workspace.record().stack));
         self.lock()
             .insert(workspace.id().clone(), Arc::clone(&workspace));
         shared.state.tally().creates.count(started.elapsed());
         Ok(workspace)
+    }
+
+    /// What is in the pool.
+    #[must_use]
+    pub fn pool(&self) -> Level {
+        self.shared.pool.level()
     }
 
     /// The workspace of that id.
@@ -289,6 +310,7 @@ impl Workspaces {
             stopping.spawn(async move { workspace.close().await });
         }
         while stopping.join_next().await.is_some() {}
+        self.shared.pool.close().await;
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkspaceId, Arc<Workspace>>> {
@@ -301,6 +323,7 @@ fn find(
     directory: &Path,
     config: &Arc<WorkspaceConfig>,
     state: &State,
+    pool: &Pool,
 ) -> std::io::Result<BTreeMap<WorkspaceId, Arc<Workspace>>> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(directory)? {
@@ -308,7 +331,7 @@ fn find(
         match Record::read(&path) {
             Ok(record) => {
                 let found = discard_other_generations(&path, &record, state)
-                    .and_then(|()| Workspace::stopped(config, state, path.clone(), record));
+                    .and_then(|()| Workspace::stopped(config, state, pool, path.clone(), record));
                 match found {
                     Ok(workspace) => {
                         all.insert(workspace.id().clone(), Arc::new(workspace));

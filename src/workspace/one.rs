@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
 
 use super::WorkspaceError;
 use super::events::{Event, Events};
 use super::execs::{self, Execs, Novelty, Order};
 use super::limits::{InForce, Latitude};
+use super::pool::{self, Discarded, Disposal, Kind, Pool, Ready};
 use super::record::{Record, writable};
 use super::sessions::Sessions;
 use crate::base::{Confinement, Digest, Stack, environment};
@@ -17,14 +21,11 @@ use crate::config::{self, WorkspaceConfig};
 use crate::git::CommitId;
 use crate::init::protocol::{Exec, Program};
 use crate::pool::ranges::Range;
-use crate::pool::{Gone, Sandbox};
-use crate::sandbox::{Capacity, IdMap, Limits, Requests, SandboxSpec, Storage};
+use crate::pool::{Ending, Gone, Sandbox};
+use crate::sandbox::{Capacity, IdMap, Limits, Requests, Storage};
 use crate::state::State;
 use crate::sys::terminal::Size;
 use crate::workspace::WorkspaceId;
-
-/// How long a reset waits for init to count what it is about to end.
-const COUNT_PATIENCE: Duration = Duration::from_millis(200);
 
 /// One workspace.
 #[derive(Debug)]
@@ -32,6 +33,7 @@ pub struct Workspace {
     id: WorkspaceId,
     pub(super) config: Arc<WorkspaceConfig>,
     pub(super) state: State,
+    pub(super) pool: Pool,
     pub(super) directory: PathBuf,
     pub(super) record: Mutex<Record>,
     /// Held while the sandbox is changed.
@@ -93,28 +95,58 @@ pub struct Asked {
 /// What a reset did.
 #[derive(Debug)]
 pub struct Reset {
+    /// Counts the resets of the workspace.
+    pub generation: u64,
     /// Digest of the layer that the workspace is on.
     pub layer: Digest,
     /// Entries in its upper.
     pub upper_entries: u64,
-    /// Processes that were ended, init not counted.
-    pub processes_killed: u64,
-    /// How long it took.
+    /// How long a pristine sandbox was waited for, or leave to dispose of the old one.
+    pub waited: Duration,
+    /// How long all of it took.
     pub duration: Duration,
+    /// What was discarded, once it is gone; dropped where nobody knows.
+    pub discarded: oneshot::Receiver<Discarded>,
+}
+
+/// A sandbox that is the workspace's, and not yet its present one.
+#[derive(Debug)]
+struct Adopted {
+    sandbox: Sandbox,
+    range: Range,
+    directory: PathBuf,
+    upper_entries: u64,
+}
+
+impl Adopted {
+    /// Ends it, unused.
+    fn abandon(self, state: &State) {
+        state.end_in_background(self.sandbox);
+        if let Err(error) = state.discard(&self.directory) {
+            tracing::warn!(%error, "cannot discard files; the next start tries again");
+        }
+    }
+}
+
+/// What a change of sandbox did.
+#[derive(Debug)]
+pub(super) struct Swapped {
+    pub(super) generation: u64,
+    pub(super) upper_entries: u64,
+    pub(super) waited: Duration,
+    pub(super) discarded: oneshot::Receiver<Discarded>,
 }
 
 impl Workspace {
     pub(super) async fn create(
         config: &Arc<WorkspaceConfig>,
         state: &State,
+        pool: &Pool,
         parent: &Path,
         stack: Stack,
         asked: Asked,
     ) -> Result<Self, WorkspaceError> {
         let id = WorkspaceId::generate();
-        let range = stack
-            .take_range(state.spawner().identity())
-            .map_err(WorkspaceError::host("taking ids for a workspace"))?;
         let record = Record {
             id: id.clone(),
             created: crate::clock::seconds(),
@@ -124,16 +156,15 @@ impl Workspace {
             owner: asked.owner,
             commits: stack.commits.clone(),
             stack,
-            range: range.number(),
-            ids: range.ids(),
+            // Those of the sandbox that it gets.
+            range: 0,
+            ids: IdMap { first: 0, count: 0 },
             generation: 0,
             storage: Storage::Directory,
         };
-        let workspace = Self::new(config, state, parent.join(id.as_str()), record)
+        let workspace = Self::new(config, state, pool, parent.join(id.as_str()), record)
             .map_err(WorkspaceError::host("looking for execs"))?;
-        let storage = workspace.next_storage();
-        workspace.lock_record().storage = storage;
-        match workspace.first_start(range).await {
+        match workspace.first_start().await {
             Ok(()) => Ok(workspace),
             Err(error) => {
                 workspace.discard(&workspace.directory);
@@ -147,13 +178,14 @@ impl Workspace {
     pub(super) fn stopped(
         config: &Arc<WorkspaceConfig>,
         state: &State,
+        pool: &Pool,
         directory: PathBuf,
         record: Record,
     ) -> io::Result<Self> {
         let range = record
             .stack
             .retake_range(state.spawner().identity(), record.range);
-        let mut workspace = Self::new(config, state, directory, record)?;
+        let mut workspace = Self::new(config, state, pool, directory, record)?;
         match range {
             Ok(range) => workspace.lifecycle.get_mut().range = Some(range),
             Err(error) => {
@@ -166,6 +198,7 @@ impl Workspace {
     fn new(
         config: &Arc<WorkspaceConfig>,
         state: &State,
+        pool: &Pool,
         directory: PathBuf,
         record: Record,
     ) -> io::Result<Self> {
@@ -179,6 +212,7 @@ impl Workspace {
             id: record.id.clone(),
             config: Arc::clone(config),
             state: state.clone(),
+            pool: pool.clone(),
             directory,
             record: Mutex::new(record),
             lifecycle: tokio::sync::Mutex::new(Lifecycle {
@@ -193,15 +227,18 @@ impl Workspace {
     }
 
     /// The record is written last: before it is there, nothing was acknowledged.
-    async fn first_start(&self, range: Range) -> Result<(), WorkspaceError> {
-        let storage = self.record().storage;
-        let sandbox = self.start_sandbox(0, storage, range.ids()).await?;
+    async fn first_start(&self) -> Result<(), WorkspaceError> {
+        let kind = self.kind(&self.record().stack);
+        let fresh = self.pool.take(&kind).await?;
+        let mut lifecycle = self.lifecycle.lock().await;
+        self.state
+            .make_directory(&self.directory)
+            .map_err(WorkspaceError::host("making a workspace's directory"))?;
+        let adopted = self.adopt(fresh.ready).await?;
+        self.begin(&mut lifecycle, &kind, 0, adopted)?;
         self.record()
             .write(&self.directory)
-            .map_err(WorkspaceError::host("writing a workspace's record"))?;
-        self.lifecycle.lock().await.range = Some(range);
-        self.set_current(Some(sandbox));
-        Ok(())
+            .map_err(WorkspaceError::host("writing a workspace's record"))
     }
 
     /// Its id.
@@ -284,28 +321,24 @@ impl Workspace {
         if let Some(dying) = self.set_current(None) {
             dying.end(Gone::Lost).await?;
         }
-        let (generation, ids) = self.ids(&mut lifecycle)?;
         let storage = self.record().storage;
         if matches!(storage, Storage::Memory(_)) {
-            return self.start_anew(generation, ids).await;
+            return self.start_anew(&mut lifecycle).await;
         }
+        let (generation, ids) = self.ids(&mut lifecycle)?;
         let sandbox = self.start_sandbox(generation, storage, ids).await?;
         self.set_current(Some(sandbox.clone()));
         Ok(sandbox)
     }
 
     /// Starts it in the state right after setup, since its files in memory ended with the sandbox before.
-    async fn start_anew(&self, generation: u64, ids: IdMap) -> Result<Sandbox, WorkspaceError> {
-        let storage = self.next_storage();
-        let sandbox = self.start_sandbox(generation + 1, storage, ids).await?;
-        self.note_generation(generation + 1, storage)?;
-        self.discard(&writable(&self.directory, generation));
-        self.set_current(Some(sandbox.clone()));
+    async fn start_anew(&self, lifecycle: &mut Lifecycle) -> Result<Sandbox, WorkspaceError> {
+        let stack = self.record().stack;
+        self.swap(lifecycle, &stack, Gone::Lost).await?;
         self.events.tell(Event::Reset {
-            layer: self.layer().to_string(),
-            processes_killed: 0,
+            layer: stack.digest.to_string(),
         });
-        Ok(sandbox)
+        self.current().ok_or(WorkspaceError::Moved)
     }
 
     /// Starts a command, unless its key says that it was started before.
@@ -342,65 +375,176 @@ impl Workspace {
         }
     }
 
-    /// Returns to exactly the state after setup: a new sandbox on a new upper. The old one's
-    /// processes are gone when this returns; its files are removed in the background.
+    /// Returns to exactly the state after setup: a pristine sandbox with an upper of its own. None of the
+    /// old one's processes runs when this returns; they and its files are disposed of in the background.
     ///
     /// # Errors
-    /// Where the new sandbox cannot be started. The workspace is as it was then, unless its disk is
-    /// full: then its files are gone.
+    /// Where there is no pristine sandbox to be had. The workspace is as it was then, its processes may be
+    /// gone; where its disk is full, its files as well.
     pub async fn reset(&self) -> Result<Reset, WorkspaceError> {
         let started = Instant::now();
         let mut lifecycle = self.lifecycle.lock().await;
         lifecycle.check_open()?;
-        let (generation, ids) = self.ids(&mut lifecycle)?;
-        let next = generation + 1;
-        let storage = self.next_storage();
-        // Left by a reset that was cut short.
-        self.discard(&writable(&self.directory, next));
-        // Beside each other: both take a while, and what is counted is what is about to end.
-        let (processes_killed, started_sandbox) = tokio::join!(
-            self.count_processes(),
-            self.start_sandbox(next, storage, ids)
-        );
-        let sandbox = match started_sandbox {
-            Ok(sandbox) => sandbox,
-            // Where the old files leave no room for a new sandbox beside them, they go first.
-            Err(error) if error.is_no_space() => {
-                self.end_current(Gone::Reset).await?;
-                self.discard(&writable(&self.directory, next));
-                self.discard(&writable(&self.directory, generation));
-                self.state.flush().await;
-                self.start_sandbox(next, storage, ids).await?
-            }
-            Err(error) => {
-                self.discard(&writable(&self.directory, next));
-                return Err(error);
-            }
-        };
-        let upper_entries = match storage {
-            Storage::Directory => count_upper(&writable(&self.directory, next))
-                .map_err(WorkspaceError::host("counting what a reset left"))?,
-            // A filesystem that was made for it, and is to be seen inside alone.
-            Storage::Image(_) | Storage::Memory(_) => 0,
-        };
-        self.end_current(Gone::Reset).await?;
-        // What ended with the old sandbox is told before the reset, and that before what is next.
-        self.execs.settle().await;
-        self.note_generation(next, storage)?;
-        self.set_current(Some(sandbox));
-        self.discard(&writable(&self.directory, generation));
+        let stack = self.record().stack;
+        let swapped = self.swap(&mut lifecycle, &stack, Gone::Reset).await?;
         self.events.tell(Event::Reset {
-            layer: self.layer().to_string(),
-            processes_killed,
+            layer: stack.digest.to_string(),
         });
         let duration = started.elapsed();
         self.state.tally().resets.count(duration);
         Ok(Reset {
-            layer: self.layer(),
-            upper_entries,
-            processes_killed,
+            generation: swapped.generation,
+            layer: stack.digest,
+            upper_entries: swapped.upper_entries,
+            waited: swapped.waited,
             duration,
+            discarded: swapped.discarded,
         })
+    }
+
+    /// Replaces its sandbox by a pristine one on `stack`, from which it starts from then on.
+    ///
+    /// What ended with the old one has been told when this returns.
+    pub(super) async fn swap(
+        &self,
+        lifecycle: &mut Lifecycle,
+        stack: &Stack,
+        reason: Gone,
+    ) -> Result<Swapped, WorkspaceError> {
+        let kind = self.kind(stack);
+        let leave = self.pool.leave().await;
+        let old = self.record();
+        let old_files = writable(&self.directory, old.generation);
+        let mut ending = None;
+        let fresh = match self.pool.take(&kind).await {
+            // Where the old files leave no room for a new sandbox beside them, they go first.
+            Err(error) if error.is_no_space() => {
+                ending = self.kill_current(reason).await?;
+                if let Some(ending) = ending.take() {
+                    ending.finish().await?;
+                }
+                self.discard(&old_files);
+                self.state.flush().await;
+                self.pool.take(&kind).await?
+            }
+            taken => taken?,
+        };
+        let mut waited = leave.waited + fresh.waited;
+        // Beside each other: each waits for an init.
+        let (adopted, killed) = tokio::join!(self.adopt(fresh.ready), self.kill_current(reason));
+        let adopted = match adopted {
+            Ok(adopted) => adopted,
+            Err(error) => {
+                self.quarantine(&error);
+                let fresh = self.pool.take(&kind).await?;
+                waited += fresh.waited;
+                self.adopt(fresh.ready).await?
+            }
+        };
+        ending = match killed {
+            Ok(killed) => killed.or(ending),
+            Err(error) => {
+                adopted.abandon(&self.state);
+                return Err(error);
+            }
+        };
+        let upper_entries = adopted.upper_entries;
+        self.execs.settle().await;
+        let generation = old.generation + 1;
+        let range = self.begin(lifecycle, &kind, generation, adopted)?;
+        let disposal = Disposal {
+            ending,
+            range,
+            storage: old.storage,
+            directory: old_files,
+            leave,
+        };
+        Ok(Swapped {
+            generation,
+            upper_entries,
+            waited,
+            discarded: self.dispose(disposal, generation),
+        })
+    }
+
+    /// Disposes of what it is done with in the background, and tells what that was.
+    fn dispose(&self, disposal: Disposal, generation: u64) -> oneshot::Receiver<Discarded> {
+        let (done, discarded) = oneshot::channel();
+        let (pool, events) = (self.pool.clone(), Arc::clone(&self.events));
+        self.state.in_background(async move {
+            let all = pool.dispose(disposal).await;
+            events.tell(Event::Disposed {
+                generation,
+                discarded: all,
+            });
+            // Whoever asked may be gone.
+            let _ = done.send(all);
+        });
+        discarded
+    }
+
+    /// Counts a sandbox out that was not what it should have been.
+    fn quarantine(&self, error: &WorkspaceError) {
+        tracing::error!(
+            workspace = %self.id,
+            error = crate::chain::text(error),
+            "a pristine sandbox cannot be used; taking another"
+        );
+        let quarantined = &self.state.tally().quarantined;
+        quarantined.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Confines a pristine sandbox under the workspace's name, and sees that it is what it is said to be.
+    async fn adopt(&self, ready: Ready) -> Result<Adopted, WorkspaceError> {
+        let Ready {
+            sandbox,
+            range,
+            directory,
+        } = ready;
+        let adopted = async {
+            let sandbox = sandbox.adopt(self.hostname()).await?;
+            let upper_entries = match sandbox.storage() {
+                Storage::Directory => count_upper(&directory)
+                    .map_err(WorkspaceError::host("counting what a new sandbox has"))?,
+                // A filesystem that was made for it, and is to be seen inside alone.
+                Storage::Image(_) | Storage::Memory(_) => 0,
+            };
+            if upper_entries > 0 {
+                return Err(WorkspaceError::NotPristine(upper_entries));
+            }
+            Ok((sandbox, upper_entries))
+        };
+        match adopted.await {
+            Ok((sandbox, upper_entries)) => Ok(Adopted {
+                sandbox,
+                range,
+                directory,
+                upper_entries,
+            }),
+            Err(error) => {
+                self.discard(&directory);
+                Err(error)
+            }
+        }
+    }
+
+    /// Begins a generation in the state right after setup, in a sandbox of this kind; the range of the one
+    /// before it. The rename is the change: a crash leaves the workspace in the one or the other.
+    fn begin(
+        &self,
+        lifecycle: &mut Lifecycle,
+        kind: &Kind,
+        generation: u64,
+        adopted: Adopted,
+    ) -> Result<Option<Range>, WorkspaceError> {
+        std::fs::rename(&adopted.directory, writable(&self.directory, generation))
+            .map_err(WorkspaceError::host("moving a sandbox's files"))?;
+        {
+            let mut record = self.lock_record();
+            *record = record.clone().begun(generation, kind.begin(&adopted.range));
+        }
+        self.set_current(Some(adopted.sandbox));
+        Ok(lifecycle.range.replace(adopted.range))
     }
 
     /// Ends it for good; `false` if somebody else did meanwhile.
@@ -432,13 +576,12 @@ impl Workspace {
         self.events.close();
     }
 
-    /// How many processes the present sandbox has; 0 if its init does not say.
-    async fn count_processes(&self) -> u64 {
-        let Some(sandbox) = self.current() else {
-            return 0;
-        };
-        let count = tokio::time::timeout(COUNT_PATIENCE, sandbox.count_processes()).await;
-        count.ok().and_then(Result::ok).unwrap_or(0)
+    /// Kills what runs in the present sandbox, if there is one.
+    async fn kill_current(&self, reason: Gone) -> Result<Option<Ending>, WorkspaceError> {
+        match self.set_current(None) {
+            Some(sandbox) => Ok(Some(sandbox.kill(reason).await?)),
+            None => Ok(None),
+        }
     }
 
     /// Ends the present sandbox.
@@ -484,20 +627,20 @@ impl Workspace {
         }
     }
 
-    /// Notes that its files are those of a generation that begins in the state right after setup.
-    fn note_generation(&self, generation: u64, storage: Storage) -> Result<(), WorkspaceError> {
-        let mut record = self.lock_record();
-        let mut changed = record.clone();
-        changed.generation = generation;
-        changed.storage = storage;
-        changed.commits = changed.stack.commits.clone();
-        changed
-            .write(&self.directory)
-            .map_err(WorkspaceError::host("writing a workspace's record"))?;
-        *record = changed;
-        Ok(())
+    /// What pristine sandboxes have to be for it, on `stack`.
+    pub(super) fn kind(&self, stack: &Stack) -> Kind {
+        let InForce {
+            limits, requests, ..
+        } = self.limits();
+        Kind {
+            stack: stack.clone(),
+            limits,
+            requests,
+            storage: self.next_storage(),
+        }
     }
 
+    /// Starts a sandbox on the files of a generation.
     async fn start_sandbox(
         &self,
         generation: u64,
@@ -505,28 +648,14 @@ impl Workspace {
         ids: IdMap,
     ) -> Result<Sandbox, WorkspaceError> {
         let files = writable(&self.directory, generation);
-        let files = self
-            .state
-            .make_writable(files, storage)
-            .await
-            .map_err(WorkspaceError::host("making a directory for a sandbox"))?;
-        let InForce {
-            limits, requests, ..
-        } = self.limits();
-        let confinement = Confinement::of(&self.config);
-        let spec = SandboxSpec {
-            ids,
-            overlays: self.record().stack.overlays,
-            writable: files,
-            network: confinement.network,
-            profile: confinement.profile,
-            hostname: self.hostname(),
-            landlock: confinement.landlock,
-            group: self.state.group(None, &limits, &requests)?,
-            memory_files: (&limits).into(),
-            without: self.state.spawner().without().clone(),
+        let kind = Kind {
+            storage,
+            ..self.kind(&self.record().stack)
         };
-        Ok(self.state.spawner().create(spec).await?)
+        let confinement = Confinement::of(&self.config);
+        let spec = pool::spec(&self.state, confinement, &kind, files, ids).await?;
+        let started = self.state.spawner().create(spec).await?;
+        Ok(started.adopt(self.hostname()).await?)
     }
 
     /// The config's name as far as hostname(7) lets it, and the end of the id, which differs most.

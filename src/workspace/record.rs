@@ -2,6 +2,7 @@
 //! repositories the config has by then.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -45,7 +46,23 @@ pub(super) struct Record {
     pub(super) commits: BTreeMap<PathBuf, CommitId>,
 }
 
+/// What a generation began with. It is written to the directory that is then renamed to be the generation's:
+/// with that name there, the workspace is in it, whatever its record says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Beginning {
+    /// What it starts from.
+    pub(super) stack: Stack,
+    /// The number of the id range that its files are written with.
+    pub(super) range: u32,
+    /// The ids of that range.
+    pub(super) ids: IdMap,
+    /// What its directory has in it.
+    pub(super) storage: Storage,
+}
+
 const NAME: &str = "record.json";
+const BEGINNING: &str = "beginning.json";
+const GENERATION: &str = "generation-";
 
 impl Record {
     /// Writes it to the workspace's `directory`, whole or not at all.
@@ -60,13 +77,49 @@ impl Record {
     }
 
     pub(super) fn read(directory: &Path) -> io::Result<Self> {
-        Ok(serde_json::from_slice(&std::fs::read(
-            directory.join(NAME),
-        )?)?)
+        let record: Self = serde_json::from_slice(&fs::read(directory.join(NAME))?)?;
+        match latest_generation(directory)? {
+            Some(generation) if generation > record.generation => {
+                let begun = fs::read(writable(directory, generation).join(BEGINNING))?;
+                Ok(record.begun(generation, serde_json::from_slice(&begun)?))
+            }
+            _ => Ok(record),
+        }
+    }
+
+    /// The record in a generation that has just begun.
+    #[must_use]
+    pub(super) fn begun(self, generation: u64, beginning: Beginning) -> Self {
+        Self {
+            commits: beginning.stack.commits.clone(),
+            stack: beginning.stack,
+            range: beginning.range,
+            ids: beginning.ids,
+            storage: beginning.storage,
+            generation,
+            ..self
+        }
+    }
+}
+
+impl Beginning {
+    /// Writes it to the directory that the generation is to have.
+    pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
+        fs::write(directory.join(BEGINNING), serde_json::to_vec_pretty(self)?)
     }
 }
 
 /// The directory that a workspace writes to in its `generation`.
 pub(super) fn writable(directory: &Path, generation: u64) -> PathBuf {
-    directory.join(format!("generation-{generation}"))
+    directory.join(format!("{GENERATION}{generation}"))
+}
+
+fn latest_generation(directory: &Path) -> io::Result<Option<u64>> {
+    let mut latest = None;
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(GENERATION));
+        latest = latest.max(number.and_then(|number| number.parse().ok()));
+    }
+    Ok(latest)
 }

@@ -369,6 +369,14 @@ impl Workspace {
             .json()
     }
 
+    /// The same, and waits until what was discarded is gone.
+    pub(crate) fn reset_and_wait(&self) -> Value {
+        self.api
+            .request("POST", &self.path("reset?wait=disposal"), None)
+            .expect(200)
+            .json()
+    }
+
     /// Brings upstream's new commits in; returns what changed.
     pub(crate) fn fetch(&self) -> Value {
         self.api

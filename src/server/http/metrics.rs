@@ -283,8 +283,22 @@ impl Collector for Shown {
         )?;
         page.counter(
             "sandboxes_started",
-            "Sandboxes, those that made layers included",
+            "Sandboxes, those that made layers and those in the pool included",
             figures.sandboxes,
+        )?;
+        page.counter(
+            "sandboxes_quarantined",
+            "Pristine sandboxes that were not what they should have been",
+            figures.quarantined,
+        )?;
+        page.gauges(
+            "pool",
+            "Pristine sandboxes, by whether they are there, and requests that wait for one",
+            &[
+                (&[("state", "ready")], figures.pool.ready),
+                (&[("state", "making")], figures.pool.making),
+                (&[("state", "waiting")], figures.pool.waiting),
+            ],
         )?;
         match figures.layers {
             Some(layers) => page.gauge("layers", "Layers on disk", layers),

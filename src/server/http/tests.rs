@@ -26,8 +26,9 @@ use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Tokens, serve_as};
 use crate::provider::{
     Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, Figures,
-    FileContent, FilePath, Finished, Limits, LimitsChange, NewWorkspace, Novelty, OpenFile,
-    Outcome, Provider, Ran, Receipt, Requests, Session, SessionRecord, State, WorkspaceId,
+    FileContent, FilePath, Finished, Level, Limits, LimitsChange, NewWorkspace, Novelty, OpenFile,
+    Outcome, Provider, Ran, Receipt, Requests, ResetWish, Session, SessionRecord, State,
+    WorkspaceId,
 };
 use crate::tally::Timings;
 
@@ -229,13 +230,16 @@ impl Provider for Fake {
         Ok(OpenFile { file, size: 7 })
     }
 
-    async fn reset(&self, id: &WorkspaceId) -> Result<Receipt, Error> {
+    async fn reset(&self, id: &WorkspaceId, _: ResetWish) -> Result<Receipt, Error> {
         self.call(id, "reset".to_owned())?;
         Ok(Receipt {
             id: id.clone(),
             layer: "l".to_owned(),
+            generation: 1,
             upper_entries: 0,
-            processes_killed: 2,
+            processes_surviving: 0,
+            discarded: None,
+            waited_us: 0,
             duration_us: 900,
         })
     }
@@ -272,6 +276,8 @@ impl Provider for Fake {
             create_durations: none.clone(),
             reset_durations: none,
             sandboxes: 3,
+            quarantined: 0,
+            pool: Level::default(),
             layers: None,
             enforcement: vec![("identity", "full \"or\nnot\"".to_owned())],
             weaker: 0,
@@ -650,8 +656,7 @@ async fn files_are_written_from_base64_and_read_as_bytes() {
 #[tokio::test]
 async fn reset_and_fetch_need_no_body() {
     let server = Server::start();
-    let receipt =
-        r#"{"id":"w","layer":"l","upper_entries":0,"processes_killed":2,"duration_us":900}"#;
+    let receipt = r#"{"id":"w","layer":"l","generation":1,"upper_entries":0,"processes_surviving":0,"discarded":null,"waited_us":0,"duration_us":900}"#;
     let fetched = r#"{"repositories":[{"url":"https://git.example/r","path":"/r","reference":"main","old_commit":"a","new_commit":"b"}]}"#;
     for (call, answer) in [("reset", receipt), ("fetch", fetched)] {
         let url = format!("/workspaces/w/{call}");

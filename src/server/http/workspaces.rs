@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -16,10 +16,10 @@ use super::App;
 use super::body;
 use super::grant::Caller;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
-use super::routes::{Id, Nothing, checked_env, tag};
+use super::routes::{Id, Nothing, Parameters, checked_env, tag};
 use crate::provider::{
     Description, Fetched, LimitsAsked, LimitsChange, NewWorkspace, Patch, Receipt, RequestsAsked,
-    WorkspaceId,
+    ResetWish, WorkspaceId,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -261,13 +261,14 @@ async fn remove(
 
 /// Brings a workspace back to exactly the state after setup.
 ///
-/// Its processes are ended, what it wrote is discarded, and the answer says so.
+/// It gets a pristine sandbox. None of its processes runs any more when this answers; they and what it wrote
+/// are disposed of in the background.
 #[utoipa::path(
     post,
     path = "/workspaces/{id}/reset",
     operation_id = "reset_workspace",
     tag = tag::WORKSPACES,
-    params(Id),
+    params(Id, ResetQuery),
     request_body = Option<Nothing>,
     responses(
         (status = 200, description = "A receipt.", body = Receipt),
@@ -277,10 +278,30 @@ async fn remove(
 async fn reset(
     State(app): State<Arc<App>>,
     Id(id): Id,
+    Parameters(query): Parameters<ResetQuery>,
     request: Request,
 ) -> Result<Json<Receipt>, Problem> {
     app.collect_nothing(request).await?;
-    Ok(Json(app.provider.reset(&id).await?))
+    let wish = ResetWish {
+        wait_for_disposal: query.wait.is_some(),
+    };
+    Ok(Json(app.provider.reset(&id, wish).await?))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ResetQuery {
+    /// What to wait for before the answer.
+    #[param(inline)]
+    wait: Option<ResetWait>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ResetWait {
+    /// Until what was discarded is gone: the receipt then tells what that was.
+    Disposal,
 }
 
 #[derive(Serialize, ToSchema)]

@@ -1,0 +1,326 @@
+//! The pool: pristine sandboxes of the stacks that workspaces start from, and the disposal of those that
+//! workspaces are done with.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::WorkspaceError;
+use super::record::Beginning;
+use crate::base::{Confinement, Stack};
+use crate::config::WorkspaceConfig;
+use crate::pool::ranges::Range;
+use crate::pool::stock::{Bounds, Level, Maker, Stock};
+use crate::pool::{Ending, Pristine};
+use crate::sandbox::{Limits, Requests, SandboxSpec, Storage};
+use crate::state::{Removed, State};
+
+/// Sandboxes of one kind that are kept ready where the config does not say.
+const SIZE: u32 = 16;
+/// Memory of all that are kept ready where the config does not say.
+const MEMORY: u64 = 64 << 20;
+/// What one that is ready takes of that: its processes, and what the kernel keeps for it.
+const MEMORY_OF_ONE: u64 = 2 << 20;
+/// Sandboxes that are disposed of at once. Whoever wants to give up one more waits.
+const DISPOSALS: usize = 64;
+
+/// The pool of one config. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Pool {
+    stock: Stock<Nursery>,
+    disposals: Arc<Semaphore>,
+    state: State,
+}
+
+/// What pristine sandboxes are told apart by.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Kind {
+    pub(super) stack: Stack,
+    pub(super) limits: Limits,
+    pub(super) requests: Requests,
+    pub(super) storage: Storage,
+}
+
+/// Makes pristine sandboxes.
+#[derive(Debug)]
+struct Nursery {
+    confinement: Confinement,
+    state: State,
+}
+
+/// A pristine sandbox, with what is its own on this host.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) sandbox: Pristine,
+    pub(super) range: Range,
+    /// What it writes to; whoever takes it moves that to a place of its own.
+    pub(super) directory: PathBuf,
+}
+
+/// One from the pool.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    pub(super) ready: Ready,
+    /// How long it had to be waited for.
+    pub(super) waited: Duration,
+}
+
+/// Leave to dispose of one sandbox.
+#[derive(Debug)]
+pub(super) struct Leave {
+    _permit: Option<OwnedSemaphorePermit>,
+    pub(super) waited: Duration,
+}
+
+/// What a workspace is done with.
+#[derive(Debug)]
+pub(super) struct Disposal {
+    pub(super) ending: Option<Ending>,
+    /// Its files are this range's.
+    pub(super) range: Option<Range>,
+    pub(super) storage: Storage,
+    /// What it wrote to.
+    pub(super) directory: PathBuf,
+    pub(super) leave: Leave,
+}
+
+/// What was discarded; what nobody knows is absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Discarded {
+    /// Processes that were ended, init not counted.
+    pub processes: Option<u64>,
+    /// Files, directories, links and whatever else has a name that had been made, changed or deleted.
+    pub files: Option<u64>,
+    /// What these took up on disk.
+    pub bytes: Option<u64>,
+}
+
+impl Pool {
+    pub(super) fn new(config: &WorkspaceConfig, state: &State) -> Self {
+        let asked = config.pool.as_ref();
+        let size = asked.and_then(|pool| pool.size).unwrap_or(SIZE);
+        let memory = asked
+            .and_then(|pool| pool.memory)
+            .map_or(MEMORY, |memory| memory.as_u64());
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let total = usize::try_from(memory / MEMORY_OF_ONE).unwrap_or(usize::MAX);
+        let makers = std::thread::available_parallelism().map_or(1, usize::from) + 2;
+        let bounds = Bounds {
+            min: size.min(1),
+            max: size.min(total),
+            total,
+            makers,
+        };
+        let nursery = Nursery {
+            confinement: Confinement::of(config),
+            state: state.clone(),
+        };
+        Self {
+            stock: Stock::new(nursery, bounds),
+            disposals: Arc::new(Semaphore::new(DISPOSALS)),
+            state: state.clone(),
+        }
+    }
+
+    /// Keeps one of this kind ready from now on.
+    pub(super) fn prefer(&self, kind: &Kind) {
+        self.stock.prefer(kind);
+    }
+
+    /// A pristine sandbox of this kind.
+    pub(super) async fn take(&self, kind: &Kind) -> Result<Fresh, WorkspaceError> {
+        let taken = self.stock.take(kind).await?;
+        Ok(Fresh {
+            ready: taken.item,
+            waited: taken.waited,
+        })
+    }
+
+    /// What is in it.
+    pub(super) fn level(&self) -> Level {
+        self.stock.level()
+    }
+
+    /// Waits, in turn, until one more sandbox may be disposed of: what is on its way out takes memory, ids
+    /// and disk as well.
+    pub(super) async fn leave(&self) -> Leave {
+        let started = Instant::now();
+        let permit = match Arc::clone(&self.disposals).try_acquire_owned() {
+            Ok(permit) => {
+                return Leave {
+                    _permit: Some(permit),
+                    waited: Duration::ZERO,
+                };
+            }
+            // It is never closed.
+            Err(_) => Arc::clone(&self.disposals).acquire_owned().await.ok(),
+        };
+        Leave {
+            _permit: permit,
+            waited: started.elapsed(),
+        }
+    }
+
+    /// Disposes of what a workspace is done with; what that was.
+    pub(super) async fn dispose(&self, disposal: Disposal) -> Discarded {
+        let Disposal {
+            ending,
+            range,
+            storage,
+            directory,
+            leave,
+        } = disposal;
+        let left = match ending {
+            Some(ending) => match ending.finish().await {
+                Ok(left) => left,
+                Err(error) => {
+                    tracing::error!(%error, "cannot end a sandbox; its files and ids are kept until the next start");
+                    std::mem::forget(range);
+                    return Discarded::default();
+                }
+            },
+            None => crate::pool::Left {
+                processes: Some(0),
+                room: None,
+            },
+        };
+        let removed = self.remove(&directory).await;
+        drop(leave);
+        let (files, bytes) = match (storage, left.room) {
+            (Storage::Directory, _) => {
+                let removed = removed.map(|removed| (removed.files, removed.bytes));
+                removed.unzip()
+            }
+            // As its own filesystem tells, which is gone.
+            (Storage::Image(_) | Storage::Memory(_), Some(room)) => {
+                (Some(room.inodes), Some(room.bytes))
+            }
+            (Storage::Image(_) | Storage::Memory(_), None) => (None, None),
+        };
+        Discarded {
+            processes: left.processes,
+            files,
+            bytes,
+        }
+    }
+
+    async fn remove(&self, directory: &Path) -> Option<Removed> {
+        match self.state.remove(directory).await {
+            Ok(removed) => removed,
+            Err(error) => {
+                tracing::warn!(%error, "cannot discard files; the next start tries again");
+                None
+            }
+        }
+    }
+
+    /// Puts away what is in it.
+    pub(super) async fn close(&self) {
+        self.stock.close().await;
+    }
+}
+
+impl Kind {
+    /// What a generation on a sandbox of this kind begins with.
+    pub(super) fn begin(&self, range: &Range) -> Beginning {
+        Beginning {
+            stack: self.stack.clone(),
+            range: range.number(),
+            ids: range.ids(),
+            storage: self.storage,
+        }
+    }
+}
+
+impl Maker for Nursery {
+    type Kind = Kind;
+    type Item = Ready;
+    type Error = WorkspaceError;
+
+    async fn make(&self, kind: Kind) -> Result<Ready, WorkspaceError> {
+        let range = kind
+            .stack
+            .take_range(self.state.spawner().identity())
+            .map_err(WorkspaceError::host("taking ids for a sandbox"))?;
+        let directory = self.state.staging().join(Uuid::now_v7().to_string());
+        let ids = range.ids();
+        let started = async {
+            let spec = spec(&self.state, self.confinement, &kind, directory.clone(), ids).await?;
+            kind.begin(&range)
+                .write(&directory)
+                .map_err(WorkspaceError::host("noting what a sandbox begins with"))?;
+            Ok(self.state.spawner().create(spec).await?)
+        };
+        match started.await {
+            Ok(sandbox) => Ok(Ready {
+                sandbox,
+                range,
+                directory,
+            }),
+            Err(error) => {
+                if let Err(error) = self.state.discard(&directory) {
+                    tracing::warn!(%error, "cannot discard files; the next start tries again");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn is_sound(&self, item: &Ready) -> bool {
+        let sound = item.sandbox.is_alive();
+        if !sound {
+            tracing::error!("a pristine sandbox died while it waited");
+            let quarantined = &self.state.tally().quarantined;
+            quarantined.fetch_add(1, Ordering::Relaxed);
+        }
+        sound
+    }
+
+    async fn put_away(&self, item: Ready) {
+        let Ready {
+            sandbox,
+            range,
+            directory,
+        } = item;
+        let ended = sandbox.end().await;
+        drop(range);
+        let discarded = ended
+            .map_err(io::Error::other)
+            .and_then(|()| self.state.discard(&directory));
+        if let Err(error) = discarded {
+            tracing::warn!(%error, "cannot put away a pristine sandbox; the next start does");
+        }
+    }
+}
+
+/// What a sandbox of this kind is to be, with `ids`, writing to `directory`, which is made.
+pub(super) async fn spec(
+    state: &State,
+    confinement: Confinement,
+    kind: &Kind,
+    directory: PathBuf,
+    ids: crate::sandbox::IdMap,
+) -> Result<SandboxSpec, WorkspaceError> {
+    let writable = state
+        .make_writable(directory, kind.storage)
+        .await
+        .map_err(WorkspaceError::host("making a directory for a sandbox"))?;
+    Ok(SandboxSpec {
+        ids,
+        overlays: kind.stack.overlays.clone(),
+        writable,
+        network: confinement.network,
+        profile: confinement.profile,
+        landlock: confinement.landlock,
+        group: state.group(None, &kind.limits, &kind.requests)?,
+        memory_files: (&kind.limits).into(),
+        without: state.spawner().without().clone(),
+    })
+}
