@@ -154,7 +154,10 @@ fn an_image_is_attached_as_long_as_its_sandbox_lives_and_takes_what_is_written()
     if mode() != Mode::Root {
         return;
     }
-    let mut derrick = Derrick::start(json!({ "name": "test", "limits": { "disk": "40GiB" } }));
+    let limits = json!({ "disk": "40GiB" });
+    // Every sandbox is a workspace's.
+    let config = json!({ "name": "test", "limits": limits, "pool": { "size": 0 } });
+    let mut derrick = Derrick::start(config);
     let workspace = derrick.create();
     let state = derrick.state();
     assert_eq!(attached_below(&state).len(), 1);
@@ -179,7 +182,7 @@ fn an_image_is_attached_as_long_as_its_sandbox_lives_and_takes_what_is_written()
     assert!(taken() > 32 << 20, "{}", taken());
     workspace.ok("test -s /file");
     assert_eq!(attached_below(&state).len(), 1);
-    workspace.reset();
+    workspace.reset_and_wait();
     workspace.ok("test ! -e /file");
     assert_eq!(attached_below(&state).len(), 1);
     assert!(workspace.delete());

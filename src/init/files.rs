@@ -11,6 +11,7 @@
 
 mod archive;
 mod copy;
+mod fingerprint;
 mod list;
 mod place;
 pub mod protocol;
@@ -126,6 +127,7 @@ fn answer(request: &FileRequest, provider: &Provider) -> Result<FileReply, FileF
             archive::write(path.as_bytes(), *compression, provider)?;
             Ok(FileReply::Done)
         }
+        FileRequest::Fingerprint => Ok(FileReply::Fingerprint(fingerprint::take(provider)?)),
         FileRequest::Owner => Ok(FileReply::Owner(Owner {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),

@@ -22,7 +22,8 @@ use super::conversation::{Conversation, Silence};
 use super::{Sandbox, SandboxError, is_full};
 use crate::init::files::is_made_up;
 use crate::init::files::protocol::{
-    Before, FileEntry, FileFailure, FileOrder, FileReply, FileRequest, Flaw, Owner, RawPath, Rest,
+    Before, FileEntry, FileFailure, FileOrder, FileReply, FileRequest, Fingerprint, Flaw, Owner,
+    RawPath, Rest,
 };
 use crate::init::protocol::{Exec, Exit, Program, Status, Unpacked};
 use crate::init::unpack::{Compression, Summary};
@@ -232,6 +233,24 @@ impl Sandbox {
             };
             conversation.finish();
             Ok(owner)
+        })
+        .await
+    }
+
+    /// The fingerprint of everything that is to be seen in it.
+    ///
+    /// # Errors
+    /// See [`FileError`].
+    pub async fn fingerprint(&self) -> Result<Fingerprint, FileError> {
+        within(WHOLE, async {
+            let exec = exec(None, FileRequest::Fingerprint);
+            let mut conversation = self.converse(exec, None).await?;
+            let fingerprint = match hear(&mut conversation).await?.message {
+                FileReply::Fingerprint(fingerprint) => fingerprint,
+                other => return Err(unexpected(other)),
+            };
+            conversation.finish();
+            Ok(fingerprint)
         })
         .await
     }

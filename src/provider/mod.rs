@@ -29,7 +29,7 @@ pub use crate::workspace::sessions::{
 };
 pub use crate::workspace::{
     Discarded, Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InvalidEventId,
-    Latitude, Level, LimitsChange, Next, Outcome, Patch, Told, WorkspaceId,
+    Latitude, Level, LimitsChange, Next, Outcome, Patch, Told, Verify, WorkspaceId,
 };
 
 pub mod files;
@@ -453,6 +453,8 @@ pub struct Receipt {
     pub processes_surviving: u64,
     /// What was discarded, if that was waited for; the event `disposed` tells it in any case.
     pub discarded: Option<Discarded>,
+    /// What was compared, contents included, if that was asked for.
+    pub verified: Option<Verified>,
     /// Of the wall time, what it waited for a pristine sandbox, or for others to be disposed of, in
     /// microseconds.
     pub waited_us: u64,
@@ -460,11 +462,22 @@ pub struct Receipt {
     pub duration_us: u64,
 }
 
+/// What a workspace was found to show: the same as another sandbox on its layer.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Verified {
+    /// Files, directories, links and whatever else has a name.
+    pub entries: u64,
+    /// A digest of all of them.
+    pub digest: String,
+}
+
 /// What is asked of a reset besides.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResetWish {
     /// Whether it is to wait until what was discarded is gone.
     pub wait_for_disposal: bool,
+    /// How closely it is to look at what the workspace gets.
+    pub verify: Verify,
 }
 
 /// What a fetch did to one repository.

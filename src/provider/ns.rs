@@ -14,7 +14,7 @@ use super::log::{View, read_ends};
 use super::{
     Asked, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord, Fetched,
     Figures, FileContent, FilePath, Finished, NewWorkspace, Novelty, OpenFile, Outcome, Provider,
-    Ran, Receipt, ResetWish, Session, SessionRecord, Stream, Streams, Usage,
+    Ran, Receipt, ResetWish, Session, SessionRecord, Stream, Streams, Usage, Verified,
 };
 use crate::base::SetupError;
 use crate::chain;
@@ -307,9 +307,13 @@ impl Provider for NsProvider {
 
     async fn reset(&self, id: &WorkspaceId, wish: ResetWish) -> Result<Receipt, Error> {
         let workspace = self.get(id)?;
-        let reset =
-            to_its_end(async move { workspace.reset().await.map_err(|error| error_of(error, "")) })
-                .await?;
+        let reset = to_its_end(async move {
+            workspace
+                .reset(wish.verify)
+                .await
+                .map_err(|error| error_of(error, ""))
+        })
+        .await?;
         let microseconds =
             |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let discarded = if wish.wait_for_disposal {
@@ -325,6 +329,10 @@ impl Provider for NsProvider {
             // Init has no child when it is adopted, or it is not.
             processes_surviving: 0,
             discarded,
+            verified: reset.verified.map(|fingerprint| Verified {
+                entries: fingerprint.entries,
+                digest: fingerprint.digest,
+            }),
             waited_us: microseconds(reset.waited),
             duration_us: microseconds(reset.duration),
         })

@@ -29,7 +29,7 @@ pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
 pub use files::FileTarget;
 pub use id::{InvalidId, WorkspaceId};
 pub use limits::{InForce, Latitude, LimitsChange, Patch};
-pub use one::{Asked, Launch, Reset, Workspace};
+pub use one::{Asked, Launch, Reset, Verify, Workspace};
 pub use pool::Discarded;
 
 use crate::base::{self, SetupError, Setups};
@@ -91,6 +91,17 @@ pub enum WorkspaceError {
     /// A sandbox that nobody has used yet has something in its upper.
     #[error("a sandbox that nobody has used had {0} entries in its upper; it was put away")]
     NotPristine(u64),
+    /// A sandbox shows other files than another one on the same layer.
+    #[error(
+        "a new sandbox shows {found} files and directories, and not the same ones as another one of its layer, which \
+             shows {expected}; it was put away"
+    )]
+    NotAsOthers {
+        /// Entries of its tree.
+        found: u64,
+        /// Those of the other's.
+        expected: u64,
+    },
     /// It was reset, removed or stopped meanwhile.
     #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
     Moved,
@@ -123,6 +134,7 @@ impl WorkspaceError {
             | Self::ForksTooFast
             | Self::TooMany(_)
             | Self::NotPristine(_)
+            | Self::NotAsOthers { .. }
             | Self::Moved => false,
         }
     }

@@ -19,6 +19,7 @@ use super::sessions::Sessions;
 use crate::base::{Confinement, Digest, Stack, environment};
 use crate::config::{self, WorkspaceConfig};
 use crate::git::CommitId;
+use crate::init::files::protocol::Fingerprint;
 use crate::init::protocol::{Exec, Program};
 use crate::pool::ranges::Range;
 use crate::pool::{Ending, Gone, Sandbox};
@@ -92,6 +93,17 @@ pub struct Asked {
     pub owner: Option<String>,
 }
 
+/// How closely it is looked at a pristine sandbox before a workspace gets it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// That its upper is empty, and init alone.
+    #[default]
+    Usual,
+    /// Also that everything that is to be seen in it, contents included, is what another one of its layer
+    /// shows.
+    Full,
+}
+
 /// What a reset did.
 #[derive(Debug)]
 pub struct Reset {
@@ -105,6 +117,8 @@ pub struct Reset {
     pub waited: Duration,
     /// How long all of it took.
     pub duration: Duration,
+    /// Of all that is to be seen in the workspace, if that was looked at.
+    pub verified: Option<Fingerprint>,
     /// What was discarded, once it is gone; dropped where nobody knows.
     pub discarded: oneshot::Receiver<Discarded>,
 }
@@ -134,6 +148,7 @@ pub(super) struct Swapped {
     pub(super) generation: u64,
     pub(super) upper_entries: u64,
     pub(super) waited: Duration,
+    pub(super) verified: Option<Fingerprint>,
     pub(super) discarded: oneshot::Receiver<Discarded>,
 }
 
@@ -234,7 +249,7 @@ impl Workspace {
         self.state
             .make_directory(&self.directory)
             .map_err(WorkspaceError::host("making a workspace's directory"))?;
-        let adopted = self.adopt(fresh.ready).await?;
+        let adopted = self.adopt(fresh.ready, None).await?;
         self.begin(&mut lifecycle, &kind, 0, adopted)?;
         self.record()
             .write(&self.directory)
@@ -334,7 +349,8 @@ impl Workspace {
     /// Starts it in the state right after setup, since its files in memory ended with the sandbox before.
     async fn start_anew(&self, lifecycle: &mut Lifecycle) -> Result<Sandbox, WorkspaceError> {
         let stack = self.record().stack;
-        self.swap(lifecycle, &stack, Gone::Lost).await?;
+        self.swap(lifecycle, &stack, Gone::Lost, Verify::Usual)
+            .await?;
         self.events.tell(Event::Reset {
             layer: stack.digest.to_string(),
         });
@@ -381,12 +397,14 @@ impl Workspace {
     /// # Errors
     /// Where there is no pristine sandbox to be had. The workspace is as it was then, its processes may be
     /// gone; where its disk is full, its files as well.
-    pub async fn reset(&self) -> Result<Reset, WorkspaceError> {
+    pub async fn reset(&self, verify: Verify) -> Result<Reset, WorkspaceError> {
         let started = Instant::now();
         let mut lifecycle = self.lifecycle.lock().await;
         lifecycle.check_open()?;
         let stack = self.record().stack;
-        let swapped = self.swap(&mut lifecycle, &stack, Gone::Reset).await?;
+        let swapped = self
+            .swap(&mut lifecycle, &stack, Gone::Reset, verify)
+            .await?;
         self.events.tell(Event::Reset {
             layer: stack.digest.to_string(),
         });
@@ -398,6 +416,7 @@ impl Workspace {
             upper_entries: swapped.upper_entries,
             waited: swapped.waited,
             duration,
+            verified: swapped.verified,
             discarded: swapped.discarded,
         })
     }
@@ -410,6 +429,7 @@ impl Workspace {
         lifecycle: &mut Lifecycle,
         stack: &Stack,
         reason: Gone,
+        verify: Verify,
     ) -> Result<Swapped, WorkspaceError> {
         let kind = self.kind(stack);
         let leave = self.pool.leave().await;
@@ -430,15 +450,22 @@ impl Workspace {
             taken => taken?,
         };
         let mut waited = leave.waited + fresh.waited;
+        let expected = match verify {
+            Verify::Usual => None,
+            Verify::Full => Some(self.pool.fingerprint(&kind).await?),
+        };
         // Beside each other: each waits for an init.
-        let (adopted, killed) = tokio::join!(self.adopt(fresh.ready), self.kill_current(reason));
+        let (adopted, killed) = tokio::join!(
+            self.adopt(fresh.ready, expected.as_ref()),
+            self.kill_current(reason)
+        );
         let adopted = match adopted {
             Ok(adopted) => adopted,
             Err(error) => {
                 self.quarantine(&error);
                 let fresh = self.pool.take(&kind).await?;
                 waited += fresh.waited;
-                self.adopt(fresh.ready).await?
+                self.adopt(fresh.ready, expected.as_ref()).await?
             }
         };
         ending = match killed {
@@ -463,6 +490,7 @@ impl Workspace {
             generation,
             upper_entries,
             waited,
+            verified: expected,
             discarded: self.dispose(disposal, generation),
         })
     }
@@ -495,7 +523,11 @@ impl Workspace {
     }
 
     /// Confines a pristine sandbox under the workspace's name, and sees that it is what it is said to be.
-    async fn adopt(&self, ready: Ready) -> Result<Adopted, WorkspaceError> {
+    async fn adopt(
+        &self,
+        ready: Ready,
+        expected: Option<&Fingerprint>,
+    ) -> Result<Adopted, WorkspaceError> {
         let Ready {
             sandbox,
             range,
@@ -511,6 +543,15 @@ impl Workspace {
             };
             if upper_entries > 0 {
                 return Err(WorkspaceError::NotPristine(upper_entries));
+            }
+            if let Some(expected) = expected {
+                let found = sandbox.fingerprint().await?;
+                if found != *expected {
+                    return Err(WorkspaceError::NotAsOthers {
+                        found: found.entries,
+                        expected: expected.entries,
+                    });
+                }
             }
             Ok((sandbox, upper_entries))
         };

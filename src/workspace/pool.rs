@@ -1,6 +1,7 @@
 //! The pool: pristine sandboxes of the stacks that workspaces start from, and the disposal of those that
 //! workspaces are done with.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,11 +15,12 @@ use uuid::Uuid;
 
 use super::WorkspaceError;
 use super::record::Beginning;
-use crate::base::{Confinement, Stack};
+use crate::base::{Confinement, Digest, Stack};
 use crate::config::WorkspaceConfig;
+use crate::init::files::protocol::Fingerprint;
 use crate::pool::ranges::Range;
 use crate::pool::stock::{Bounds, Level, Maker, Stock};
-use crate::pool::{Ending, Pristine};
+use crate::pool::{Ending, Gone, Pristine};
 use crate::sandbox::{Limits, Requests, SandboxSpec, Storage};
 use crate::state::{Removed, State};
 
@@ -36,6 +38,8 @@ const DISPOSALS: usize = 64;
 pub(super) struct Pool {
     stock: Stock<Nursery>,
     disposals: Arc<Semaphore>,
+    /// What sandboxes of each stack show, as the first that was looked at did.
+    fingerprints: Arc<tokio::sync::Mutex<HashMap<Digest, Fingerprint>>>,
     state: State,
 }
 
@@ -125,6 +129,7 @@ impl Pool {
         Self {
             stock: Stock::new(nursery, bounds),
             disposals: Arc::new(Semaphore::new(DISPOSALS)),
+            fingerprints: Arc::default(),
             state: state.clone(),
         }
     }
@@ -141,6 +146,34 @@ impl Pool {
             ready: taken.item,
             waited: taken.waited,
         })
+    }
+
+    /// What a sandbox of this kind shows that nobody has used.
+    pub(super) async fn fingerprint(&self, kind: &Kind) -> Result<Fingerprint, WorkspaceError> {
+        // Also held while one is looked at: who comes meanwhile waits for that.
+        let mut known = self.fingerprints.lock().await;
+        if let Some(fingerprint) = known.get(&kind.stack.digest) {
+            return Ok(fingerprint.clone());
+        }
+        let Ready {
+            sandbox,
+            range,
+            directory,
+        } = self.take(kind).await?.ready;
+        let sandbox = sandbox.adopt("reference".to_owned()).await?;
+        let fingerprint = sandbox.fingerprint().await;
+        let ending = sandbox.kill(Gone::Removed).await?;
+        self.dispose(Disposal {
+            ending: Some(ending),
+            range: Some(range),
+            storage: kind.storage,
+            directory,
+            leave: self.leave().await,
+        })
+        .await;
+        let fingerprint = fingerprint?;
+        known.insert(kind.stack.digest.clone(), fingerprint.clone());
+        Ok(fingerprint)
     }
 
     /// What is in it.

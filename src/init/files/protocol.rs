@@ -40,6 +40,8 @@ pub enum FileRequest {
     Archive(RawPath, Compression),
     /// Tell whom what is made belongs to: `Owner`.
     Owner,
+    /// Look at everything that is to be seen: `Fingerprint`.
+    Fingerprint,
 }
 
 /// Which entries of a directory.
@@ -113,6 +115,8 @@ pub enum FileReply {
     Working,
     /// The ids of the process.
     Owner(Owner),
+    /// Of everything that is to be seen.
+    Fingerprint(Fingerprint),
     /// It is done.
     Done,
     /// It cannot be done.
@@ -156,6 +160,15 @@ pub struct FileEntry {
     pub modified: (i64, u32),
     /// Where it leads, for a link.
     pub target: Option<RawPath>,
+}
+
+/// What tells one tree from another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Of all entries together, in hexadecimal digits.
+    pub digest: String,
+    /// How many there are.
+    pub entries: u64,
 }
 
 /// Whom something belongs to, as inside.

@@ -24,6 +24,10 @@ pub(super) trait Visitor {
     fn visit(&mut self, place: &Place, below: &[u8]) -> Result<(), FileFailure>;
     /// Leaves a directory, after what is in it.
     fn leave(&mut self, place: &Place) -> Result<(), FileFailure>;
+    /// Whether it goes into the directory of this path.
+    fn enters(&self, _below: &[u8]) -> bool {
+        true
+    }
 }
 
 struct Level {
@@ -72,7 +76,7 @@ pub(super) fn walk(
         if !place.is_directory() {
             continue;
         }
-        if place.is_made_up()? {
+        if !visitor.enters(&below) || place.is_made_up()? {
             visitor.leave(&place)?;
             continue;
         }

@@ -239,6 +239,7 @@ impl Provider for Fake {
             upper_entries: 0,
             processes_surviving: 0,
             discarded: None,
+            verified: None,
             waited_us: 0,
             duration_us: 900,
         })
@@ -656,7 +657,7 @@ async fn files_are_written_from_base64_and_read_as_bytes() {
 #[tokio::test]
 async fn reset_and_fetch_need_no_body() {
     let server = Server::start();
-    let receipt = r#"{"id":"w","layer":"l","generation":1,"upper_entries":0,"processes_surviving":0,"discarded":null,"waited_us":0,"duration_us":900}"#;
+    let receipt = r#"{"id":"w","layer":"l","generation":1,"upper_entries":0,"processes_surviving":0,"discarded":null,"verified":null,"waited_us":0,"duration_us":900}"#;
     let fetched = r#"{"repositories":[{"url":"https://git.example/r","path":"/r","reference":"main","old_commit":"a","new_commit":"b"}]}"#;
     for (call, answer) in [("reset", receipt), ("fetch", fetched)] {
         let url = format!("/workspaces/w/{call}");

@@ -19,7 +19,7 @@ use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
 use super::routes::{Id, Nothing, Parameters, checked_env, tag};
 use crate::provider::{
     Description, Fetched, LimitsAsked, LimitsChange, NewWorkspace, Patch, Receipt, RequestsAsked,
-    ResetWish, WorkspaceId,
+    ResetWish, Verify, WorkspaceId,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -284,6 +284,10 @@ async fn reset(
     app.collect_nothing(request).await?;
     let wish = ResetWish {
         wait_for_disposal: query.wait.is_some(),
+        verify: match query.verify {
+            Some(ResetVerify::Full) => Verify::Full,
+            None => Verify::Usual,
+        },
     };
     Ok(Json(app.provider.reset(&id, wish).await?))
 }
@@ -295,6 +299,17 @@ struct ResetQuery {
     /// What to wait for before the answer.
     #[param(inline)]
     wait: Option<ResetWait>,
+    /// How closely to look at what the workspace gets.
+    #[param(inline)]
+    verify: Option<ResetVerify>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ResetVerify {
+    /// Everything that is to be seen in it, contents included, is compared with what another sandbox of the
+    /// same layer shows.
+    Full,
 }
 
 #[derive(Deserialize, ToSchema)]
