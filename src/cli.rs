@@ -15,7 +15,8 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{
-    AttachArgs, CpArgs, CreateArgs, ExecArgs, LimitsArgs, LogsArgs, LsArgs, ResetArgs, RmArgs,
+    AttachArgs, CpArgs, CreateArgs, ExecArgs, LimitsArgs, LogsArgs, LsArgs, RenewArgs, ResetArgs,
+    RmArgs,
 };
 
 /// Workspaces for autonomous coding agents on a bare Linux host.
@@ -60,6 +61,8 @@ pub enum Command {
     Cp(CpArgs),
     /// Show or change what a workspace may use.
     Limits(LimitsArgs),
+    /// Have the time to live of a workspace begin anew.
+    Renew(RenewArgs),
     /// Return a workspace to the state right after setup.
     Reset(ResetArgs),
     /// End workspaces and dispose of their files.

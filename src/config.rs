@@ -92,6 +92,14 @@ pub struct WorkspaceConfig {
     /// Workspaces at once; not limited if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_workspaces: Option<u32>,
+    /// Seconds that a workspace is kept from its making, or its last renewal, on, and the most that a
+    /// token with a scope may ask for; not limited if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<f64>,
+    /// Seconds without a request for it and without an exec after which a workspace is removed, and the
+    /// most that a token with a scope may ask for; not limited if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<f64>,
     /// Pristine sandboxes kept ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
@@ -385,6 +393,8 @@ impl WorkspaceConfig {
             limits: None,
             requests: None,
             max_workspaces: None,
+            ttl: None,
+            idle_timeout: None,
             pool: None,
         }
     }

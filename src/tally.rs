@@ -21,6 +21,8 @@ pub struct Tally {
     pub execs: Timings,
     /// Execs that ended, by the word for how.
     pub outcomes: Counts,
+    /// Workspaces that were removed, by the word for why.
+    pub removals: Counts,
     /// Bytes that they printed.
     pub printed: AtomicU64,
     /// Bytes that they were given as stdin.

@@ -103,6 +103,15 @@ impl Provider for Empty {
         nothing()
     }
 
+    async fn renew(
+        &self,
+        _id: &WorkspaceId,
+        _ttl: Option<Duration>,
+        _latitude: Latitude,
+    ) -> Result<Lease, Error> {
+        nothing()
+    }
+
     async fn start(
         &self,
         _id: &WorkspaceId,
@@ -202,6 +211,7 @@ impl Provider for Empty {
             stopped: 0,
             execs: 0,
             outcomes: Vec::new(),
+            removals: Vec::new(),
             exec_durations: none.clone(),
             exec_bytes: (0, 0),
             create_durations: none.clone(),

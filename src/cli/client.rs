@@ -70,6 +70,53 @@ pub struct CreateArgs {
     /// Set a variable for every command in it. Repeatable.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<Variable>,
+    /// Have it removed after so long, unless it is renewed.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub ttl: Option<Duration>,
+    /// Have it removed when nobody has asked for it and nothing has run in it for so long.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub idle_timeout: Option<Duration>,
+    /// Stay after the id is printed, and have it removed with this command's end, however it ends.
+    #[arg(long)]
+    tied: bool,
+}
+
+impl CreateArgs {
+    /// What ends it besides what the provider is asked for.
+    #[must_use]
+    pub fn tie(&self) -> Tie {
+        if self.tied {
+            Tie::ToThisCommand
+        } else {
+            Tie::None
+        }
+    }
+}
+
+/// What a workspace ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tie {
+    /// Nothing.
+    None,
+    /// The command that made it.
+    ToThisCommand,
+}
+
+/// A time to live that is to begin anew.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct RenewArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text it is when the workspace ends.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// How long it is from now on; as long as before if absent.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub ttl: Option<Duration>,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
 }
 
 /// What to list.

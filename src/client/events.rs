@@ -6,6 +6,7 @@ use std::io;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use hyper::header::ACCEPT;
 use hyper::{Method, Request};
@@ -14,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
 
-use super::connection::empty;
+use super::connection::{Answer, empty};
 use super::wire::{Exec, Stream};
 use super::workspaces::under;
 use super::{Client, Error};
@@ -25,7 +26,7 @@ const MAX_LINE: usize = 16 << 20;
 
 /// Output as it comes.
 pub struct Events {
-    lines: futures_util::stream::BoxStream<'static, Result<String, Error>>,
+    lines: BoxStream<'static, Result<String, Error>>,
 }
 
 impl std::fmt::Debug for Events {
@@ -92,16 +93,21 @@ impl Client {
             .method(Method::GET)
             .header(ACCEPT, "text/event-stream");
         let answer = self.send(request, &target, empty()).await?;
-        let reader = StreamReader::new(answer.stream().map_err(io::Error::other));
-        let codec = LinesCodec::new_with_max_length(MAX_LINE);
-        let lines = FramedRead::new(reader, codec).map_err(|error| match error {
-            LinesCodecError::MaxLineLengthExceeded => Error::Unexpected("a line is too long"),
-            LinesCodecError::Io(error) => Error::Broken(error.into()),
-        });
         Ok(Events {
-            lines: lines.boxed(),
+            lines: lines(answer),
         })
     }
+}
+
+/// The lines of an answer, as they come.
+pub(super) fn lines(answer: Answer) -> BoxStream<'static, Result<String, Error>> {
+    let reader = StreamReader::new(answer.stream().map_err(io::Error::other));
+    let codec = LinesCodec::new_with_max_length(MAX_LINE);
+    let lines = FramedRead::new(reader, codec).map_err(|error| match error {
+        LinesCodecError::MaxLineLengthExceeded => Error::Unexpected("a line is too long"),
+        LinesCodecError::Io(error) => Error::Broken(error.into()),
+    });
+    lines.boxed()
 }
 
 impl Events {

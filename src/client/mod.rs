@@ -18,4 +18,7 @@ pub use connection::{Body, Client};
 pub use error::Error;
 pub use events::{Event, Events};
 pub use files::{Download, InsidePath, Packing};
-pub use wire::{Discarded, Entry, Exec, Kind, Page, Receipt, Start, Stdin, Stream, Workspace};
+pub use wire::{
+    Create, Discarded, Entry, Exec, Kind, Lease, Page, Receipt, Start, Stdin, Stream, Workspace,
+};
+pub use workspaces::Held;

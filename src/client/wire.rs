@@ -51,6 +51,28 @@ pub struct Discarded {
     pub bytes: Option<u64>,
 }
 
+/// A workspace to be made.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Create {
+    /// Its environment, on top of the config's.
+    pub env: BTreeMap<String, String>,
+    /// Seconds until it is removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<f64>,
+    /// Seconds without a use until it is removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<f64>,
+}
+
+/// How long a workspace is kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Lease {
+    /// When it is removed unless it is renewed, in seconds since 1970.
+    pub expires: f64,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
 /// A command to be started.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Start {

@@ -1,14 +1,14 @@
 //! Workspaces and execs: made, listed, described, ended.
 
-use std::collections::BTreeMap;
-
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use hyper::{Method, Request};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::wire::{Exec, Receipt, Start, WireSize, Workspace};
+use super::events::lines;
+use super::wire::{Create, Exec, Lease, Receipt, Start, WireSize, Workspace};
 use super::{Client, Error};
 use crate::cli::client::IdPart;
 use crate::sys::terminal::Size;
@@ -23,14 +23,86 @@ struct Id {
     id: String,
 }
 
+/// A workspace that ends when this is dropped.
+pub struct Held {
+    id: String,
+    lines: BoxStream<'static, Result<String, Error>>,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Held {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Waits until it is removed.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    pub async fn until_removed(mut self) -> Result<(), Error> {
+        while let Some(line) = self.lines.next().await {
+            line?;
+        }
+        Ok(())
+    }
+}
+
 impl Client {
     /// Makes a workspace and gives its id.
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn create(&self, env: &BTreeMap<String, String>) -> Result<String, Error> {
-        let made: Id = self.post("/workspaces", &json!({ "env": env })).await?;
+    pub async fn create(&self, asked: &Create) -> Result<String, Error> {
+        let made: Id = self.post("/workspaces", asked).await?;
         checked(made.id)
+    }
+
+    /// Makes a workspace that ends with this connection.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn create_tied(&self, asked: &Create) -> Result<Held, Error> {
+        #[derive(Serialize)]
+        struct Tied<'a> {
+            #[serde(flatten)]
+            asked: &'a Create,
+            tied: bool,
+        }
+        let tied = Tied { asked, tied: true };
+        let answer = self.post_with(Request::builder(), "/workspaces", &tied);
+        let mut lines = lines(answer.await?);
+        while let Some(line) = lines.next().await {
+            if let Some(data) = line?.strip_prefix("data:") {
+                let made: Id = serde_json::from_str(data).map_err(Error::Unintelligible)?;
+                let id = checked(made.id)?;
+                return Ok(Held { id, lines });
+            }
+        }
+        Err(Error::Broken(
+            "it ended before the workspace was there".into(),
+        ))
+    }
+
+    /// Has the time to live of a workspace begin anew.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn renew(&self, workspace: &str, ttl: Option<f64>) -> Result<Lease, Error> {
+        let body = match ttl {
+            Some(ttl) => json!({ "ttl": ttl }),
+            None => json!({}),
+        };
+        self.post(&format!("/workspaces/{workspace}/renew"), &body)
+            .await
     }
 
     /// The ids of all workspaces, oldest first.

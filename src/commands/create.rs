@@ -1,25 +1,41 @@
 //! `derrick create`: a new workspace at a running provider.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::remote::{self, environment, print, telling_no};
 use crate::cli::ReportFormat;
-use crate::cli::client::CreateArgs;
-use crate::client::printable;
+use crate::cli::client::{CreateArgs, Tie};
+use crate::client::{Create, printable};
 
-/// Makes a workspace and prints its id.
+/// Makes a workspace and prints its id; with a tie, stays until it is removed.
 ///
 /// # Errors
 /// Why there is none.
 pub fn create(arguments: &CreateArgs) -> anyhow::Result<ExitCode> {
-    telling_no(remote::talk(&arguments.provider, async |client| {
-        let id = client.create(&environment(&arguments.env)).await?;
+    let seconds = |span: &Option<Duration>| span.as_ref().map(Duration::as_secs_f64);
+    let asked = Create {
+        env: environment(&arguments.env),
+        ttl: seconds(&arguments.ttl),
+        idle_timeout: seconds(&arguments.idle_timeout),
+    };
+    let tell = |id: &str| {
         print(&match arguments.format.format() {
-            ReportFormat::Text => id,
+            ReportFormat::Text => id.to_owned(),
             ReportFormat::Json => printable::json(&json!({ "id": id })),
-        })?;
+        })
+    };
+    telling_no(remote::talk(&arguments.provider, async |client| {
+        match arguments.tie() {
+            Tie::None => tell(&client.create(&asked).await?)?,
+            Tie::ToThisCommand => {
+                let held = client.create_tied(&asked).await?;
+                tell(held.id())?;
+                held.until_removed().await?;
+            }
+        }
         Ok(ExitCode::SUCCESS)
     }))
 }

@@ -10,6 +10,7 @@ pub mod limits;
 pub mod logs;
 pub mod ls;
 mod remote;
+pub mod renew;
 pub mod reset;
 pub mod rm;
 pub mod run;
@@ -50,6 +51,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Logs(arguments)) => logs::logs(&arguments),
         Some(Command::Cp(arguments)) => cp::cp(&arguments),
         Some(Command::Limits(arguments)) => limits::limits(&arguments),
+        Some(Command::Renew(arguments)) => renew::renew(&arguments),
         Some(Command::Reset(arguments)) => reset::reset(&arguments),
         Some(Command::Rm(arguments)) => rm::rm(&arguments),
     }

@@ -61,6 +61,9 @@ pub(super) fn check(
     if config.max_workspaces == Some(0) {
         return Err(above_zero(100)).at(|| top().field("max_workspaces"));
     }
+    for (field, seconds) in [("ttl", config.ttl), ("idle_timeout", config.idle_timeout)] {
+        self::seconds(seconds).at(|| top().field(field))?;
+    }
     Ok(())
 }
 
@@ -577,6 +580,15 @@ fn cpus(cpus: Option<f64>) -> Result<(), (&'static str, String)> {
             );
             Err(("cpus", reason))
         }
+        _ => Ok(()),
+    }
+}
+
+fn seconds(seconds: Option<f64>) -> Result<(), String> {
+    match seconds {
+        Some(seconds) if !(seconds > 0.0 && seconds <= f64::from(u32::MAX)) => Err(format!(
+            "{seconds} is no number of seconds that can be waited; write a number above 0, such as 3600"
+        )),
         _ => Ok(()),
     }
 }

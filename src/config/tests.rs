@@ -146,7 +146,7 @@ fn unknown_fields_are_refused_with_their_place_and_the_nearest_known_one() {
         ),
         (
             r#"{"name":"n","zzz":1}"#,
-            "c.json:1:13: zzz: there is no such field; known are name, repositories, setup_script, base, env, workdir, user, network, storage, setup, profile, best_effort, limits, requests, max_workspaces, pool",
+            "c.json:1:13: zzz: there is no such field; known are name, repositories, setup_script, base, env, workdir, user, network, storage, setup, profile, best_effort, limits, requests, max_workspaces, ttl, idle_timeout, pool",
         ),
         (
             r#"{"name":"n","repositories":[{"url":"/","pth":"/a"}]}"#,
@@ -718,6 +718,10 @@ fn limits_are_checked_and_what_is_not_supported_is_refused() {
         (
             r#"{"name":"n","limits":{"memory":"8MiB"},"requests":{"memory":8388609}}"#,
             "c.json:1:61: requests.memory: 8388609 is above limits.memory, 8388608; write that or less",
+        ),
+        (
+            r#"{"name":"n","ttl":0}"#,
+            "c.json:1:19: ttl: 0 is no number of seconds that can be waited; write a number above 0, such as 3600",
         ),
         (
             r#"{"name":"n","max_workspaces":0}"#,

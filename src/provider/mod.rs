@@ -28,8 +28,9 @@ pub use crate::workspace::sessions::{
     Ran, Session, SessionRecord, check_name as check_session_name,
 };
 pub use crate::workspace::{
-    Discarded, Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InvalidEventId,
-    Latitude, Level, LimitsChange, Next, Outcome, Patch, Told, Verify, WorkspaceId,
+    Discarded, Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InUse, InvalidEventId,
+    Latitude, Lease, LeaseAsked, Level, LimitsChange, Next, Outcome, Patch, Told, Verify,
+    WorkspaceId,
 };
 
 pub mod files;
@@ -50,6 +51,17 @@ pub trait Provider: files::Files + Send + Sync + 'static {
     async fn describe(&self, id: &WorkspaceId) -> Result<Description, Error>;
     /// Ends a workspace; `false` if there was none. Its files are disposed of in the background.
     async fn remove(&self, id: &WorkspaceId) -> Result<bool, Error>;
+    /// Has the time to live of a workspace begin anew, with another length if one is given.
+    async fn renew(
+        &self,
+        id: &WorkspaceId,
+        ttl: Option<Duration>,
+        latitude: Latitude,
+    ) -> Result<Lease, Error>;
+    /// Counts as a use of a workspace until what this gives is dropped; nothing where there is none.
+    fn hold(&self, _id: &WorkspaceId) -> Option<InUse> {
+        None
+    }
     /// Starts one command, unless its key says that it was started before; answers when it runs.
     async fn start(
         &self,
@@ -219,6 +231,9 @@ pub struct Description {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub pending: Vec<&'static str>,
+    /// How long it is kept.
+    #[serde(flatten)]
+    pub lease: Lease,
     /// What they use now, as far as the kernel counts that; absent where nothing is limited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
@@ -507,7 +522,9 @@ pub struct Figures {
     pub execs: usize,
     /// Execs that ended, by the word of each [`Outcome`].
     pub outcomes: Vec<(&'static str, u64)>,
-    /// How long they took.
+    /// Workspaces that were removed, by the word for why.
+    pub removals: Vec<(&'static str, u64)>,
+    /// How long execs took.
     pub exec_durations: Durations,
     /// Bytes that they printed, and that they were given as stdin.
     pub exec_bytes: (u64, u64),

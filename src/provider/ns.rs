@@ -27,7 +27,8 @@ use crate::state::{NoRoom, State, Use};
 use crate::workspace::execs::Order;
 use crate::workspace::sessions::SessionError;
 use crate::workspace::{
-    InForce, Launch, LimitsChange, Workspace, WorkspaceError, WorkspaceId, Workspaces,
+    InForce, InUse, Latitude, Launch, Lease, LimitsChange, Why, Workspace, WorkspaceError,
+    WorkspaceId, Workspaces,
 };
 
 /// `PATH_MAX` of the kernel.
@@ -151,6 +152,7 @@ impl Provider for NsProvider {
             limits: limits.into(),
             requests: requests.into(),
             pending: workspace.pending(&limits),
+            lease: workspace.lease(),
             usage,
             enforcement,
         })
@@ -165,6 +167,20 @@ impl Provider for NsProvider {
                 .map_err(|error| error_of(error, ""))
         })
         .await
+    }
+
+    async fn renew(
+        &self,
+        id: &WorkspaceId,
+        ttl: Option<Duration>,
+        latitude: Latitude,
+    ) -> Result<Lease, Error> {
+        let renewed = self.get(id)?.renew(ttl, latitude);
+        renewed.map_err(|error| error_of(error, ""))
+    }
+
+    fn hold(&self, id: &WorkspaceId) -> Option<InUse> {
+        Some(self.get(id).ok()?.hold())
     }
 
     async fn start(
@@ -193,6 +209,7 @@ impl Provider for NsProvider {
             output_limit: command.output_limit,
             key: command.key,
             further: Vec::new(),
+            in_use: Some(workspace.hold()),
         };
         to_its_end(async move {
             let started = workspace.start(launch, order).await;
@@ -400,6 +417,9 @@ impl Provider for NsProvider {
             stopped: workspaces.len() - running,
             execs: workspaces.iter().map(|one| one.execs().running()).sum(),
             outcomes: outcomes.to_vec(),
+            removals: Why::WORDS
+                .map(|word| (word, tally.removals.of(word)))
+                .to_vec(),
             exec_durations: tally.execs.read(),
             exec_bytes: (
                 tally.printed.load(Ordering::Relaxed),
@@ -526,7 +546,9 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
         WorkspaceError::Session(error) => error.into(),
         WorkspaceError::File(error) => files::file_error_of(error),
         WorkspaceError::Unenforceable(error) => Error::LimitUnenforceable(error.to_string()),
-        WorkspaceError::Unfit { .. } => Error::Invalid(error.to_string()),
+        WorkspaceError::Unfit { .. } | WorkspaceError::TooLong { .. } | WorkspaceError::Endless => {
+            Error::Invalid(error.to_string())
+        }
         WorkspaceError::TooMany(_) => Error::TooMany(error.to_string()),
         WorkspaceError::Moved | WorkspaceError::MemoryInUse | WorkspaceError::ForksTooFast => {
             Error::Conflict(error.to_string())

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::Discarded;
 use super::execs::{ExecId, ExecRecord};
+use super::lease::Why;
 
 /// Events that are kept.
 const KEPT: usize = 1000;
@@ -51,8 +52,16 @@ pub enum Event {
         /// What it has now.
         new_commit: String,
     },
+    /// Its time to live began anew.
+    Renewed {
+        /// When it ends, in seconds since 1970.
+        expires: f64,
+    },
     /// The workspace is no more; nothing comes after this.
-    Removed,
+    Removed {
+        /// Why.
+        why: Why,
+    },
 }
 
 /// Where an event is in its row: which row, as there is a new one with each start of the provider,
@@ -184,6 +193,15 @@ impl Events {
         }
     }
 
+    /// What stands before the first one.
+    #[must_use]
+    pub fn beginning(&self) -> EventId {
+        EventId {
+            row: self.row,
+            number: 0,
+        }
+    }
+
     /// What came after `id`.
     #[must_use]
     pub fn after(&self, id: EventId) -> Next {
@@ -218,7 +236,7 @@ mod tests {
         let start = events.latest();
         assert!(matches!(events.after(start), Next::Pending));
         for _ in 0..KEPT + 10 {
-            events.tell(Event::Removed);
+            events.tell(Event::Removed { why: Why::Asked });
         }
         let Next::Missed(first) = events.after(start) else {
             panic!("ten are gone");

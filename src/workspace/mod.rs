@@ -8,6 +8,7 @@ pub mod execs;
 mod fetch;
 mod files;
 mod id;
+mod lease;
 mod limits;
 mod one;
 mod pool;
@@ -18,16 +19,19 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use crate::pool::stock::Level;
 pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
 pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
 pub use files::FileTarget;
 pub use id::{InvalidId, WorkspaceId};
+pub use lease::{InUse, Lease, LeaseAsked, Why};
 pub use limits::{InForce, Latitude, LimitsChange, Patch};
 pub use one::{Asked, Launch, Reset, Verify, Workspace};
 pub use pool::Discarded;
@@ -102,6 +106,17 @@ pub enum WorkspaceError {
         /// Those of the other's.
         expected: u64,
     },
+    /// It is to be kept for longer than the config has it.
+    #[error("{field} goes beyond the config's {} s, which takes a token for everything", most.as_secs_f64())]
+    TooLong {
+        /// `ttl` or `idle_timeout`.
+        field: &'static str,
+        /// The config's.
+        most: Duration,
+    },
+    /// It has no time to live that could be renewed.
+    #[error("the workspace has no time to live; give it one with the field ttl")]
+    Endless,
     /// It was reset, removed or stopped meanwhile.
     #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
     Moved,
@@ -135,6 +150,8 @@ impl WorkspaceError {
             | Self::TooMany(_)
             | Self::NotPristine(_)
             | Self::NotAsOthers { .. }
+            | Self::TooLong { .. }
+            | Self::Endless
             | Self::Moved => false,
         }
     }
@@ -157,7 +174,11 @@ struct Shared {
     setups: Setups,
     pool: Pool,
     directory: PathBuf,
+    usage: Use,
     all: Mutex<BTreeMap<WorkspaceId, Arc<Workspace>>>,
+    /// Told of workspaces whose leases are to be looked at.
+    to_keeper: mpsc::UnboundedSender<WorkspaceId>,
+    keeper: OnceLock<AbortOnDropHandle<()>>,
     /// How many are being made.
     coming: AtomicUsize,
     /// Set when the provider is ending: nothing is started from then on.
@@ -167,6 +188,19 @@ struct Shared {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkspaceId, Arc<Workspace>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends a workspace and discards its files; `false` if there is none.
+    async fn remove(&self, id: &WorkspaceId, why: Why) -> Result<bool, WorkspaceError> {
+        let Some(workspace) = self.lock().get(id).cloned() else {
+            return Ok(false);
+        };
+        let removed = workspace.remove(why).await?;
+        self.lock().remove(id);
+        if removed {
+            self.state.tally().removals.count(why.word());
+        }
+        Ok(removed)
     }
 }
 
@@ -211,19 +245,27 @@ impl Workspaces {
         let pool = Pool::new(&config, &state);
         let all = find(&directory, &config, &state, &pool)
             .map_err(WorkspaceError::host("finding the workspaces on disk"))?;
+        let (to_keeper, told) = mpsc::unbounded_channel();
+        for workspace in all.values() {
+            workspace.tenure.begin(to_keeper.clone(), None);
+        }
         let shared = Shared {
             config,
             state,
             setups,
             pool,
             directory,
+            usage,
             all: Mutex::new(all),
+            to_keeper,
+            keeper: OnceLock::new(),
             coming: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        let shared = Arc::new(shared);
+        let keeper = tokio::spawn(lease::keep(Arc::downgrade(&shared), told));
+        let _ = shared.keeper.set(AbortOnDropHandle::new(keeper));
+        Ok(Self { shared })
     }
 
     /// What they start from.
@@ -250,6 +292,10 @@ impl Workspaces {
             (&usual.0, &usual.1),
             (&asked.limits, &asked.requests),
         )?;
+        // What is thrown away with its command is kept for as long as that takes.
+        if shared.usage == Use::Serve {
+            asked.lease = asked.lease.within(&shared.config, asked.latitude)?;
+        }
         // Before setup, which may take long.
         limits::check(
             &shared.config,
@@ -259,6 +305,7 @@ impl Workspaces {
         )?;
         let _place = Place::take(shared)?;
         let stack = shared.setups.stack().await?;
+        let tie = asked.lease.tie.clone();
         let workspace = Workspace::create(
             &shared.config,
             &shared.state,
@@ -273,6 +320,7 @@ impl Workspaces {
             .prefer(&workspace.kind(&workspace.record().stack));
         self.lock()
             .insert(workspace.id().clone(), Arc::clone(&workspace));
+        workspace.tenure.begin(shared.to_keeper.clone(), tie);
         shared.state.tally().creates.count(started.elapsed());
         Ok(workspace)
     }
@@ -305,21 +353,25 @@ impl Workspaces {
     /// # Errors
     /// Where its sandbox cannot be ended or its files not be discarded.
     pub async fn remove(&self, id: &WorkspaceId) -> Result<bool, WorkspaceError> {
-        let Ok(workspace) = self.get(id) else {
-            return Ok(false);
-        };
-        let removed = workspace.remove().await?;
-        self.lock().remove(id);
-        Ok(removed)
+        self.shared.remove(id, Why::Asked).await
     }
 
-    /// Ends every sandbox and waits for it; the workspaces stay on disk, and none starts again.
+    /// Ends every sandbox and waits for it; the workspaces stay on disk but for those that end with a
+    /// connection, and none starts again.
     pub async fn shutdown(&self) {
         self.shared.closed.store(true, Ordering::Relaxed);
         let all: Vec<_> = self.lock().values().cloned().collect();
         let mut stopping = JoinSet::new();
         for workspace in all {
-            stopping.spawn(async move { workspace.close().await });
+            stopping.spawn(async move {
+                if workspace.lease().tied
+                    && let Err(error) = workspace.remove(Why::Disconnected).await
+                {
+                    let error = crate::chain::text(&error);
+                    tracing::warn!(workspace = %workspace.id(), error, "cannot remove a workspace; the next start does");
+                }
+                workspace.close().await;
+            });
         }
         while stopping.join_next().await.is_some() {}
         self.shared.pool.close().await;
@@ -342,6 +394,12 @@ fn find(
         let path = entry?.path();
         match Record::read(&path) {
             Ok(record) => {
+                if let Some(why) = record.lease.ran_out() {
+                    tracing::info!(workspace = %record.id, why = why.word(), "removing a workspace");
+                    state.discard(&path)?;
+                    state.tally().removals.count(why.word());
+                    continue;
+                }
                 let found = discard_other_generations(&path, &record, state)
                     .and_then(|()| Workspace::stopped(config, state, pool, path.clone(), record));
                 match found {

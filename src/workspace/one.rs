@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::WorkspaceError;
 use super::events::{Event, Events};
 use super::execs::{self, Execs, Novelty, Order};
+use super::lease::{Lease, LeaseAsked, Tenure, Why};
 use super::limits::{InForce, Latitude};
 use super::pool::{self, Discarded, Disposal, Kind, Pool, Ready};
 use super::record::{Record, writable};
@@ -43,6 +44,7 @@ pub struct Workspace {
     execs: Arc<Execs>,
     sessions: Sessions,
     events: Arc<Events>,
+    pub(super) tenure: Arc<Tenure>,
 }
 
 #[derive(Debug)]
@@ -91,6 +93,8 @@ pub struct Asked {
     pub latitude: Latitude,
     /// The name that it belongs to, if it belongs to one.
     pub owner: Option<String>,
+    /// How long it is kept.
+    pub lease: LeaseAsked,
 }
 
 /// How closely it is looked at a pristine sandbox before a workspace gets it.
@@ -169,6 +173,7 @@ impl Workspace {
             limits: asked.limits,
             requests: asked.requests,
             owner: asked.owner,
+            lease: Lease::begin(&asked.lease),
             commits: stack.commits.clone(),
             stack,
             // Those of the sandbox that it gets.
@@ -224,6 +229,7 @@ impl Workspace {
             Arc::clone(state.tally()),
         )?;
         Ok(Self {
+            tenure: Tenure::new(&record.id, &record.lease),
             id: record.id.clone(),
             config: Arc::clone(config),
             state: state.clone(),
@@ -589,7 +595,7 @@ impl Workspace {
     }
 
     /// Ends it for good; `false` if somebody else did meanwhile.
-    pub(super) async fn remove(&self) -> Result<bool, WorkspaceError> {
+    pub(super) async fn remove(&self, why: Why) -> Result<bool, WorkspaceError> {
         let mut lifecycle = self.lifecycle.lock().await;
         if lifecycle.closed {
             return Ok(false);
@@ -601,7 +607,7 @@ impl Workspace {
             .map_err(WorkspaceError::host("discarding a workspace"))?;
         lifecycle.closed = true;
         lifecycle.range = None;
-        self.events.tell(Event::Removed);
+        self.events.tell(Event::Removed { why });
         self.events.close();
         Ok(true)
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::WorkspaceId;
+use super::lease::Lease;
 use crate::base::Stack;
 use crate::git::CommitId;
 use crate::sandbox::{IdMap, Limits, Requests, Storage};
@@ -31,6 +32,9 @@ pub(super) struct Record {
     /// The name of the token that it was made with.
     #[serde(default)]
     pub(super) owner: Option<String>,
+    /// How long it is kept.
+    #[serde(default)]
+    pub(super) lease: Lease,
     /// What it starts from, and returns to.
     pub(super) stack: Stack,
     /// The number of the id range that its files are written with.

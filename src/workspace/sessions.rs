@@ -280,6 +280,8 @@ impl Workspace {
             output_limit: None,
             key: None,
             further: vec![reporter],
+            // A shell that waits for commands uses nothing; the requests that bring them do.
+            in_use: None,
         };
         let sandbox = self.sandbox().await?;
         let (exec, _) = self.start(launch, order).await?;

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::header::{HeaderMap, HeaderName};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use serde_json::{Value, json};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -27,8 +27,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 /// Tells what happens to a workspace from now on, or after the event in `Last-Event-ID`.
 ///
 /// `exec_started` and `exec_ended` with the exec, `limit_hit` with the `limit` and the `exec` that met it,
-/// before that one's end, `reset`, `fetched`, and `removed`, after which nothing comes. Each has its
-/// `time`. `missed` says that events are not kept any more between the
+/// before that one's end, `reset`, `fetched`, `renewed` with when it `expires`, and `removed`, after which
+/// nothing comes, with `why`: `asked`, `expired`, `idle` or `disconnected`. Each has its `time`. `missed` says that events are not kept any more between the
 /// one in `Last-Event-ID` and those that follow: the last 1000 are, until derrick ends.
 #[utoipa::path(
     get,
@@ -54,12 +54,20 @@ async fn events(
             Problem::new(Kind::InvalidRequest, detail)
         })?,
     };
-    let told = stream::unfold((events, at), |(events, at)| async move {
-        let (event, at) = next(&events, at).await?;
-        Some((Ok::<_, Infallible>(event), (events, at)))
-    });
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
-    Ok(Sse::new(told).keep_alive(keep_alive).into_response())
+    let told = Sse::new(tell(events, at)).keep_alive(keep_alive);
+    Ok(told.into_response())
+}
+
+/// What comes after `at`, until there will be no more.
+pub(super) fn tell(
+    events: Arc<Events>,
+    at: EventId,
+) -> impl Stream<Item = Result<Event, Infallible>> {
+    stream::unfold((events, at), |(events, at)| async move {
+        let (event, at) = next(&events, at).await?;
+        Some((Ok(event), (events, at)))
+    })
 }
 
 /// The event after `at`, waited for, and its id; none where there will be no more.

@@ -15,9 +15,10 @@ use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::leases::Visit;
 use super::problem::{Kind, Problem};
 use super::{App, guard};
-use crate::provider::{Latitude, WorkspaceId};
+use crate::provider::{InUse, Latitude, WorkspaceId};
 
 /// What a token lets its holder do, until it is revoked.
 #[derive(Debug)]
@@ -131,17 +132,26 @@ impl Caller {
         self.0.revoked.cancelled().await;
     }
 
-    /// The answer, which breaks off when the token is revoked.
+    /// The answer, which breaks off when the token is revoked. Until it is out, what `visit` uses is in
+    /// use.
     pub(super) async fn until_revoked(
         &self,
         answer: impl Future<Output = Response>,
+        visit: &Visit,
     ) -> Result<Response, Problem> {
         let response = tokio::select! {
             response = answer => response,
             () = self.revoked() => return Err(guard::unauthorized(REVOKED, guard::INVALID_TOKEN)),
         };
         let revoked = Box::pin(self.0.revoked.clone().cancelled_owned());
-        Ok(response.map(|body| Body::new(UntilRevoked { body, revoked })))
+        let in_use = visit.take();
+        Ok(response.map(|body| {
+            Body::new(UntilRevoked {
+                body,
+                revoked,
+                _in_use: in_use,
+            })
+        }))
     }
 }
 
@@ -168,6 +178,7 @@ impl FromRequestParts<Arc<App>> for Caller {
 struct UntilRevoked {
     body: Body,
     revoked: Pin<Box<WaitForCancellationFutureOwned>>,
+    _in_use: Option<InUse>,
 }
 
 impl HttpBody for UntilRevoked {

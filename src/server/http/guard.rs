@@ -26,6 +26,7 @@ use axum::response::Response;
 
 use super::connection::{Connection, Peer};
 use super::grant::Caller;
+use super::leases::Visit;
 use super::problem::{Kind, Problem};
 use super::{App, HttpOptions, cors};
 
@@ -47,8 +48,10 @@ pub(super) async fn guard(
     if let Some(name) = caller.name() {
         tracing::Span::current().record("token", name);
     }
+    let visit = Visit::default();
     request.extensions_mut().insert(caller.clone());
-    caller.until_revoked(next.run(request)).await
+    request.extensions_mut().insert(visit.clone());
+    caller.until_revoked(next.run(request), &visit).await
 }
 
 /// Whose request is let in.

@@ -252,6 +252,12 @@ impl Collector for Shown {
                 (&[("state", "stopped")], figures.stopped),
             ],
         )?;
+        page.counters(
+            "workspaces_removed",
+            "Workspaces that were removed, by why",
+            "why",
+            &figures.removals,
+        )?;
         page.gauge("execs_running", "Execs under way", figures.execs)?;
         page.counters(
             "execs",

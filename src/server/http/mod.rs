@@ -18,6 +18,7 @@ mod execs;
 mod files;
 mod grant;
 mod guard;
+mod leases;
 mod listener;
 mod metrics;
 mod observe;

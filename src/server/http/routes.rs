@@ -54,11 +54,13 @@ use utoipa_axum::router::OpenApiRouter;
 use super::body::{self, Bounds};
 use super::grant::Caller;
 use super::guard::guard;
+use super::leases::Visit;
 use super::observe::observe;
 use super::problem::{Kind, Problem};
 use super::unread::close_if_unread;
 use super::{
-    App, attach, commands, documents, events, execs, files, metrics, output, sessions, workspaces,
+    App, attach, commands, documents, events, execs, files, leases, metrics, output, sessions,
+    workspaces,
 };
 use crate::provider::{Error, WorkspaceId};
 
@@ -66,6 +68,7 @@ use crate::provider::{Error, WorkspaceId};
 #[rustfmt::skip] // a line each, so that branches that add one merge
 pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
     workspaces::routes,
+    leases::routes,
     execs::routes,
     output::routes,
     attach::routes,
@@ -163,9 +166,14 @@ impl App {
         body::collect(request, &self.uploads, self.bounds(size)).await
     }
 
-    pub(super) async fn collect_nothing(&self, request: Request) -> Result<(), Problem> {
+    /// A body that may be left out.
+    pub(super) async fn collect_optional(&self, request: Request) -> Result<body::Whole, Problem> {
         let bounds = self.bounds(body::MAX_BODY);
-        let body = body::collect_any(request, &self.uploads, bounds).await?;
+        body::collect_any(request, &self.uploads, bounds).await
+    }
+
+    pub(super) async fn collect_nothing(&self, request: Request) -> Result<(), Problem> {
+        let body = self.collect_optional(request).await?;
         if !body.bytes.is_empty() {
             let _: Option<Nothing> = body::parse(&body.bytes)?;
         }
@@ -200,6 +208,7 @@ impl FromRequestParts<Arc<App>> for Id {
             Problem::from(Error::NoSuchWorkspace(format!("{shown:?}")))
         })?;
         if caller.may_ask_for(app, &id) {
+            Visit::begin(parts, app, &id);
             Ok(Self(id))
         } else {
             Err(Error::NoSuchWorkspace(id.to_string()).into())

@@ -26,9 +26,9 @@ use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Tokens, serve_as};
 use crate::provider::{
     Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, Figures,
-    FileContent, FilePath, Finished, Level, Limits, LimitsChange, NewWorkspace, Novelty, OpenFile,
-    Outcome, Provider, Ran, Receipt, Requests, ResetWish, Session, SessionRecord, State,
-    WorkspaceId,
+    FileContent, FilePath, Finished, Latitude, Lease, Level, Limits, LimitsChange, NewWorkspace,
+    Novelty, OpenFile, Outcome, Provider, Ran, Receipt, Requests, ResetWish, Session,
+    SessionRecord, State, WorkspaceId,
 };
 use crate::tally::Timings;
 
@@ -98,6 +98,7 @@ impl Provider for Fake {
             limits: Limits::default(),
             requests: Requests::default(),
             pending: Vec::new(),
+            lease: Lease::default(),
             usage: None,
             enforcement: json!({"landlock": "full"}),
         })
@@ -105,6 +106,16 @@ impl Provider for Fake {
 
     async fn remove(&self, id: &WorkspaceId) -> Result<bool, Error> {
         Ok(self.call(id, "remove".to_owned()).is_ok())
+    }
+
+    async fn renew(
+        &self,
+        id: &WorkspaceId,
+        ttl: Option<Duration>,
+        latitude: Latitude,
+    ) -> Result<Lease, Error> {
+        self.call(id, format!("renew {ttl:?} {latitude:?}"))?;
+        Ok(Lease::default())
     }
 
     async fn start(
@@ -272,6 +283,7 @@ impl Provider for Fake {
             stopped: 0,
             execs: 0,
             outcomes: vec![("exited", 2)],
+            removals: vec![("asked", 1)],
             exec_durations: none.clone(),
             exec_bytes: (5, 0),
             create_durations: none.clone(),

@@ -5,21 +5,25 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
 use super::body;
+use super::execs::duration;
 use super::grant::Caller;
+use super::leases;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
 use super::routes::{Id, Nothing, Parameters, checked_env, tag};
 use crate::provider::{
-    Description, Fetched, LimitsAsked, LimitsChange, NewWorkspace, Patch, Receipt, RequestsAsked,
-    ResetWish, Verify, WorkspaceId,
+    Description, Fetched, LeaseAsked, LimitsAsked, LimitsChange, NewWorkspace, Patch, Receipt,
+    RequestsAsked, ResetWish, Verify, WorkspaceId,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -87,12 +91,24 @@ struct CreateRequest {
     limits: Option<LimitsAsked>,
     /// What it is to get where others want it as well; the config's requests where it says nothing.
     requests: Option<RequestsAsked>,
+    /// Seconds until it is removed, unless it is renewed; the config's `ttl` if absent.
+    #[schema(exclusive_minimum = 0.0)]
+    ttl: Option<f64>,
+    /// Seconds without a request for it and without an exec until it is removed; the config's if absent.
+    #[schema(exclusive_minimum = 0.0)]
+    idle_timeout: Option<f64>,
+    /// Whether it is removed when this connection ends. The answer is events then: `created` with the
+    /// `id`, then what happens to it, until the client goes away.
+    #[serde(default)]
+    #[schema(required = false)]
+    tied: bool,
 }
 
 /// Makes a workspace in the state right after setup.
 ///
 /// The first one sets up, which takes as long as the setup script does; further ones take
-/// milliseconds. It belongs to the name of the token that it is made with, if that has one.
+/// milliseconds. It belongs to the name of the token that it is made with, if that has one. A token with a
+/// scope gets no `ttl` and no `idle_timeout` beyond the config's.
 #[utoipa::path(
     post,
     path = "/workspaces",
@@ -100,7 +116,10 @@ struct CreateRequest {
     tag = tag::WORKSPACES,
     request_body = CreateRequest,
     responses(
-        (status = 200, description = "It was made.", body = Workspace),
+        (status = 200, description = "It was made.", content(
+            (Workspace = "application/json"),
+            (String = "text/event-stream"),
+        )),
         Problems<{ BODY | SETUP | of(&[Kind::BeyondScope]) }>,
     )
 )]
@@ -108,7 +127,7 @@ async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
     request: Request,
-) -> Result<Json<Workspace>, Problem> {
+) -> Result<Response, Problem> {
     caller.check_creates()?;
     let body = app.collect(request, body::MAX_BODY).await?;
     let request: CreateRequest = body::parse(&body.bytes)?;
@@ -116,15 +135,33 @@ async fn create(
     limits.check().map_err(invalid("limits"))?;
     let requests = request.requests.unwrap_or_default();
     requests.check().map_err(invalid("requests"))?;
+    let span = |field: &str, seconds: Option<f64>| {
+        seconds.map(|seconds| duration(field, seconds)).transpose()
+    };
+    // Until the answer is out, or the client is gone.
+    let tie = request.tied.then(CancellationToken::new);
+    let guard = tie.clone().map(CancellationToken::drop_guard);
+    let lease = LeaseAsked {
+        ttl: span("ttl", request.ttl)?,
+        idle_timeout: span("idle_timeout", request.idle_timeout)?,
+        tie,
+    };
     let asked = NewWorkspace {
         env: checked_env(request.env)?,
         limits: (&limits).into(),
         requests: (&requests).into(),
         latitude: caller.latitude(),
         owner: caller.name().map(str::to_owned),
+        lease,
     };
     let id = app.provider.create(asked).await?;
-    Ok(Json(Workspace { id }))
+    match guard {
+        None => Ok(Json(Workspace { id }).into_response()),
+        Some(tie) => {
+            let events = app.provider.events(&id)?;
+            Ok(leases::hold(&id, events, tie))
+        }
+    }
 }
 
 fn invalid(object: &'static str) -> impl Fn((&'static str, String)) -> Problem {

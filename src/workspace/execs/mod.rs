@@ -29,6 +29,7 @@ pub use record::{
 pub use stdin::{Input, StdinClosed};
 
 use super::events::{Event, Events};
+use super::lease::InUse;
 use crate::init::protocol::{self, Target};
 use crate::pool::exec::{self, Flusher, Sink, Stream, Streams};
 use crate::pool::{Sandbox, SandboxError, Signaller, is_full};
@@ -75,6 +76,8 @@ pub struct Order {
     pub key: Option<Key>,
     /// Its descriptors from 3 on; only for one with an open stdin.
     pub further: Vec<OwnedFd>,
+    /// Keeps its workspace from being idle until it has ended.
+    pub in_use: Option<InUse>,
 }
 
 /// What the commands of a workspace may take up.
@@ -881,7 +884,8 @@ struct Driver {
 }
 
 impl Driver {
-    async fn drive(self, order: Order, command: protocol::Exec) {
+    async fn drive(self, mut order: Order, command: protocol::Exec) {
+        let _in_use = order.in_use.take();
         let log = {
             let log = self.exec.log.lock().unwrap_or_else(PoisonError::into_inner);
             log.clone()

@@ -70,12 +70,22 @@ impl Api {
     pub(crate) fn open(&self, path: &str, headers: &[(&str, &str)]) -> Opened {
         let request = self.with_headers("GET", path, headers).body(());
         let request = request.expect("the request is one");
-        let response = self.agent.run(request);
-        let response = response.unwrap_or_else(|error| panic!("GET {path}: {error}"));
-        assert_eq!(response.status(), 200, "GET {path}");
-        let headers = response.headers().clone();
-        let reader = Box::new(response.into_body().into_reader());
-        Opened { headers, reader }
+        Opened::new(path, self.agent.run(request))
+    }
+
+    /// Makes a workspace from the given body that ends when what this gives is dropped: its events.
+    pub(crate) fn create_tied(&self, body: &Value) -> (Workspace, Events) {
+        let mut body = body.clone();
+        body["tied"] = json!(true);
+        let headers = [("content-type", "application/json")];
+        let request = self.with_headers("POST", "/workspaces", &headers);
+        let request = request.body(body.to_string()).expect("the request is one");
+        let opened = Opened::new("/workspaces", self.agent.run(request));
+        let mut events = Events(BufReader::new(opened));
+        let created = events.next().expect("it tells that it was made");
+        assert_eq!(created.name, "created", "{created:?}");
+        let id = created.data["id"].as_str().expect("it has an id");
+        (self.workspace(id), events)
     }
 
     fn with_headers(
@@ -289,6 +299,14 @@ impl Exec {
 }
 
 impl Opened {
+    fn new(path: &str, response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Self {
+        let response = response.unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert_eq!(response.status(), 200, "{path}");
+        let headers = response.headers().clone();
+        let reader = Box::new(response.into_body().into_reader());
+        Self { headers, reader }
+    }
+
     /// What comes next; nothing at the end.
     pub(crate) fn some(&mut self) -> Vec<u8> {
         let mut bytes = vec![0; 64 * 1024];
