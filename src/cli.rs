@@ -15,8 +15,8 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{
-    AttachArgs, CpArgs, CreateArgs, ExecArgs, LimitsArgs, LogsArgs, LsArgs, RenewArgs, ResetArgs,
-    RmArgs,
+    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, LimitsArgs, LogsArgs, LsArgs,
+    RenewArgs, ResetArgs, RmArgs,
 };
 
 /// Workspaces for autonomous coding agents on a bare Linux host.
@@ -51,6 +51,8 @@ pub enum Command {
     Create(CreateArgs),
     /// List the workspaces of a running provider, the execs of one, or its files.
     Ls(LsArgs),
+    /// Print how many more workspaces a running provider has room for.
+    Capacity(CapacityArgs),
     /// Run one command in a workspace and exit with its exit code.
     Exec(ExecArgs),
     /// Join a running exec: its output from now on, and its stdin.

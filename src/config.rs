@@ -92,6 +92,15 @@ pub struct WorkspaceConfig {
     /// Workspaces at once; not limited if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_workspaces: Option<u32>,
+    /// Memory of the host that stays free, as a size: with less available, no workspace is made. A fiftieth
+    /// of it, at most 1 GiB, if absent.
+    #[serde(
+        default,
+        deserialize_with = "size",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<SizeForm>")]
+    pub min_free_memory: Option<ByteSize>,
     /// Seconds that a workspace is kept from its making, or its last renewal, on, and the most that a
     /// token with a scope may ask for; not limited if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -393,6 +402,7 @@ impl WorkspaceConfig {
             limits: None,
             requests: None,
             max_workspaces: None,
+            min_free_memory: None,
             ttl: None,
             idle_timeout: None,
             pool: None,

@@ -80,6 +80,15 @@ impl Floor {
     }
 }
 
+/// Room on the state directory's filesystem, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Disk {
+    /// What there is.
+    pub free: u64,
+    /// What is to stay free.
+    pub floor: u64,
+}
+
 /// Why nothing new is written.
 #[derive(Debug, thiserror::Error)]
 pub enum NoRoom {
@@ -210,20 +219,27 @@ impl State {
     /// # Errors
     /// When it has less, or cannot be asked.
     pub fn check_room(&self) -> Result<(), NoRoom> {
-        let root = &self.shared.root;
-        let status = rustix::fs::statvfs(root).map_err(|error| NoRoom::Unknown(error.into()))?;
-        let free = status.f_bavail.saturating_mul(status.f_frsize);
-        let floor = self
-            .shared
-            .floor
-            .of(status.f_blocks.saturating_mul(status.f_frsize));
+        let Disk { free, floor } = self.disk().map_err(NoRoom::Unknown)?;
         if free >= floor {
             return Ok(());
         }
         Err(NoRoom::Low {
-            root: root.clone(),
+            root: self.shared.root.clone(),
             free: ByteSize::b(free),
             floor: ByteSize::b(floor),
+        })
+    }
+
+    /// How full its filesystem is.
+    ///
+    /// # Errors
+    /// Those of statvfs(3).
+    pub fn disk(&self) -> io::Result<Disk> {
+        let status = rustix::fs::statvfs(&self.shared.root)?;
+        let size = status.f_blocks.saturating_mul(status.f_frsize);
+        Ok(Disk {
+            free: status.f_bavail.saturating_mul(status.f_frsize),
+            floor: self.shared.floor.of(size),
         })
     }
 

@@ -204,11 +204,16 @@ impl Provider for Empty {
         serde_json::json!({})
     }
 
+    async fn capacity(&self) -> Result<Capacity, Error> {
+        nothing()
+    }
+
     fn figures(&self) -> Figures {
         let none = Timings::default().read();
         Figures {
             running: 0,
             stopped: 0,
+            waiting: 0,
             execs: 0,
             outcomes: Vec::new(),
             removals: Vec::new(),

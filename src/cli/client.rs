@@ -76,6 +76,9 @@ pub struct CreateArgs {
     /// Have it removed when nobody has asked for it and nothing has run in it for so long.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub idle_timeout: Option<Duration>,
+    /// Wait at most so long for a place where there is none now.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub wait: Option<Duration>,
     /// Stay after the id is printed, and have it removed with this command's end, however it ends.
     #[arg(long)]
     tied: bool,
@@ -91,6 +94,18 @@ impl CreateArgs {
             Tie::None
         }
     }
+}
+
+/// How many more workspaces there is room for.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct CapacityArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text it is the number.
+    #[command(flatten)]
+    pub format: FormatArgs,
 }
 
 /// What a workspace ends with.

@@ -64,6 +64,15 @@ pub struct Create {
     pub idle_timeout: Option<f64>,
 }
 
+/// How many more workspaces can be made now.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Capacity {
+    /// That number.
+    pub more: u64,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
 /// How long a workspace is kept.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Lease {

@@ -1,5 +1,7 @@
 //! Workspaces and execs: made, listed, described, ended.
 
+use std::time::Duration;
+
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use hyper::{Method, Request};
@@ -8,7 +10,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::events::lines;
-use super::wire::{Create, Exec, Lease, Receipt, Start, WireSize, Workspace};
+use super::wire::{Capacity, Create, Exec, Lease, Receipt, Start, WireSize, Workspace};
 use super::{Client, Error};
 use crate::cli::client::IdPart;
 use crate::sys::terminal::Size;
@@ -61,8 +63,8 @@ impl Client {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn create(&self, asked: &Create) -> Result<String, Error> {
-        let made: Id = self.post("/workspaces", asked).await?;
+    pub async fn create(&self, asked: &Create, wait: Option<Duration>) -> Result<String, Error> {
+        let made: Id = self.post(&to_create(wait), asked).await?;
         checked(made.id)
     }
 
@@ -70,7 +72,7 @@ impl Client {
     ///
     /// # Errors
     /// Why there is none.
-    pub async fn create_tied(&self, asked: &Create) -> Result<Held, Error> {
+    pub async fn create_tied(&self, asked: &Create, wait: Option<Duration>) -> Result<Held, Error> {
         #[derive(Serialize)]
         struct Tied<'a> {
             #[serde(flatten)]
@@ -78,7 +80,8 @@ impl Client {
             tied: bool,
         }
         let tied = Tied { asked, tied: true };
-        let answer = self.post_with(Request::builder(), "/workspaces", &tied);
+        let target = to_create(wait);
+        let answer = self.post_with(Request::builder(), &target, &tied);
         let mut lines = lines(answer.await?);
         while let Some(line) = lines.next().await {
             if let Some(data) = line?.strip_prefix("data:") {
@@ -90,6 +93,14 @@ impl Client {
         Err(Error::Broken(
             "it ended before the workspace was there".into(),
         ))
+    }
+
+    /// How many more workspaces can be made now.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub async fn capacity(&self) -> Result<Capacity, Error> {
+        self.json(Method::GET, "/capacity").await
     }
 
     /// Has the time to live of a workspace begin anew.
@@ -265,6 +276,14 @@ impl Client {
         let target = format!("{}/resize", under(workspace, exec));
         let size = WireSize::from(size);
         self.post::<Value>(&target, &size).await.map(drop)
+    }
+}
+
+/// The target of a create that waits so long for a place.
+fn to_create(wait: Option<Duration>) -> String {
+    match wait {
+        Some(wait) => format!("/workspaces?wait={}", wait.as_secs_f64()),
+        None => "/workspaces".to_owned(),
     }
 }
 

@@ -28,10 +28,11 @@ pub fn create(arguments: &CreateArgs) -> anyhow::Result<ExitCode> {
         })
     };
     telling_no(remote::talk(&arguments.provider, async |client| {
+        let wait = arguments.wait;
         match arguments.tie() {
-            Tie::None => tell(&client.create(&asked).await?)?,
+            Tie::None => tell(&client.create(&asked, wait).await?)?,
             Tie::ToThisCommand => {
-                let held = client.create_tied(&asked).await?;
+                let held = client.create_tied(&asked, wait).await?;
                 tell(held.id())?;
                 held.until_removed().await?;
             }

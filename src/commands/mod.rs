@@ -1,6 +1,7 @@
 //! What derrick does: one file for each word of the command line.
 
 pub mod attach;
+pub mod capacity;
 pub mod check;
 pub mod cp;
 pub mod create;
@@ -46,6 +47,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Some(Command::Create(arguments)) => create::create(&arguments),
         Some(Command::Ls(arguments)) => ls::ls(&arguments),
+        Some(Command::Capacity(arguments)) => capacity::capacity(&arguments),
         Some(Command::Exec(arguments)) => exec::exec(&arguments),
         Some(Command::Attach(arguments)) => attach::attach(&arguments),
         Some(Command::Logs(arguments)) => logs::logs(&arguments),

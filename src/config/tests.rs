@@ -146,7 +146,7 @@ fn unknown_fields_are_refused_with_their_place_and_the_nearest_known_one() {
         ),
         (
             r#"{"name":"n","zzz":1}"#,
-            "c.json:1:13: zzz: there is no such field; known are name, repositories, setup_script, base, env, workdir, user, network, storage, setup, profile, best_effort, limits, requests, max_workspaces, ttl, idle_timeout, pool",
+            "c.json:1:13: zzz: there is no such field; known are name, repositories, setup_script, base, env, workdir, user, network, storage, setup, profile, best_effort, limits, requests, max_workspaces, min_free_memory, ttl, idle_timeout, pool",
         ),
         (
             r#"{"name":"n","repositories":[{"url":"/","pth":"/a"}]}"#,

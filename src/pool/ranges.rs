@@ -3,8 +3,10 @@
 //! A range is taken by locking a file of its number below `/run`, shared by every derrick of this
 //! host whatever its state directory; the lock ends with the process that holds it.
 
+use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
 
 use crate::sandbox::IdMap;
@@ -12,6 +14,47 @@ use crate::sandbox::identity::{Identity, RANGES};
 
 /// Where the ranges of root's derricks are locked.
 const LOCKS: &str = "/run/derrick/ranges";
+
+/// How many ranges nobody has, and how many there are; `None` where sandboxes share the user's ids.
+///
+/// Told from the kernel's list of locks, proc_locks(5): to try a lock would keep somebody else from it.
+///
+/// # Errors
+/// Those of reading that list and the directory of the lock files.
+pub fn free(identity: Identity) -> io::Result<Option<(u64, u64)>> {
+    if identity != Identity::Ranges {
+        return Ok(None);
+    }
+    let total = u64::from(RANGES);
+    let directory = Path::new(LOCKS);
+    let device = match std::fs::metadata(directory) {
+        Ok(status) => status.dev(),
+        // Nobody has had any yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some((total, total))),
+        Err(error) => return Err(error),
+    };
+    let locked = locked(&std::fs::read_to_string("/proc/locks")?, device);
+    let mut taken = 0;
+    for entry in std::fs::read_dir(directory)? {
+        taken += u64::from(locked.contains(&entry?.ino()));
+    }
+    Ok(Some((total.saturating_sub(taken), total)))
+}
+
+/// The inodes of a device that somebody has locked with flock(2).
+fn locked(locks: &str, device: u64) -> HashSet<u64> {
+    let device = format!(
+        "{:02x}:{:02x}:",
+        rustix::fs::major(device),
+        rustix::fs::minor(device)
+    );
+    let inode = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        words.find(|word| *word == "FLOCK")?;
+        words.find_map(|word| word.strip_prefix(&device)?.parse().ok())
+    };
+    locks.lines().filter_map(inode).collect()
+}
 
 /// Ids that one sandbox after another may use; taken until this is dropped.
 #[derive(Debug)]
@@ -108,5 +151,20 @@ impl Range {
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_are_told_apart_by_kind_and_device() {
+        let locks = "1: POSIX  ADVISORY  WRITE 7 00:1a:1 0 EOF\n\
+            2: FLOCK  ADVISORY  WRITE 7 00:1a:2 0 EOF\n\
+            2: -> FLOCK  ADVISORY  WRITE 8 00:1a:3 0 EOF\n\
+            3: FLOCK  ADVISORY  READ 7 fe:01:4 0 EOF\n";
+        let device = rustix::fs::makedev(0, 0x1a);
+        assert_eq!(locked(locks, device), HashSet::from([2, 3]));
     }
 }

@@ -28,9 +28,9 @@ pub use crate::workspace::sessions::{
     Ran, Session, SessionRecord, check_name as check_session_name,
 };
 pub use crate::workspace::{
-    Discarded, Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, InUse, InvalidEventId,
-    Latitude, Lease, LeaseAsked, Level, LimitsChange, Next, Outcome, Patch, Told, Verify,
-    WorkspaceId,
+    Discarded, Event, EventId, Events, Exec, ExecError, ExecId, ExecRecord, Headroom, InUse,
+    InvalidEventId, Latitude, Lease, LeaseAsked, Level, LimitsChange, Next, Outcome, Patch, Told,
+    Verify, WorkspaceId,
 };
 
 pub mod files;
@@ -118,6 +118,8 @@ pub trait Provider: files::Files + Send + Sync + 'static {
     async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error>;
     /// What this provider enforces on this host, for `/health`.
     fn enforcement(&self) -> serde_json::Value;
+    /// How many more workspaces can be made now.
+    async fn capacity(&self) -> Result<Capacity, Error>;
     /// What it counts, for `/metrics`; reads a directory, so not for where that must not block.
     fn figures(&self) -> Figures;
     /// Ends every sandbox and waits for it; workspaces stay on disk.
@@ -377,6 +379,16 @@ pub struct Usage {
     pub pressure: Option<Pressures>,
 }
 
+/// How many more workspaces can be made now.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Capacity {
+    /// What there is room for.
+    #[serde(flatten)]
+    pub room: Headroom,
+    /// How short the host is of what its processes want, as far as the kernel tells.
+    pub pressure: Pressures,
+}
+
 /// How short memory, processors and input and output were: pressure stall information.
 #[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub struct Pressures {
@@ -425,6 +437,23 @@ impl From<cgroups::Pressures> for Pressures {
             cpu: pressures.cpu.map(one),
             io: pressures.io.map(one),
         }
+    }
+}
+
+impl Pressures {
+    /// Those of the host.
+    #[must_use]
+    pub fn of_host() -> Self {
+        let read = |name: &str| {
+            let text = std::fs::read_to_string(format!("/proc/pressure/{name}"));
+            cgroups::Pressure::parse(&text.unwrap_or_default())
+        };
+        let pressures = cgroups::Pressures {
+            memory: read("memory"),
+            cpu: read("cpu"),
+            io: read("io"),
+        };
+        pressures.into()
     }
 }
 
@@ -518,6 +547,8 @@ pub struct Figures {
     pub running: usize,
     /// Workspaces that have none.
     pub stopped: usize,
+    /// Creates that wait for a place.
+    pub waiting: usize,
     /// Execs under way.
     pub execs: usize,
     /// Execs that ended, by the word of each [`Outcome`].

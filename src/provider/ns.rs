@@ -12,9 +12,10 @@ use async_trait::async_trait;
 
 use super::log::{View, read_ends};
 use super::{
-    Asked, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord, Fetched,
-    Figures, FileContent, FilePath, Finished, NewWorkspace, Novelty, OpenFile, Outcome, Provider,
-    Ran, Receipt, ResetWish, Session, SessionRecord, Stream, Streams, Usage, Verified,
+    Asked, Capacity, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord,
+    Fetched, Figures, FileContent, FilePath, Finished, NewWorkspace, Novelty, OpenFile, Outcome,
+    Pressures, Provider, Ran, Receipt, ResetWish, Session, SessionRecord, Stream, Streams, Usage,
+    Verified,
 };
 use crate::base::SetupError;
 use crate::chain;
@@ -89,9 +90,12 @@ impl Provider for NsProvider {
     async fn create(&self, asked: NewWorkspace) -> Result<WorkspaceId, Error> {
         check_environment(&asked.env)?;
         self.check_room()?;
+        // Not to its end: who goes away waits no more.
+        let admitted = self.workspaces.admit(asked).await;
+        let admitted = admitted.map_err(|error| error_of(error, ""))?;
         let this = self.clone();
         to_its_end(async move {
-            let created = this.workspaces.create(asked).await;
+            let created = this.workspaces.make(admitted).await;
             let workdir = this.config.workdir.to_string_lossy();
             Ok(created
                 .map_err(|error| error_of(error, &workdir))?
@@ -401,6 +405,16 @@ impl Provider for NsProvider {
         })
     }
 
+    async fn capacity(&self) -> Result<Capacity, Error> {
+        let workspaces = self.workspaces.clone();
+        let room = tokio::task::spawn_blocking(move || workspaces.room()).await;
+        let room = room.map_err(|error| Error::Host(format!("derrick failed: {error}")))?;
+        Ok(Capacity {
+            room: room.map_err(|error| error_of(error, ""))?,
+            pressure: Pressures::of_host(),
+        })
+    }
+
     fn figures(&self) -> Figures {
         let tally = self.state.tally();
         let setups = self.workspaces.setups();
@@ -411,10 +425,12 @@ impl Provider for NsProvider {
             .collect();
         let running = workspaces.iter().filter(|one| one.current().is_some());
         let running = running.count();
+        let waiting = self.workspaces.waiting();
         let outcomes = Outcome::WORDS.map(|word| (word, tally.outcomes.of(word)));
         Figures {
             running,
             stopped: workspaces.len() - running,
+            waiting,
             execs: workspaces.iter().map(|one| one.execs().running()).sum(),
             outcomes: outcomes.to_vec(),
             removals: Why::WORDS
@@ -549,7 +565,7 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
         WorkspaceError::Unfit { .. } | WorkspaceError::TooLong { .. } | WorkspaceError::Endless => {
             Error::Invalid(error.to_string())
         }
-        WorkspaceError::TooMany(_) => Error::TooMany(error.to_string()),
+        WorkspaceError::Full { .. } => Error::TooMany(error.to_string()),
         WorkspaceError::Moved | WorkspaceError::MemoryInUse | WorkspaceError::ForksTooFast => {
             Error::Conflict(error.to_string())
         }

@@ -446,7 +446,7 @@ pub(super) async fn keep(workspaces: Weak<Shared>, mut told: mpsc::UnboundedRece
 }
 
 /// The id again if it could not be removed.
-async fn remove(shared: &Shared, id: WorkspaceId, why: Why) -> Result<(), WorkspaceId> {
+async fn remove(shared: &Arc<Shared>, id: WorkspaceId, why: Why) -> Result<(), WorkspaceId> {
     match shared.remove(&id, why).await {
         Ok(_) => {
             tracing::info!(workspace = %id, why = why.word(), "removed a workspace");

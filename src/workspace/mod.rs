@@ -3,6 +3,8 @@
 //! It outlives its sandboxes: a reset gives it a new one, a restart of the provider leaves it without
 //! until the next command. One change of sandbox at a time; commands and files go beside each other.
 
+mod admission;
+mod capacity;
 mod events;
 pub mod execs;
 mod fetch;
@@ -10,6 +12,7 @@ mod files;
 mod id;
 mod lease;
 mod limits;
+mod memory;
 mod one;
 mod pool;
 mod record;
@@ -18,7 +21,7 @@ pub mod sessions;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +30,8 @@ use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use crate::pool::stock::Level;
+pub use admission::Shortage;
+pub use capacity::{Basis, DiskRoom, Headroom, MemoryRoom, Places, RangeRoom};
 pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
 pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
 pub use files::FileTarget;
@@ -42,6 +47,8 @@ use crate::pool::files::FileError;
 use crate::pool::{SandboxError, SpawnerError, is_full};
 use crate::sandbox::cgroups::Unenforceable;
 use crate::state::{State, Use};
+use admission::{Admission, Place};
+use memory::Memory;
 use pool::Pool;
 use record::Record;
 use sessions::SessionError;
@@ -90,8 +97,13 @@ pub enum WorkspaceError {
     #[error("the workspace starts processes too fast to be limited; its limits are as they were")]
     ForksTooFast,
     /// There are as many as there may be.
-    #[error("there are {0} workspaces, which is as many as the config's max_workspaces allows")]
-    TooMany(u32),
+    #[error("{shortage}{}", waiting_too(*waiting))]
+    Full {
+        /// What there is too little of.
+        shortage: Shortage,
+        /// Requests that wait.
+        waiting: usize,
+    },
     /// A sandbox that nobody has used yet has something in its upper.
     #[error("a sandbox that nobody has used had {0} entries in its upper; it was put away")]
     NotPristine(u64),
@@ -147,7 +159,7 @@ impl WorkspaceError {
             | Self::Unfit { .. }
             | Self::MemoryInUse
             | Self::ForksTooFast
-            | Self::TooMany(_)
+            | Self::Full { .. }
             | Self::NotPristine(_)
             | Self::NotAsOthers { .. }
             | Self::TooLong { .. }
@@ -158,6 +170,14 @@ impl WorkspaceError {
 
     fn host(attempt: &'static str) -> impl Fn(std::io::Error) -> Self {
         move |source| Self::Host { attempt, source }
+    }
+}
+
+fn waiting_too(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => "; another request waits".to_owned(),
+        count => format!("; {count} other requests wait"),
     }
 }
 
@@ -179,8 +199,7 @@ struct Shared {
     /// Told of workspaces whose leases are to be looked at.
     to_keeper: mpsc::UnboundedSender<WorkspaceId>,
     keeper: OnceLock<AbortOnDropHandle<()>>,
-    /// How many are being made.
-    coming: AtomicUsize,
+    admission: Admission,
     /// Set when the provider is ending: nothing is started from then on.
     closed: AtomicBool,
 }
@@ -190,13 +209,25 @@ impl Shared {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How much of the host's memory is to stay free, in bytes.
+    fn memory_floor(&self, memory: &Memory) -> u64 {
+        memory.floor(self.config.min_free_memory)
+    }
+
+    /// What the requests for memory of these come to, in bytes.
+    fn promised<'w>(&self, workspaces: impl Iterator<Item = &'w Arc<Workspace>>) -> u64 {
+        let requests = workspaces.filter_map(|one| one.lock_record().requests.memory);
+        requests.fold(0, u64::saturating_add)
+    }
+
     /// Ends a workspace and discards its files; `false` if there is none.
-    async fn remove(&self, id: &WorkspaceId, why: Why) -> Result<bool, WorkspaceError> {
+    async fn remove(self: &Arc<Self>, id: &WorkspaceId, why: Why) -> Result<bool, WorkspaceError> {
         let Some(workspace) = self.lock().get(id).cloned() else {
             return Ok(false);
         };
         let removed = workspace.remove(why).await?;
         self.lock().remove(id);
+        admission::admit(self);
         if removed {
             self.state.tally().removals.count(why.word());
         }
@@ -204,30 +235,11 @@ impl Shared {
     }
 }
 
-/// One of the places that the config has for workspaces, for one that is being made.
-struct Place<'s>(&'s Shared);
-
-impl<'s> Place<'s> {
-    fn take(shared: &'s Shared) -> Result<Self, WorkspaceError> {
-        // All who count hold the lock.
-        let all = shared.lock();
-        let count = all.len() + shared.coming.load(Ordering::Relaxed);
-        match shared.config.max_workspaces {
-            Some(most) if count >= usize::try_from(most).unwrap_or(usize::MAX) => {
-                Err(WorkspaceError::TooMany(most))
-            }
-            _ => {
-                shared.coming.fetch_add(1, Ordering::Relaxed);
-                Ok(Self(shared))
-            }
-        }
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.coming.fetch_sub(1, Ordering::Relaxed);
-    }
+/// What is asked for with a workspace that has a place.
+#[derive(Debug)]
+pub struct Admitted {
+    asked: Asked,
+    place: Place,
 }
 
 impl Workspaces {
@@ -259,7 +271,7 @@ impl Workspaces {
             all: Mutex::new(all),
             to_keeper,
             keeper: OnceLock::new(),
-            coming: AtomicUsize::new(0),
+            admission: Admission::default(),
             closed: AtomicBool::new(false),
         };
         let shared = Arc::new(shared);
@@ -274,12 +286,21 @@ impl Workspaces {
         &self.shared.setups
     }
 
-    /// Makes a workspace, setting up first if no layer is there yet.
+    /// Makes a workspace, as [`admit`](Self::admit) and [`make`](Self::make) do.
     ///
     /// # Errors
-    /// Where setup fails or the sandbox cannot be started; nothing is left of it then.
-    pub async fn create(&self, mut asked: Asked) -> Result<Arc<Workspace>, WorkspaceError> {
-        let started = Instant::now();
+    /// Those of the two.
+    pub async fn create(&self, asked: Asked) -> Result<Arc<Workspace>, WorkspaceError> {
+        let admitted = self.admit(asked).await?;
+        self.make(admitted).await
+    }
+
+    /// Looks whether there can be such a workspace, and gets it a place, which it waits for as long as
+    /// `asked` says. Whoever drops this waits no more.
+    ///
+    /// # Errors
+    /// Where there cannot be one, or is no place.
+    pub async fn admit(&self, mut asked: Asked) -> Result<Admitted, WorkspaceError> {
         let shared = &self.shared;
         if shared.closed.load(Ordering::Relaxed) {
             return Err(WorkspaceError::Moved);
@@ -303,7 +324,22 @@ impl Workspaces {
             &asked.limits,
             &asked.requests,
         )?;
-        let _place = Place::take(shared)?;
+        let requested = asked.requests.memory.unwrap_or(0);
+        let place = admission::enter(shared, requested, asked.wait).await?;
+        Ok(Admitted { asked, place })
+    }
+
+    /// Makes a workspace that has a place, setting up first if no layer is there yet.
+    ///
+    /// # Errors
+    /// Where setup fails or the sandbox cannot be started; nothing is left of it then.
+    pub async fn make(&self, admitted: Admitted) -> Result<Arc<Workspace>, WorkspaceError> {
+        let started = Instant::now();
+        let shared = &self.shared;
+        let Admitted {
+            asked,
+            place: _place,
+        } = admitted;
         let stack = shared.setups.stack().await?;
         let tie = asked.lease.tie.clone();
         let workspace = Workspace::create(
@@ -348,6 +384,12 @@ impl Workspaces {
         self.lock().keys().cloned().collect()
     }
 
+    /// How many creates wait for a place.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.shared.admission.counts().1
+    }
+
     /// Ends a workspace and discards its files; `false` if there is none.
     ///
     /// # Errors
@@ -360,6 +402,7 @@ impl Workspaces {
     /// connection, and none starts again.
     pub async fn shutdown(&self) {
         self.shared.closed.store(true, Ordering::Relaxed);
+        self.shared.admission.close();
         let all: Vec<_> = self.lock().values().cloned().collect();
         let mut stopping = JoinSet::new();
         for workspace in all {

@@ -95,6 +95,8 @@ pub struct Asked {
     pub owner: Option<String>,
     /// How long it is kept.
     pub lease: LeaseAsked,
+    /// How long it may wait for a place.
+    pub wait: Duration,
 }
 
 /// How closely it is looked at a pristine sandbox before a workspace gets it.

@@ -123,7 +123,9 @@ pub struct Stall {
 }
 
 impl Pressure {
-    fn parse(text: &str) -> Option<Self> {
+    /// What a file of the kernel's says.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let stall = |kind: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(kind))?;
             let field = |name: &str| {

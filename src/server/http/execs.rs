@@ -362,6 +362,16 @@ pub(super) fn duration(field: &str, seconds: f64) -> Result<Duration, Problem> {
     }
 }
 
+/// How long the parameter `wait` has a request wait.
+pub(super) fn waiting(seconds: f64) -> Result<Duration, Problem> {
+    if (0.0..=MAX_WAIT).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        let detail = "the parameter wait must be from 0 to 3600 seconds";
+        Err(Problem::new(Kind::InvalidRequest, detail))
+    }
+}
+
 /// The client's name for the request, with a digest of `body`.
 fn key(headers: &HeaderMap, body: &[u8]) -> Result<Option<Key>, Problem> {
     let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
@@ -516,12 +526,8 @@ async fn show(
 ) -> Result<Json<ExecRecord>, Problem> {
     let exec = app.exec(&path)?;
     if let Some(wait) = query.wait {
-        if !(0.0..=MAX_WAIT).contains(&wait) {
-            let detail = "the parameter wait must be from 0 to 3600 seconds";
-            return Err(Problem::new(Kind::InvalidRequest, detail));
-        }
         // The record says whether it has ended by then.
-        let _ = tokio::time::timeout(Duration::from_secs_f64(wait), exec.until_end()).await;
+        let _ = tokio::time::timeout(waiting(wait)?, exec.until_end()).await;
     }
     Ok(Json(exec.record()))
 }

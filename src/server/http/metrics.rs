@@ -252,6 +252,11 @@ impl Collector for Shown {
                 (&[("state", "stopped")], figures.stopped),
             ],
         )?;
+        page.gauge(
+            "creates_waiting",
+            "Requests for a workspace that wait for a place",
+            figures.waiting,
+        )?;
         page.counters(
             "workspaces_removed",
             "Workspaces that were removed, by why",

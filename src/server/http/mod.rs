@@ -8,6 +8,7 @@
 
 mod attach;
 mod body;
+mod capacity;
 mod commands;
 mod connection;
 mod cors;

@@ -59,8 +59,8 @@ use super::observe::observe;
 use super::problem::{Kind, Problem};
 use super::unread::close_if_unread;
 use super::{
-    App, attach, commands, documents, events, execs, files, leases, metrics, output, sessions,
-    workspaces,
+    App, attach, capacity, commands, documents, events, execs, files, leases, metrics, output,
+    sessions, workspaces,
 };
 use crate::provider::{Error, WorkspaceId};
 
@@ -77,6 +77,7 @@ pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
     files::routes,
     commands::routes,
     documents::routes,
+    capacity::routes,
     metrics::routes,
 ];
 

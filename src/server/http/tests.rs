@@ -25,9 +25,9 @@ use super::connection::Owner;
 use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Tokens, serve_as};
 use crate::provider::{
-    Asked, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched, Figures,
-    FileContent, FilePath, Finished, Latitude, Lease, Level, Limits, LimitsChange, NewWorkspace,
-    Novelty, OpenFile, Outcome, Provider, Ran, Receipt, Requests, ResetWish, Session,
+    Asked, Capacity, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched,
+    Figures, FileContent, FilePath, Finished, Latitude, Lease, Level, Limits, LimitsChange,
+    NewWorkspace, Novelty, OpenFile, Outcome, Provider, Ran, Receipt, Requests, ResetWish, Session,
     SessionRecord, State, WorkspaceId,
 };
 use crate::tally::Timings;
@@ -276,11 +276,16 @@ impl Provider for Fake {
         }])
     }
 
+    async fn capacity(&self) -> Result<Capacity, Error> {
+        Err(Error::Host("a fake has no host".to_owned()))
+    }
+
     fn figures(&self) -> Figures {
         let none = Timings::default().read();
         Figures {
             running: 1,
             stopped: 0,
+            waiting: 0,
             execs: 0,
             outcomes: vec![("exited", 2)],
             removals: vec![("asked", 1)],

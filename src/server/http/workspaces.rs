@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 
 use super::App;
 use super::body;
-use super::execs::duration;
+use super::execs::{duration, waiting};
 use super::grant::Caller;
 use super::leases;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
@@ -82,6 +82,15 @@ async fn list(State(app): State<Arc<App>>, caller: Caller) -> Json<Workspaces> {
     Json(Workspaces { workspaces })
 }
 
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct CreateQuery {
+    /// Waits for a place at most so many seconds, in order, instead of a 429; 0 to 3600.
+    #[param(minimum = 0.0, maximum = 3600.0)]
+    wait: Option<f64>,
+}
+
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct CreateRequest {
@@ -107,13 +116,15 @@ struct CreateRequest {
 /// Makes a workspace in the state right after setup.
 ///
 /// The first one sets up, which takes as long as the setup script does; further ones take
-/// milliseconds. It belongs to the name of the token that it is made with, if that has one. A token with a
+/// milliseconds. Where there are as many as the config allows, or too little memory, the answer is 429, or
+/// with `wait` comes when there is room. It belongs to the name of the token that it is made with, if that has one. A token with a
 /// scope gets no `ttl` and no `idle_timeout` beyond the config's.
 #[utoipa::path(
     post,
     path = "/workspaces",
     operation_id = "create_workspace",
     tag = tag::WORKSPACES,
+    params(CreateQuery),
     request_body = CreateRequest,
     responses(
         (status = 200, description = "It was made.", content(
@@ -126,9 +137,11 @@ struct CreateRequest {
 async fn create(
     State(app): State<Arc<App>>,
     caller: Caller,
+    Parameters(query): Parameters<CreateQuery>,
     request: Request,
 ) -> Result<Response, Problem> {
     caller.check_creates()?;
+    let wait = query.wait.map(waiting).transpose()?.unwrap_or_default();
     let body = app.collect(request, body::MAX_BODY).await?;
     let request: CreateRequest = body::parse(&body.bytes)?;
     let limits = request.limits.unwrap_or_default();
@@ -153,6 +166,7 @@ async fn create(
         latitude: caller.latitude(),
         owner: caller.name().map(str::to_owned),
         lease,
+        wait,
     };
     let id = app.provider.create(asked).await?;
     match guard {
