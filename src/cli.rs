@@ -15,8 +15,8 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{
-    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, LimitsArgs, LogsArgs, LsArgs,
-    RenewArgs, ResetArgs, RmArgs,
+    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, GcArgs, LayersArgs, LimitsArgs,
+    LogsArgs, LsArgs, RenewArgs, ResetArgs, RmArgs,
 };
 
 /// Workspaces for autonomous coding agents on a bare Linux host.
@@ -65,6 +65,10 @@ pub enum Command {
     Limits(LimitsArgs),
     /// Have the time to live of a workspace begin anew.
     Renew(RenewArgs),
+    /// Remove layers of the state directory that nothing uses.
+    Gc(GcArgs),
+    /// List the layers of the state directory, and who uses them.
+    Layers(LayersArgs),
     /// Return a workspace to the state right after setup.
     Reset(ResetArgs),
     /// End workspaces and dispose of their files.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::store::{LAYER_FORMAT, LayerMeta};
-use super::{Digest, Layer, LayerStore, SetupError, Stack};
+use super::{Digest, Layer, LayerStore, SetupError, Stack, collect};
 use crate::config::{self, WorkspaceConfig};
 use crate::init::files::protocol::RawPath;
 use crate::init::protocol::{Exec, Program, Unpacked};
@@ -183,7 +183,11 @@ impl Build {
             bytes: None,
         };
         let (store, digest, upper) = (store.clone(), digest.clone(), self.directory.join("upper"));
-        let layer = tokio::task::spawn_blocking(move || store.commit(&digest, &upper, meta))
+        let commit = move || {
+            let bytes = Some(collect::bytes_of(&upper));
+            store.commit(&digest, &upper, LayerMeta { bytes, ..meta })
+        };
+        let layer = tokio::task::spawn_blocking(commit)
             .await
             .map_err(|error| SetupError::host("keeping a layer")(error.into()))?
             .map_err(SetupError::host("keeping a layer"))?;

@@ -3,17 +3,17 @@
 //! Each layer is made once for its key, however many ask at once; the others wait. A layer is made
 //! aside, by a sandbox, and renamed into the store when it is whole; whatever fails before leaves none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bases::Bases;
 use super::build::{About, Build, Confinement, OUTPUT_END, network, run_in};
 use super::repositories::{Checkout, owner_for};
 use super::stack::Owner;
 use super::store::LAYER_FORMAT;
-use super::{Digest, Layer, LayerStore, SetupError, Stack};
+use super::{Digest, Layer, LayerStore, SetupError, Stack, collect};
 use crate::config::{self, WorkspaceConfig};
 use crate::git::{CommitId, Mirrors};
 use crate::init::files;
@@ -37,6 +37,8 @@ struct Shared {
     mirrors: Mirrors,
     base: Stack,
     enforcement: Enforcement,
+    /// The layers that are noted as those of this config.
+    present: Mutex<BTreeSet<Digest>>,
 }
 
 impl Setups {
@@ -66,6 +68,7 @@ impl Setups {
             mirrors,
             base,
             enforcement,
+            present: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -160,6 +163,35 @@ impl Setups {
             }
         };
         self.stack_on(&layer)
+    }
+
+    /// Notes that workspaces start from this stack now, or from the one that was made last, so that nobody
+    /// collects its layers when nothing runs.
+    ///
+    /// # Errors
+    /// Where that cannot be written.
+    pub fn note_present(&self, stack: Option<&Stack>) -> io::Result<()> {
+        let latest = match stack {
+            Some(_) => None,
+            None => self.shared.store.find_lineage(&self.lineage())?,
+        };
+        let latest = latest.and_then(|layer| self.stack_on(&layer).ok());
+        let base = self.shared.base.overlays.iter();
+        let above = stack
+            .or(latest.as_ref())
+            .map_or(&[][..], |stack| &stack.overlays);
+        let lowers = base.chain(above).flat_map(|overlay| &overlay.lowers);
+        let layers = collect::layers_in(lowers.map(|lower| lower.path.as_path()));
+        let mut present = self
+            .shared
+            .present
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if *present != layers {
+            collect::note_present(&self.shared.state, &layers)?;
+            *present = layers;
+        }
+        Ok(())
     }
 
     async fn resolve_repositories(&self) -> Result<Vec<Checkout>, SetupError> {

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::hold::Holds;
 use super::{Digest, Layer};
 use crate::git::CommitId;
 use crate::pool::ranges::Range;
@@ -25,6 +27,9 @@ pub struct Stack {
     pub commits: BTreeMap<PathBuf, CommitId>,
     /// Layers on top of the base.
     pub depth: usize,
+    /// Keeps its layers where they are, until it is recorded; what was recorded is kept for that.
+    #[serde(skip)]
+    pub(super) holds: Holds,
 }
 
 /// Who root inside is on disk, where ids are subordinate.
@@ -67,6 +72,9 @@ impl Stack {
         let mut stack = self.clone();
         stack.digest = layer.digest().clone();
         stack.depth += 1;
+        if let Some(hold) = layer.hold() {
+            stack.holds.add(Arc::clone(hold));
+        }
         for (number, overlay) in stack.overlays.iter_mut().enumerate() {
             if overlay.access == Access::Writable {
                 overlay.lowers.insert(

@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::hold::Hold;
+
 /// The `format` of the layers that this version writes and reads.
 pub const LAYER_FORMAT: u32 = 1;
 
@@ -171,9 +173,26 @@ pub struct Layer {
     digest: Digest,
     path: PathBuf,
     meta: LayerMeta,
+    /// None for one that is not used, or was not yet when this was made.
+    hold: Option<Arc<Hold>>,
+}
+
+impl LayerMeta {
+    /// That of the layer in this directory.
+    pub(super) fn read(layer: &Path) -> io::Result<Self> {
+        let digest = Digest::of(["any"]);
+        read_layer(&digest, layer).map(|layer| layer.meta)
+    }
 }
 
 impl Layer {
+    fn held(self, hold: Arc<Hold>) -> Self {
+        Self {
+            hold: Some(hold),
+            ..self
+        }
+    }
+
     /// Its name.
     #[must_use]
     pub fn digest(&self) -> &Digest {
@@ -192,6 +211,11 @@ impl Layer {
         self.tree().join(number.to_string())
     }
 
+    /// What keeps it from being collected.
+    pub(super) fn hold(&self) -> Option<&Arc<Hold>> {
+        self.hold.as_ref()
+    }
+
     /// What is known about it.
     #[must_use]
     pub fn meta(&self) -> &LayerMeta {
@@ -206,6 +230,8 @@ pub struct LayerStore {
     trash: PathBuf,
     /// One for each layer that somebody in this process is making or waits for.
     making: Arc<Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>>,
+    /// One for each layer that somebody in this process uses.
+    held: Arc<Mutex<HashMap<Digest, Weak<Hold>>>>,
 }
 
 impl LayerStore {
@@ -221,6 +247,7 @@ impl LayerStore {
             layers: layers.into(),
             trash: trash.into(),
             making: Arc::default(),
+            held: Arc::default(),
         };
         for dir in [&store.layers, &store.trash] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -229,12 +256,15 @@ impl LayerStore {
         Ok(store)
     }
 
-    /// The layer of that digest, if there is one.
+    /// The layer of that digest, if there is one. It is used from now on, and stays until this, and every
+    /// stack that it is put into, is dropped.
     #[must_use]
     pub fn get(&self, digest: &Digest) -> Option<Layer> {
         let path = self.layers.join(digest.as_str());
-        match read_layer(digest, &path) {
-            Ok(layer) => Some(layer),
+        let held = read_layer(digest, &path)
+            .and_then(|layer| Ok(self.hold(digest, &path)?.map(|hold| layer.held(hold))));
+        match held {
+            Ok(layer) => layer,
             Err(e) if e.kind() == io::ErrorKind::NotFound && !path.exists() => None,
             Err(e) => {
                 tracing::warn!(layer = %digest, error = %e, "ignoring a layer that cannot be read");
@@ -243,17 +273,40 @@ impl LayerStore {
         }
     }
 
-    /// All layers, in no order.
+    /// What keeps a layer from being collected; none if it is gone.
+    fn hold(&self, digest: &Digest, path: &Path) -> io::Result<Option<Arc<Hold>>> {
+        let known = {
+            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.get(digest).and_then(Weak::upgrade)
+        };
+        // Somebody may have removed it by hand, and it may have been made anew.
+        let hold = match known.filter(|hold| hold.is_of(path)) {
+            Some(hold) => hold,
+            None => {
+                let Some(hold) = Hold::take(path)?.map(Arc::new) else {
+                    return Ok(None);
+                };
+                let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+                held.retain(|_, hold| hold.strong_count() > 0);
+                held.insert(digest.clone(), Arc::downgrade(&hold));
+                hold
+            }
+        };
+        hold.note();
+        Ok(Some(hold))
+    }
+
+    /// All layers, in no order; none is used by that.
     ///
     /// # Errors
     ///
     /// When the store cannot be listed.
     pub fn list(&self) -> io::Result<Vec<Layer>> {
-        Ok(self
-            .names()?
-            .iter()
-            .filter_map(|name| self.get(&name.parse().ok()?))
-            .collect())
+        let read = |name: &String| {
+            let path = self.layers.join(name);
+            read_layer(&name.parse().ok()?, &path).ok()
+        };
+        Ok(self.names()?.iter().filter_map(read).collect())
     }
 
     /// How many layers there are.
@@ -277,7 +330,9 @@ impl LayerStore {
             .list()?
             .into_iter()
             .filter(|layer| layer.meta.lineage.as_ref() == Some(lineage));
-        Ok(of_lineage.max_by(|a, b| (a.meta.created, &a.digest).cmp(&(b.meta.created, &b.digest))))
+        let newest =
+            of_lineage.max_by(|a, b| (a.meta.created, &a.digest).cmp(&(b.meta.created, &b.digest)));
+        Ok(newest.and_then(|newest| self.get(&newest.digest)))
     }
 
     /// Makes a layer of `staged_tree`, a directory with one numbered directory for each part.
@@ -306,6 +361,7 @@ impl LayerStore {
         Ok(match revealed? {
             Revealed::Ours(path) => Layer {
                 digest: digest.clone(),
+                hold: self.hold(digest, &path)?,
                 path,
                 meta,
             },
@@ -516,6 +572,7 @@ fn read_layer(digest: &Digest, path: &Path) -> io::Result<Layer> {
         digest: digest.clone(),
         path: path.to_path_buf(),
         meta,
+        hold: None,
     })
 }
 

@@ -7,6 +7,8 @@ pub mod cp;
 pub mod create;
 pub mod exec;
 mod foreground;
+pub mod gc;
+pub mod layers;
 pub mod limits;
 pub mod logs;
 pub mod ls;
@@ -54,6 +56,8 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Cp(arguments)) => cp::cp(&arguments),
         Some(Command::Limits(arguments)) => limits::limits(&arguments),
         Some(Command::Renew(arguments)) => renew::renew(&arguments),
+        Some(Command::Gc(arguments)) => gc::gc(&arguments),
+        Some(Command::Layers(arguments)) => layers::layers(&arguments),
         Some(Command::Reset(arguments)) => reset::reset(&arguments),
         Some(Command::Rm(arguments)) => rm::rm(&arguments),
     }

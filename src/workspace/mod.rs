@@ -209,6 +209,15 @@ impl Shared {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes which layers are the present config's, for who collects those that are nobody's.
+    fn note_present(&self, stack: Option<&base::Stack>) {
+        if self.usage == Use::Serve
+            && let Err(error) = self.setups.note_present(stack)
+        {
+            tracing::warn!(%error, "cannot note which layers are in use");
+        }
+    }
+
     /// How much of the host's memory is to stay free, in bytes.
     fn memory_floor(&self, memory: &Memory) -> u64 {
         memory.floor(self.config.min_free_memory)
@@ -275,6 +284,7 @@ impl Workspaces {
             closed: AtomicBool::new(false),
         };
         let shared = Arc::new(shared);
+        shared.note_present(None);
         let keeper = tokio::spawn(lease::keep(Arc::downgrade(&shared), told));
         let _ = shared.keeper.set(AbortOnDropHandle::new(keeper));
         Ok(Self { shared })
@@ -341,6 +351,7 @@ impl Workspaces {
             place: _place,
         } = admitted;
         let stack = shared.setups.stack().await?;
+        shared.note_present(Some(&stack));
         let tie = asked.lease.tie.clone();
         let workspace = Workspace::create(
             &shared.config,
