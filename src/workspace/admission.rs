@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::memory::Memory;
-use super::{Shared, Workspace, WorkspaceError, WorkspaceId};
+use super::{Shared, Workspace, WorkspaceError, WorkspaceId, promised};
 
 /// Requests that wait at once.
 const MOST_WAITING: usize = 1024;
@@ -330,7 +330,7 @@ fn shortage(
     }
     let floor = shared.memory_floor(memory);
     if requested > 0 {
-        let promised = shared.promised(all.values()) + queue.coming_promised;
+        let promised = promised(all.values()) + queue.coming_promised;
         let most = memory.total.saturating_sub(floor);
         if promised.saturating_add(requested) > most {
             return Some(Shortage::Promised {

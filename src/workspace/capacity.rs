@@ -128,7 +128,7 @@ impl Workspaces {
         );
         let memory = Memory::of_host();
         let floor = shared.memory_floor(&memory);
-        let promised = shared.promised(all.iter());
+        let promised = super::promised(all.iter());
         let there = MemoryRoom {
             total: memory.total,
             available: memory.available,

@@ -223,12 +223,6 @@ impl Shared {
         memory.floor(self.config.min_free_memory)
     }
 
-    /// What the requests for memory of these come to, in bytes.
-    fn promised<'w>(&self, workspaces: impl Iterator<Item = &'w Arc<Workspace>>) -> u64 {
-        let requests = workspaces.filter_map(|one| one.lock_record().requests.memory);
-        requests.fold(0, u64::saturating_add)
-    }
-
     /// Ends a workspace and discards its files; `false` if there is none.
     async fn remove(self: &Arc<Self>, id: &WorkspaceId, why: Why) -> Result<bool, WorkspaceError> {
         let Some(workspace) = self.lock().get(id).cloned() else {
@@ -242,6 +236,12 @@ impl Shared {
         }
         Ok(removed)
     }
+}
+
+/// What the requests for memory of these come to, in bytes.
+fn promised<'w>(workspaces: impl Iterator<Item = &'w Arc<Workspace>>) -> u64 {
+    let requests = workspaces.filter_map(|one| one.lock_record().requests.memory);
+    requests.fold(0, u64::saturating_add)
 }
 
 /// What is asked for with a workspace that has a place.
