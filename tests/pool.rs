@@ -147,7 +147,7 @@ fn one_that_died_while_it_waited_is_put_away() {
     until(|| ready(&derrick) >= 1);
 }
 
-/// The inits of all sandboxes: what the spawner is the parent of.
+/// The inits of all sandboxes: what the spawner is the parent of and has a pid namespace of its own.
 fn inits(derrick: &Derrick) -> Vec<i32> {
     let spawner = descendants(derrick.pid())[0];
     let children = std::fs::read_to_string(format!("/proc/{spawner}/task/{spawner}/children"));
@@ -155,6 +155,7 @@ fn inits(derrick: &Derrick) -> Vec<i32> {
     children
         .split_whitespace()
         .map(|pid| pid.parse().expect("a process id"))
+        .filter(|pid| namespaces(*pid).get("pid") != namespaces(spawner).get("pid"))
         .collect()
 }
 

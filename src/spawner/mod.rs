@@ -7,14 +7,14 @@
 
 pub mod protocol;
 mod removal;
+mod removers;
 
 use std::collections::{BTreeSet, HashMap};
-use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions};
+use rustix::process::WaitOptions;
 use rustix::thread::UnshareFlags;
 
 use crate::init;
@@ -26,10 +26,9 @@ use crate::sandbox::seccomp::Filters;
 use crate::sandbox::{At, Failure, Profile, SandboxSpec, Step};
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::events::Events;
-use crate::sys::process::{
-    Child, OneThread, close_all_except, fork_child, take_standard_input, unshare,
-};
-use protocol::{Hello, Removed, Reply, Request, RequestId};
+use crate::sys::process::{Child, OneThread, fork_child, take_standard_input, unshare};
+use protocol::{Hello, Reply, Request, RequestId};
+use removers::Removers;
 
 /// The name under which derrick executes itself to become the spawner.
 pub const NAME: &str = "derrick-spawner";
@@ -69,8 +68,7 @@ struct Spawner {
     nested: Filters,
     /// Sandboxes on their way.
     births: Vec<Attended>,
-    /// Removals under way, by the child that does each.
-    removals: HashMap<i32, Removal>,
+    removers: Removers,
     /// Pidfds of the living inits, by process id.
     inits: HashMap<i32, OwnedFd>,
     /// The provider's own control groups, in which those of its sandboxes are; it removes these while
@@ -86,13 +84,6 @@ struct Attended {
     first: Option<Child>,
     channel: Channel,
     provider_end: OwnedFd,
-}
-
-/// A directory that is being removed.
-struct Removal {
-    id: RequestId,
-    /// Where the child says what it removed, before it ends.
-    report: std::io::PipeReader,
 }
 
 impl Spawner {
@@ -111,7 +102,7 @@ impl Spawner {
             standard: Filters::compile(Profile::Standard)?,
             nested: Filters::compile(Profile::Nested)?,
             births: Vec::new(),
-            removals: HashMap::new(),
+            removers: Removers::default(),
             inits: HashMap::new(),
             group_parents: BTreeSet::new(),
         })
@@ -124,17 +115,22 @@ impl Spawner {
         };
         loop {
             let births = self.births.iter().map(|birth| birth.channel.as_fd());
-            let Ok(happened) = events.wait(provider, births) else {
+            let Ok(happened) = events.wait(provider, births.chain(self.removers.channels())) else {
                 return 1;
             };
+            let births = self.births.len();
             // From the last one on, so that the places of the others stay.
             for place in happened.others.into_iter().rev() {
-                if self.attend(provider, place).is_err() {
+                let heard = match place.checked_sub(births) {
+                    Some(remover) => self.hear_remover(provider, remover),
+                    None => self.attend(provider, place),
+                };
+                if heard.is_err() {
                     return 0;
                 }
             }
-            if happened.child_ended && self.reap(provider).is_err() {
-                return 0;
+            if happened.child_ended {
+                self.reap();
             }
             if happened.message {
                 match provider.receive::<Request>() {
@@ -174,27 +170,19 @@ impl Spawner {
                 });
                 provider.send(&Reply::to(id, killed), &[])
             }
-            Request::Remove(id, path) => match self.begin_removal(id, &path) {
+            Request::Remove(id, path) => match self.removers.remove(self.one, id, path) {
                 Ok(()) => Ok(()),
                 Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
             },
         }
     }
 
-    /// Has a child remove a directory.
-    fn begin_removal(&mut self, id: RequestId, path: &Path) -> Result<(), Failure> {
-        let (report, told) = std::io::pipe().at(Step::Process, "making a pipe for a report")?;
-        let child = fork_child(self.one, || {
-            // The spawner's socket above all: its end must show when the spawner is gone.
-            let removed = close_all_except(&[told.as_fd()]).and_then(|()| removal::remove(path));
-            match removed.and_then(|removed| Ok(serde_json::to_writer(&told, &removed)?)) {
-                Ok(()) => 0,
-                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-            }
-        })
-        .at(Step::Process, "forking to remove a directory")?;
-        self.removals.insert(child.id(), Removal { id, report });
-        Ok(())
+    fn hear_remover(&mut self, provider: &Channel, place: usize) -> std::io::Result<()> {
+        match self.removers.hear(self.one, place) {
+            Some((id, Ok(removed))) => provider.send(&Reply::Removed(id, removed), &[]),
+            Some((id, Err(failure))) => provider.send(&Reply::Failed(id, failure), &[]),
+            None => Ok(()),
+        }
     }
 
     /// Makes control groups, and moves all processes of a sandbox there.
@@ -221,8 +209,8 @@ impl Spawner {
             // One that is gone already needs no signal.
             let _ = rustix::process::pidfd_send_signal(init, rustix::process::Signal::KILL);
         }
-        for removal in self.removals.keys().copied().filter_map(Pid::from_raw) {
-            let _ = rustix::process::kill_process(removal, rustix::process::Signal::KILL);
+        for remover in self.removers.processes() {
+            remover.kill();
         }
         while !matches!(
             rustix::process::wait(WaitOptions::empty()),
@@ -331,48 +319,23 @@ impl Spawner {
         tell(&birth.channel, &Go::Mounted, &descriptors)
     }
 
-    /// Takes the end of every child: removals are reported, inits are not.
-    fn reap(&mut self, provider: &Channel) -> std::io::Result<()> {
+    /// Takes the end of every child.
+    fn reap(&mut self) {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) => {
+                Ok(Some((pid, _))) => {
                     let pid = pid.as_raw_nonzero().get();
                     self.inits.remove(&pid);
+                    self.removers.reaped(pid);
                     for birth in &mut self.births {
                         // Its id may be another's from here on.
                         birth.first = birth.first.filter(|first| first.id() != pid);
                     }
-                    if let Some(removal) = self.removals.remove(&pid) {
-                        let removed = removal.end(status.exit_status());
-                        let reply = match removed {
-                            Ok(removed) => Reply::Removed(removal.id, removed),
-                            Err(failure) => Reply::Failed(removal.id, failure),
-                        };
-                        provider.send(&reply, &[])?;
-                    }
                 }
-                Ok(None) | Err(Errno::CHILD) => return Ok(()),
+                Ok(None) | Err(Errno::CHILD) => return,
                 Err(_) => {}
             }
         }
-    }
-}
-
-impl Removal {
-    /// What was removed, by a child that ended like this.
-    fn end(&self, code: Option<i32>) -> Result<Removed, Failure> {
-        let failed = |errno: Option<i32>| Failure {
-            step: Step::Process,
-            errno: errno.unwrap_or(0),
-            detail: "removing a directory".into(),
-        };
-        if code != Some(0) {
-            return Err(failed(code));
-        }
-        let mut told = Vec::new();
-        let heard = (&self.report).read_to_end(&mut told);
-        heard.map_err(|error| failed(error.raw_os_error()))?;
-        serde_json::from_slice(&told).map_err(|_| failed(None))
     }
 }
 

@@ -23,8 +23,6 @@ const MAX_DEPTH: usize = 128;
 /// A directory that is too deep is renamed into `root` and removed from there, so that neither the
 /// depth of a tree nor the length of a path counts.
 pub(super) fn remove(root: &Path) -> io::Result<Removed> {
-    // Background work: what runs in workspaces goes first.
-    let _ = rustix::process::nice(10);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let top = match openat(CWD, root, flags, Mode::empty()) {
         Ok(top) => top,

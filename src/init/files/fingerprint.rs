@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::Provider;
 use super::place::{At, Place, modified};
-use super::protocol::{FileFailure, Fingerprint, Flaw, Links};
+use super::protocol::{FileFailure, Fingerprint, Links};
 use super::walk::{Visitor, walk};
 
 /// What is mounted for each sandbox, or may be.
@@ -55,6 +55,11 @@ struct Taking<'p> {
 }
 
 impl Visitor for Taking<'_> {
+    /// An id that is not the sandbox's may own one of the host's; nothing inside sees what is in it.
+    fn passes_over_closed(&self) -> bool {
+        true
+    }
+
     fn enters(&self, below: &[u8]) -> bool {
         !OWN.contains(&below) || (below == b"tmp" && !self.has_own_tmp)
     }
@@ -109,8 +114,8 @@ impl Taking<'_> {
     fn hash_content(&mut self, place: &Place, hasher: &mut Sha256) -> Result<(), FileFailure> {
         let mut file = match place.open_file(OFlags::RDONLY) {
             Ok(file) => File::from(file),
-            // An id that is not the sandbox's may own a file of the host's; nothing inside reads it.
-            Err(failure) if failure.flaw == Flaw::Errno(Errno::ACCESS.raw_os_error()) => {
+            // Likewise.
+            Err(failure) if failure.is_denied() => {
                 hasher.update(b"unreadable");
                 return Ok(());
             }

@@ -209,6 +209,14 @@ pub struct FileFailure {
     pub path: RawPath,
 }
 
+impl FileFailure {
+    /// Whether permissions are against it.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        self.flaw == Flaw::Errno(libc::EACCES)
+    }
+}
+
 /// What is wrong with a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Flaw {

@@ -24,6 +24,10 @@ pub(super) trait Visitor {
     fn visit(&mut self, place: &Place, below: &[u8]) -> Result<(), FileFailure>;
     /// Leaves a directory, after what is in it.
     fn leave(&mut self, place: &Place) -> Result<(), FileFailure>;
+    /// Whether a directory that may not be listed is passed over.
+    fn passes_over_closed(&self) -> bool {
+        false
+    }
     /// Whether it goes into the directory of this path.
     fn enters(&self, _below: &[u8]) -> bool {
         true
@@ -83,7 +87,13 @@ pub(super) fn walk(
         if levels.len() == DEEPEST {
             return Err(flaw(Flaw::TooDeep, &path));
         }
-        let next = enter(&place, None, below.len())?;
+        let next = match enter(&place, None, below.len()) {
+            Err(failure) if failure.is_denied() && visitor.passes_over_closed() => {
+                visitor.leave(&place)?;
+                continue;
+            }
+            entered => entered?,
+        };
         levels.push(Level {
             place: Some(place),
             ..next
