@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `create/host` | the time to make a sandbox on the host's system changed: namespaces, overlays, restrictions |
 //! | `create/setup_layer` | the same with a setup layer of 2,000 files: what a lower of another id range costs |
-//! | `create/eight_at_once` | eight clients, the time until the last has its workspace: how far the spawner, which makes one after another, is the bound |
+//! | `create/eight_at_once` | eight clients, the time until the last has its workspace: how far sandboxes that are not ready yet are the bound |
 
 mod support;
 

@@ -103,6 +103,30 @@ impl Client {
         self.send("POST", &format!("{}/reset", workspace.path), b"");
     }
 
+    /// The same, with a query behind it such as `?wait=disposal`; the receipt.
+    pub(crate) fn reset_with(&mut self, workspace: &Workspace, query: &str) -> Value {
+        self.send("POST", &format!("{}/reset{query}", workspace.path), b"");
+        serde_json::from_slice(&self.body).expect("the receipt is JSON")
+    }
+
+    /// Waits until derrick makes no sandbox and has one ready, so that what is measured next has the
+    /// machine to itself.
+    pub(crate) fn settle(&mut self) {
+        loop {
+            self.send("GET", "/metrics", b"");
+            let text = String::from_utf8_lossy(&self.body);
+            let level = |state: &str| {
+                let name = format!("derrick_pool{{state=\"{state}\"}} ");
+                let mut lines = text.lines();
+                lines.find_map(|line| line.strip_prefix(&name)?.parse::<f64>().ok())
+            };
+            if level("making") == Some(0.0) && level("ready").is_some_and(|ready| ready >= 1.0) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+
     /// Ends the workspace.
     pub(crate) fn delete(&mut self, workspace: Workspace) {
         let Workspace { path } = workspace;

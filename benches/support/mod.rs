@@ -11,12 +11,14 @@
 )]
 
 mod client;
+pub(crate) mod floor;
 mod provider;
 mod scratch;
 
 use std::time::{Duration, Instant};
 
 pub(crate) use client::{Client, Workspace};
+pub(crate) use floor::Floor;
 pub(crate) use provider::Provider;
 pub(crate) use scratch::Scratch;
 

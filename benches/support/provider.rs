@@ -11,21 +11,36 @@ use serde_json::Value;
 
 use super::{Client, Scratch};
 
+/// Its config, in its directory.
+const CONFIG: &str = "config.json";
+
 /// A running provider; ended, and its state removed, with the last use.
 #[derive(Debug)]
 pub(crate) struct Provider {
     child: Child,
     address: String,
     // Removed after the provider has ended.
-    scratch: Scratch,
+    scratch: Option<Scratch>,
 }
 
 impl Provider {
     /// Starts one whose workspaces are as `config` says, and waits until it listens.
     pub(crate) fn start(config: &Value) -> Self {
         let scratch = Scratch::new();
-        let config_file = scratch.join("config.json");
-        std::fs::write(&config_file, config.to_string()).expect("the config can be written");
+        std::fs::write(scratch.join(CONFIG), config.to_string())
+            .expect("the config can be written");
+        Self::serve(scratch)
+    }
+
+    /// Ends it, and starts another one on the same state.
+    pub(crate) fn start_again(mut self) -> Self {
+        self.end();
+        let scratch = self.scratch.take().expect("it has its directory until now");
+        Self::serve(scratch)
+    }
+
+    fn serve(scratch: Scratch) -> Self {
+        let config_file = scratch.join(CONFIG);
         let log = File::create(scratch.join("log")).expect("the log can be made");
         let mut child = Command::new(binary())
             .args(["-p", "ns", "-s", "http", "--listen", "127.0.0.1:0", "-w"])
@@ -48,7 +63,18 @@ impl Provider {
         Self {
             child,
             address: address.to_owned(),
-            scratch,
+            scratch: Some(scratch),
+        }
+    }
+
+    /// Its process id.
+    pub(crate) fn id(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    fn end(&mut self) {
+        if kill(Pid::from_raw(self.id()), Signal::SIGTERM).is_ok() {
+            let _ = self.child.wait();
         }
     }
 
@@ -60,13 +86,8 @@ impl Provider {
 
 impl Drop for Provider {
     fn drop(&mut self) {
-        if kill(
-            Pid::from_raw(self.child.id().cast_signed()),
-            Signal::SIGTERM,
-        )
-        .is_ok()
-        {
-            let _ = self.child.wait();
+        if self.scratch.is_some() {
+            self.end();
         }
     }
 }

@@ -215,7 +215,7 @@ impl Contender for Runc {
                 succeed(&mut self.start());
             });
             let (ended, ()) = time(|| succeed(&mut self.end()));
-            samples.add(Job::Create, NAME, created);
+            samples.add(Job::First, NAME, created + exec);
             samples.add(Job::Exec, NAME, exec);
             samples.add(Job::Reset, NAME, reset);
             samples.add(Job::Teardown, NAME, ended);

@@ -2,7 +2,7 @@
 //!
 //! Not comparable: it has no overlay (`/usr` is read-only, the rest a tmpfs), no seccomp filter, no
 //! landlock and no masks in `/proc`; root inside is one id. It starts no command in a sandbox that
-//! runs: `exec` is left out, and a reset is a teardown and a create. It ends with its command, before
+//! runs: `exec` is left out, and a reset is a teardown and a create. Its program is its first command. It ends with its command, before
 //! the kernel has taken its namespaces and mounts down; derrick's teardown waits for that.
 
 use std::io::{Read, Write};
@@ -110,7 +110,7 @@ impl Contender for Bwrap {
                 self.start()
             });
             let (ended, ()) = time(|| running.end());
-            samples.add(Job::Create, NAME, created);
+            samples.add(Job::First, NAME, created);
             samples.add(Job::Reset, NAME, reset);
             samples.add(Job::Teardown, NAME, ended);
             let (whole, ()) = time(|| succeed(&mut self.command(&SHELL)));

@@ -7,8 +7,8 @@ use std::time::Duration;
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Job {
-    /// Until it takes commands.
-    Create,
+    /// Until a first command ran in something new.
+    First,
     /// One command in what is running.
     Exec,
     /// Back to the state of the beginning.

@@ -3,7 +3,7 @@
 //! Every contender does the same jobs in one run, a few at a time in turn, so that a noisy moment of
 //! the machine meets all of them. Printed is one table of medians with three ratios.
 //!
-//! `cargo bench --bench compare -- --rounds 40`; without `--bench`, as under `cargo test`, one round.
+//! `cargo bench --bench peers -- --rounds 40 [--chart FILE]`; without `--bench`, as under `cargo test`, one round.
 //!
 //! | contender | what it is, and what a change of its time means |
 //! |---|---|
@@ -13,10 +13,11 @@
 //! | `derrick` | its HTTP API on a kept connection |
 //! | `bwrap` | bubblewrap with the flags that come nearest |
 //! | `runc` | runc with the namespaces that derrick makes and an overlay on `/usr` |
+//! | `docker` | a Docker engine, where one can be reached, with a small image and no network |
 //!
 //! | job | what is timed |
 //! |---|---|
-//! | `create` | from the request until it takes commands |
+//! | `first` | from the request until a first command ran: create and command |
 //! | `exec` | one command in what is running |
 //! | `reset` | back to the state of the beginning |
 //! | `teardown` | until nothing of it runs |
@@ -26,8 +27,10 @@
 mod support;
 
 mod bwrap;
+mod chart;
 mod contender;
 mod derrick;
+mod docker;
 mod floor;
 mod runc;
 mod table;
@@ -41,9 +44,10 @@ const ROUNDS: usize = 40;
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let mut rounds = 1;
+    let mut chart = None;
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            floor::ARGUMENT => return floor::serve(arguments),
+            support::floor::ARGUMENT => return support::floor::serve(arguments),
             "--bench" => rounds = ROUNDS,
             "--rounds" => {
                 rounds = arguments
@@ -51,22 +55,31 @@ fn main() {
                     .and_then(|number| number.parse().ok())
                     .expect("--rounds takes a number");
             }
-            other => panic!("{other} is no argument of this bench; it has --rounds N"),
+            "--chart" => chart = Some(arguments.next().expect("--chart takes a file")),
+            other => {
+                panic!("{other} is no argument of this bench; it has --rounds N, --chart FILE")
+            }
         }
     }
-    compare(rounds);
+    compare(rounds, chart.as_deref());
 }
 
-fn compare(rounds: usize) {
+fn compare(rounds: usize, chart: Option<&str>) {
     let scratch = Scratch::new();
     let mut derrick = derrick::Derrick::start();
-    let notes = vec![derrick.describe(), bwrap::describe(), runc::describe()];
+    let notes = vec![
+        derrick.describe(),
+        bwrap::describe(),
+        runc::describe(),
+        docker::describe(),
+    ];
     let mut contenders: Vec<Box<dyn Contender>> = vec![
         Box::new(floor::Spawn::TRUE),
         Box::new(floor::Spawn::SHELL),
         Box::new(floor::Bare::start(&scratch)),
         Box::new(bwrap::Bwrap::new()),
         Box::new(runc::Runc::new(&scratch)),
+        Box::new(docker::Docker::new(&scratch)),
     ];
     // Where the host lets one of them do nothing, the table says so.
     let mut absent = Vec::new();
@@ -92,4 +105,8 @@ fn compare(rounds: usize) {
         }
     }
     table::print(&samples, &absent, &notes, rounds);
+    if let Some(file) = chart {
+        let drawn = chart::draw(&samples, &notes);
+        std::fs::write(file, drawn).expect("the chart can be written");
+    }
 }

@@ -46,15 +46,18 @@ pub(crate) fn print(
     println!(
         "for the end of its namespaces. runc: no landlock, no seccomp; as root makes cgroups."
     );
+    println!(
+        "docker: by its command line; an engine's usual seccomp and AppArmor, no user namespace."
+    );
     for note in notes {
         println!("{note}");
     }
     println!("{}", machine());
 }
 
-fn word(job: Job) -> &'static str {
+pub(crate) fn word(job: Job) -> &'static str {
     match job {
-        Job::Create => "create",
+        Job::First => "first",
         Job::Exec => "exec",
         Job::Reset => "reset",
         Job::Teardown => "teardown",
@@ -77,7 +80,7 @@ fn ratio(duration: Option<Duration>, unit: Option<Duration>) -> String {
     }
 }
 
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     format!(
