@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -488,21 +489,39 @@ impl State {
     }
 }
 
+/// Directories that are removed at once: it is mostly the disk that is waited for, all the more where each
+/// block that becomes free is discarded on it.
+const REMOVALS: usize = 8;
+
+/// Begins removals in the order in which they were asked for.
 async fn remove_in_turn(spawner: Spawner, mut queue: mpsc::UnboundedReceiver<Discard>) {
+    let mut removals = JoinSet::new();
     while let Some(discard) = queue.recv().await {
         match discard {
-            Discard::Remove(path, done) => match spawner.remove(path).await {
-                Ok(removed) => {
-                    // Whoever asked may be gone.
-                    let _ = done.map(|done| done.send(removed));
+            Discard::Remove(path, done) => {
+                while removals.try_join_next().is_some() {}
+                if removals.len() >= REMOVALS {
+                    removals.join_next().await;
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot remove a discarded directory; the next start tries again");
-                }
-            },
+                removals.spawn(remove_one(spawner.clone(), path, done));
+            }
             Discard::Flush(sender) => {
+                while removals.join_next().await.is_some() {}
                 let _ = sender.send(());
             }
+        }
+    }
+    while removals.join_next().await.is_some() {}
+}
+
+async fn remove_one(spawner: Spawner, path: PathBuf, done: Option<oneshot::Sender<Removed>>) {
+    match spawner.remove(path).await {
+        Ok(removed) => {
+            // Whoever asked may be gone.
+            let _ = done.map(|done| done.send(removed));
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot remove a discarded directory; the next start tries again");
         }
     }
 }
