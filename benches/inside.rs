@@ -122,7 +122,7 @@ fn main() {
     for job in jobs() {
         let (mut outside, mut within, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..rounds {
-            let mut once = |in_workspace: bool| {
+            let once = |in_workspace: bool| {
                 if in_workspace {
                     inside(&provider, &workspace, job.name, files, job.before);
                     inside(&provider, &workspace, job.name, files, job.timed)
