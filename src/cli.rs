@@ -15,8 +15,9 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{
-    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, GcArgs, LayersArgs, LimitsArgs,
-    LogsArgs, LsArgs, RenewArgs, ResetArgs, RmArgs,
+    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, FenceArgs, ForkArgs, GcArgs,
+    LayersArgs, LimitsArgs, LogsArgs, LsArgs, PauseArgs, RenewArgs, ResetArgs, ResumeArgs, RmArgs,
+    SnapshotArgs,
 };
 
 /// Workspaces for autonomous coding agents on a bare Linux host.
@@ -71,6 +72,16 @@ pub enum Command {
     Layers(LayersArgs),
     /// Return a workspace to the state right after setup.
     Reset(ResetArgs),
+    /// Keep what a workspace is now as a snapshot.
+    Snapshot(SnapshotArgs),
+    /// Make workspaces that start from what another one is now.
+    Fork(ForkArgs),
+    /// End all that runs in a workspace at an instant, and keep what it wrote until then as a snapshot.
+    Fence(FenceArgs),
+    /// Stop all processes of a workspace, and start none, until it is resumed.
+    Pause(PauseArgs),
+    /// Have the processes of a paused workspace go on.
+    Resume(ResumeArgs),
     /// End workspaces and dispose of their files.
     Rm(RmArgs),
 }

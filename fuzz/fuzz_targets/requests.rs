@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use derrick::provider::files::*;
+use derrick::provider::snapshots::*;
 use derrick::provider::*;
 use derrick::server::http::{HttpOptions, Listener, serve};
 use derrick::tally::Timings;
@@ -192,6 +193,14 @@ impl Provider for Empty {
         nothing()
     }
 
+    async fn pause(&self, _id: &WorkspaceId) -> Result<Description, Error> {
+        nothing()
+    }
+
+    async fn resume(&self, _id: &WorkspaceId) -> Result<Description, Error> {
+        nothing()
+    }
+
     async fn fetch(&self, _id: &WorkspaceId) -> Result<Vec<Fetched>, Error> {
         nothing()
     }
@@ -231,6 +240,47 @@ impl Provider for Empty {
     }
 
     async fn shutdown(&self) {}
+}
+
+#[async_trait]
+impl Snapshots for Empty {
+    async fn snapshot(&self, _id: &WorkspaceId, _label: Option<String>) -> Result<Taken, Error> {
+        nothing()
+    }
+
+    async fn fork(
+        &self,
+        _id: &WorkspaceId,
+        _count: usize,
+        _label: Option<String>,
+        _asked: NewWorkspace,
+    ) -> Result<Forked, Error> {
+        nothing()
+    }
+
+    fn snapshots(&self) -> Vec<Snapshot> {
+        Vec::new()
+    }
+
+    fn show_snapshot(&self, id: SnapshotId) -> Result<Snapshot, Error> {
+        Err(Error::NoSuchSnapshot(id.to_string()))
+    }
+
+    fn label_snapshot(&self, id: SnapshotId, _label: Option<String>) -> Result<Snapshot, Error> {
+        Err(Error::NoSuchSnapshot(id.to_string()))
+    }
+
+    fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
+        Err(Error::NoSuchSnapshot(id.to_string()))
+    }
+
+    async fn fence(&self, _id: &WorkspaceId) -> Result<Snapshot, Error> {
+        nothing()
+    }
+
+    async fn fence_at(&self, _id: &WorkspaceId, _at: f64) -> Result<Fence, Error> {
+        nothing()
+    }
 }
 
 #[async_trait]

@@ -173,7 +173,7 @@ impl Build {
         let meta = LayerMeta {
             format: LAYER_FORMAT,
             first_id: Some(self.range.ids().first),
-            shape: format!("{:?}", self.state.spawner().identity()).to_lowercase(),
+            shape: self.state.spawner().identity().shape(),
             parent: about.parent,
             lineage: about.lineage,
             commits: about.commits,

@@ -132,6 +132,12 @@ impl Setups {
         self.shared.store.count()
     }
 
+    /// Where layers are kept.
+    #[must_use]
+    pub fn store(&self) -> &LayerStore {
+        &self.shared.store
+    }
+
     /// The repositories' mirrors.
     #[must_use]
     pub fn mirrors(&self) -> &Mirrors {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,25 @@ pub enum Owner {
 }
 
 impl Stack {
+    /// Every directory that it shows.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let lowers = self.overlays.iter().flat_map(|overlay| &overlay.lowers);
+        lowers.map(|lower| lower.path.as_path())
+    }
+
+    /// Directories below what is written to, where there are the most.
+    #[must_use]
+    pub fn deepest(&self) -> usize {
+        let writable = self
+            .overlays
+            .iter()
+            .filter(|overlay| overlay.access == Access::Writable);
+        writable
+            .map(|overlay| overlay.lowers.len())
+            .max()
+            .unwrap_or(0)
+    }
+
     /// Ids for a sandbox on this stack.
     ///
     /// # Errors

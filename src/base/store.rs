@@ -369,6 +369,51 @@ impl LayerStore {
         })
     }
 
+    /// The layer `digest` as it is once [`take_in`](Self::take_in) has made it.
+    #[must_use]
+    pub fn place(&self, digest: &Digest, meta: LayerMeta) -> Layer {
+        Layer {
+            digest: digest.clone(),
+            path: self.path_of(digest),
+            meta,
+            // Its record names it.
+            hold: None,
+        }
+    }
+
+    /// Moves `tree` to be that of `layer`; where that was done before, `tree` is not looked at.
+    ///
+    /// Until it is there nobody takes the layer for one. That rename is all that happens to `tree`, and the
+    /// last thing. It is not synced: whoever must find it after a power failure waits for that elsewhere.
+    ///
+    /// # Errors
+    /// When a step fails; `tree` is where it was then.
+    pub fn take_in(&self, layer: &Layer, tree: &Path) -> io::Result<()> {
+        if fs::symlink_metadata(layer.tree()).is_ok() {
+            return Ok(());
+        }
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&layer.path)?;
+        let meta = layer.path.join(META);
+        fs::write(&meta, serde_json::to_vec_pretty(&layer.meta)?)?;
+        fs::rename(tree, layer.tree())
+    }
+
+    /// The layer that a path below it belongs to, if it is one of this store's.
+    #[must_use]
+    pub fn digest_of(&self, path: &Path) -> Option<Digest> {
+        let below = path.strip_prefix(&self.layers).ok()?;
+        below.iter().next()?.to_str()?.parse().ok()
+    }
+
+    /// Where the layer of that digest is, if there is one.
+    #[must_use]
+    pub fn path_of(&self, digest: &Digest) -> PathBuf {
+        self.layers.join(digest.as_str())
+    }
+
     /// Waits until nobody else makes the layer of that digest, in this process or another one.
     ///
     /// The lock ends with the guard, or with the process.

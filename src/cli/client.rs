@@ -628,6 +628,88 @@ pub struct ResetArgs {
     pub workspace: IdPart,
 }
 
+/// A workspace to be paused.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct PauseArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text nothing is.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+}
+
+/// A workspace to be resumed.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ResumeArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text nothing is.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+}
+
+/// A snapshot to be taken.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct SnapshotArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text it is the snapshot's id.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// What to call it.
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+}
+
+/// Workspaces to be made of another one.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ForkArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text it is the ids of the new ones, a line each.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// What to call the snapshot.
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+    /// How many.
+    #[arg(default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub count: u32,
+}
+
+/// A workspace to be fenced.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct FenceArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text it is the snapshot's id.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// When, such as 2026-01-31T12:00:00Z; now if absent.
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<String>,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+}
+
 /// Workspaces to be removed.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXIT_CODES)]

@@ -190,6 +190,51 @@ impl Client {
         self.json(Method::POST, &target).await
     }
 
+    /// Stops all processes of a workspace until it is resumed; all that is told of it then.
+    ///
+    /// # Errors
+    /// Why it is not paused.
+    pub async fn pause(&self, workspace: &str) -> Result<Value, Error> {
+        self.json(Method::POST, &format!("/workspaces/{workspace}/pause"))
+            .await
+    }
+
+    /// Has the processes of a paused workspace go on; all that is told of it then.
+    ///
+    /// # Errors
+    /// Why they do not.
+    pub async fn resume(&self, workspace: &str) -> Result<Value, Error> {
+        self.json(Method::POST, &format!("/workspaces/{workspace}/resume"))
+            .await
+    }
+
+    /// Takes a snapshot; all that is told of it.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn snapshot(&self, workspace: &str, asked: &Value) -> Result<Value, Error> {
+        let target = format!("/workspaces/{workspace}/snapshots");
+        self.post(&target, asked).await
+    }
+
+    /// Makes workspaces on a snapshot of another one; all that is told of that.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub async fn fork(&self, workspace: &str, asked: &Value) -> Result<Value, Error> {
+        let target = format!("/workspaces/{workspace}/fork");
+        self.post(&target, asked).await
+    }
+
+    /// Fences a workspace; all that is told of that.
+    ///
+    /// # Errors
+    /// Why it is not fenced.
+    pub async fn fence(&self, workspace: &str, asked: &Value) -> Result<Value, Error> {
+        let target = format!("/workspaces/{workspace}/fence");
+        self.post(&target, asked).await
+    }
+
     /// Ends a workspace; `false` if there was none.
     ///
     /// # Errors

@@ -12,12 +12,14 @@ pub mod layers;
 pub mod limits;
 pub mod logs;
 pub mod ls;
+pub mod pause;
 mod remote;
 pub mod renew;
 pub mod reset;
 pub mod rm;
 pub mod run;
 pub mod serve;
+pub mod snapshot;
 mod table;
 mod terminal;
 
@@ -59,6 +61,11 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Gc(arguments)) => gc::gc(&arguments),
         Some(Command::Layers(arguments)) => layers::layers(&arguments),
         Some(Command::Reset(arguments)) => reset::reset(&arguments),
+        Some(Command::Snapshot(arguments)) => snapshot::snapshot(&arguments),
+        Some(Command::Fork(arguments)) => snapshot::fork(&arguments),
+        Some(Command::Fence(arguments)) => snapshot::fence(&arguments),
+        Some(Command::Pause(arguments)) => pause::pause(&arguments),
+        Some(Command::Resume(arguments)) => pause::resume(&arguments),
         Some(Command::Rm(arguments)) => rm::rm(&arguments),
     }
 }

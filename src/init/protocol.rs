@@ -53,6 +53,8 @@ pub enum Request {
     Hold(RequestId),
     /// Have them go on.
     Release,
+    /// Count those that go on all the same, while all are to be stopped: in a system call, until that ends.
+    Unsettled(RequestId),
     /// Tell how full the filesystem is that the sandbox writes to.
     Room(RequestId),
     /// Kill all processes at a stroke and end; the last request.

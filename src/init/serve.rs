@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use super::protocol::{Exit, Reply, Request, RequestId, Room, Status, Target, Usage};
+use super::protocol::{
+    Attempt, Exit, Refusal, Reply, Request, RequestId, Room, Status, Target, Usage,
+};
 use super::{exec, tree};
 use crate::sys::channel::{Channel, Received};
 use crate::sys::events::Events;
@@ -74,7 +76,7 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
         if !happened.others.is_empty() && init.tell_news().is_err() {
             return 0;
         }
-        if happened.child_ended && init.reap().is_err() {
+        if happened.child_ended && init.reap().and_then(|()| init.hold_on()).is_err() {
             return 0;
         }
         if happened.message {
@@ -126,11 +128,11 @@ impl Init<'_> {
                 }
                 Err(refusal) => self.tell(&Reply::Refused(id, refusal), &[]),
             },
-            Request::Kill(id) => {
-                self.doom(id);
-                Ok(())
+            Request::Kill(id) => self.doom(id),
+            Request::Signal(id, number, target) => {
+                self.signal(id, number, target)?;
+                self.hold_on()
             }
-            Request::Signal(id, number, target) => self.signal(id, number, target),
             Request::Hold(id) => {
                 if self.held.is_none() {
                     self.held = Some(tree::hold_all()?);
@@ -145,6 +147,10 @@ impl Init<'_> {
                 deferred
                     .into_iter()
                     .try_for_each(|order| self.answer(order))
+            }
+            Request::Unsettled(id) => {
+                let count = self.held.as_ref().map_or(Ok(0), tree::Held::unsettled)?;
+                self.tell(&Reply::Counted(id, count), &[])
             }
             Request::Count(id) => self.tell(&Reply::Counted(id, tree::count()?), &[]),
             Request::Room(id) => self.tell(&Reply::Room(id, Room::here()?), &[]),
@@ -171,13 +177,24 @@ impl Init<'_> {
     }
 
     /// Has the tree of an exec killed, together with those of the requests that wait already.
-    fn doom(&mut self, id: RequestId) {
+    fn doom(&mut self, id: RequestId) -> std::io::Result<()> {
+        let is_it =
+            |order: &Received<Request>| matches!(order.message, Request::Exec(it, _) if it == id);
+        if let Some(place) = self.deferred.iter().position(is_it) {
+            self.deferred.remove(place);
+            let refusal = Refusal {
+                attempt: Attempt::Start,
+                errno: libc::ECANCELED,
+            };
+            return self.tell(&Reply::Refused(id, refusal), &[]);
+        }
         let mut execs = self.execs.iter();
         // One that is not there ended before, and was reported before.
         if let Some((leader, _)) = execs.find(|(_, running)| running.request == id) {
             self.doomed.insert(*leader);
             self.doomed_since.get_or_insert_with(Instant::now);
         }
+        Ok(())
     }
 
     /// Whether there is something to kill, and nothing that it should wait for.
@@ -185,9 +202,7 @@ impl Init<'_> {
         let waited = self
             .doomed_since
             .is_some_and(|since| since.elapsed() > GATHERING);
-        self.held.is_none()
-            && !self.doomed.is_empty()
-            && (waited || !is_readable(self.provider.as_fd()))
+        !self.doomed.is_empty() && (waited || !is_readable(self.provider.as_fd()))
     }
 
     /// Kills the trees. An error ends init, and with it the whole sandbox: that is sure.
@@ -208,15 +223,26 @@ impl Init<'_> {
                 running.killed = Some(tree);
             }
         }
+        self.hold_on()
+    }
+
+    /// Stops all processes again while they are to stand still: the kernel has those go on whose process
+    /// group is left without a parent that could, setpgid(2).
+    fn hold_on(&self) -> std::io::Result<()> {
+        if self.held.is_some() {
+            tree::stop_all();
+        }
         Ok(())
     }
 
     /// Signals an exec. What is no signal is sent to nobody.
-    fn signal(&self, id: RequestId, number: i32, target: Target) -> std::io::Result<()> {
+    fn signal(&mut self, id: RequestId, number: i32, target: Target) -> std::io::Result<()> {
         let mut execs = self.execs.iter();
         let leader = execs.find(|(_, running)| running.request == id);
-        match (leader, Signal::try_from(number)) {
-            (Some((leader, _)), Ok(signal)) => tree::signal(*leader, signal, target),
+        match (leader, Signal::try_from(number), &mut self.held) {
+            // What is to go on does when all do.
+            (Some((leader, _)), Ok(Signal::SIGCONT), Some(held)) => held.let_go_on(*leader, target),
+            (Some((leader, _)), Ok(signal), _) => tree::signal(*leader, signal, target),
             _ => Ok(()),
         }
     }

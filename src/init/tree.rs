@@ -55,14 +55,20 @@ pub(super) fn signal(leader: i32, signal: Signal, target: Target) -> io::Result<
         // It leads a session, and with it a group of its own.
         Target::Group => send(-leader, signal),
         Target::Tree | Target::Descendants => {
-            let mut processes = Scan::take()?.living_below([leader]);
-            if target == Target::Descendants {
-                processes.remove(&leader);
-            }
+            let processes = below(leader, target)?;
             processes.into_iter().for_each(|pid| send(pid, signal));
         }
     }
     Ok(())
+}
+
+/// What is alive of the tree of `leader` and meant.
+fn below(leader: i32, target: Target) -> io::Result<BTreeSet<i32>> {
+    let mut processes = Scan::take()?.living_below([leader]);
+    if target == Target::Descendants {
+        processes.remove(&leader);
+    }
+    Ok(processes)
 }
 
 /// The children of init: the leaders of its execs, and orphans.
@@ -129,8 +135,8 @@ pub(super) fn kill_trees(leaders: &BTreeSet<i32>) -> io::Result<Killed> {
 /// stopped for a moment.
 fn kill_among_all(leaders: &BTreeSet<i32>, until: Instant) -> io::Result<Killed> {
     let held = hold_all()?;
-    let killed = stop(leaders, until, |_| send(ALL, Signal::SIGSTOP))
-        .and_then(|trees| kill_stopped(leaders, trees, until));
+    let killed =
+        stop(leaders, until, |_| stop_all()).and_then(|trees| kill_stopped(leaders, trees, until));
     release_all(&held)?;
     killed
 }
@@ -140,22 +146,88 @@ pub(super) fn kill_all() {
     send(ALL, Signal::SIGKILL);
 }
 
-/// All processes of the sandbox, stopped; and how they were before.
-pub(super) struct Held(Scan);
+/// All processes of the sandbox, stopped.
+pub(super) struct Held {
+    /// What somebody had stopped before, and is to stay so.
+    stopped: BTreeSet<i32>,
+    since: Instant,
+}
 
 /// Stops all processes of the sandbox at a stroke: from then on there is no new one.
 pub(super) fn hold_all() -> io::Result<Held> {
-    let before = Scan::take()?;
-    send(ALL, Signal::SIGSTOP);
-    Ok(Held(before))
+    let before = Scan::take()?.processes.into_iter();
+    let stopped = before.filter(|(_, process)| process.stopped);
+    let stopped = stopped.map(|(pid, _)| pid).collect();
+    stop_all();
+    Ok(Held {
+        stopped,
+        since: Instant::now(),
+    })
 }
+
+/// Sends all processes of the sandbox the signal to stop, at a stroke.
+pub(super) fn stop_all() {
+    send(ALL, Signal::SIGSTOP);
+}
+
+impl Held {
+    /// Has what is meant of the tree of `leader` go on with all others, also if somebody had stopped it.
+    ///
+    /// # Errors
+    /// Those of reading `/proc`.
+    pub(super) fn let_go_on(&mut self, leader: i32, target: Target) -> io::Result<()> {
+        match target {
+            Target::Leader => {
+                self.stopped.remove(&leader);
+            }
+            // Who is in a group is not looked at: it is a part of the tree.
+            Target::Group | Target::Tree | Target::Descendants => {
+                let target = below(leader, target)?;
+                self.stopped.retain(|pid| !target.contains(pid));
+            }
+        }
+        Ok(())
+    }
+
+    /// How many threads go on: a signal to stop waits for the end of the system call that they are in,
+    /// such as a long write.
+    ///
+    /// One that waits for a child of vfork(2) does so until that goes on. It cannot be told from others
+    /// that wait for the kernel and have a child, which get a while to come back.
+    ///
+    /// # Errors
+    /// Those of reading `/proc`.
+    pub(super) fn unsettled(&self) -> io::Result<u64> {
+        let processes = Scan::take()?.processes;
+        let parents: BTreeSet<i32> = match self.since.elapsed() < WAITING {
+            true => BTreeSet::new(),
+            false => processes.values().map(|process| process.parent).collect(),
+        };
+        let mut count = 0;
+        for pid in processes.keys().filter(|pid| **pid != 1) {
+            // One that ended meanwhile has none.
+            for thread in fs::read_dir(format!("/proc/{pid}/task"))
+                .into_iter()
+                .flatten()
+            {
+                let stat = fs::read(thread?.path().join("stat")).unwrap_or_default();
+                match state(&stat) {
+                    None | Some(b'T' | b't' | b'Z' | b'X' | b'x') => {}
+                    Some(b'D') if parents.contains(pid) => {}
+                    Some(_) => count += 1,
+                }
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// How long a thread that waits for the kernel, and has a child, may be writing.
+const WAITING: Duration = Duration::from_millis(500);
 
 /// Has them go on, but for what somebody had stopped before.
 pub(super) fn release_all(held: &Held) -> io::Result<()> {
-    let ours = |pid: &i32| {
-        let before = held.0.processes.get(pid);
-        *pid != 1 && !before.is_some_and(|before| before.stopped)
-    };
+    let ours = |pid: &i32| *pid != 1 && !held.stopped.contains(pid);
     // Children first: what goes on before its child would find that stopped.
     for pid in Scan::take()?.deepest_first().into_iter().filter(ours) {
         send(pid, Signal::SIGCONT);
@@ -325,9 +397,7 @@ fn is_gone(error: &io::Error) -> bool {
 /// begins after the last one. A process whose first thread ended is shown as a zombie while others
 /// of its threads run.
 fn parse(stat: &[u8]) -> Option<Process> {
-    let end_of_name = stat.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(&stat[end_of_name + 1..]).ok()?;
-    let mut fields = rest.split_whitespace();
+    let mut fields = fields(stat)?;
     let state = fields.next()?;
     let ended = matches!(state, "Z" | "X" | "x");
     let parent = fields.next()?.parse().ok()?;
@@ -338,6 +408,18 @@ fn parse(stat: &[u8]) -> Option<Process> {
         alive: !ended || threads > 1,
         stopped: state == "T",
     })
+}
+
+/// Those from the third on.
+fn fields(stat: &[u8]) -> Option<std::str::SplitWhitespace<'_>> {
+    let end_of_name = stat.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(&stat[end_of_name + 1..]).ok()?;
+    Some(rest.split_whitespace())
+}
+
+/// The letter of the state that a thread is in.
+fn state(stat: &[u8]) -> Option<u8> {
+    fields(stat)?.next()?.bytes().next()
 }
 
 #[cfg(test)]

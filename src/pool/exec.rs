@@ -251,6 +251,8 @@ impl Started {
                 exit = self.running.exit() => return match exit {
                     Ok(exit) if exit.killed => Ok((exit, cause)),
                     Ok(exit) => Ok((exit, Cause::Own)),
+                    // Held back until it was to be killed.
+                    Err(SandboxError::Refused(_)) if dying.is_some() => Ok((killed(), cause)),
                     // Init could not be sure to have found every process, and ended the sandbox.
                     Err(SandboxError::Gone(Gone::Lost)) if dying.is_some() => Ok((killed(), cause)),
                     Err(error) => Err(error),

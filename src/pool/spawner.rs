@@ -198,6 +198,15 @@ impl Spawner {
         }
     }
 
+    /// Copies `from`, a directory of the provider's, with all that is in it, whoever owns it, to `tree` in
+    /// `into`. Nothing may change it meanwhile.
+    ///
+    /// # Errors
+    /// The step that failed; part of it may be there.
+    pub async fn copy(&self, from: PathBuf, into: PathBuf) -> Result<(), SpawnerError> {
+        done(self.ask(|id| Request::Copy(id, from, into), &[]).await?)
+    }
+
     /// Removes `group` when the sandbox's last handle is gone.
     pub(super) fn own(&self, group: Group) -> OwnedGroup {
         OwnedGroup {

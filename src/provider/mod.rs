@@ -35,10 +35,11 @@ pub use crate::workspace::{
 
 pub mod files;
 pub mod ns;
+pub mod snapshots;
 
 /// A provisioning mode.
 #[async_trait]
-pub trait Provider: files::Files + Send + Sync + 'static {
+pub trait Provider: files::Files + snapshots::Snapshots + Send + Sync + 'static {
     /// Makes a workspace on the setup layer, setting up first if no layer is there yet.
     ///
     /// What `asked` says comes on top of the config.
@@ -106,7 +107,7 @@ pub trait Provider: files::Files + Send + Sync + 'static {
     ) -> Result<(), Error>;
     /// Opens the regular file at `source` for reading.
     async fn read_file(&self, id: &WorkspaceId, source: FilePath) -> Result<OpenFile, Error>;
-    /// Returns the workspace to exactly the state after setup.
+    /// Returns the workspace to exactly the state that it started from, or to that of a snapshot.
     async fn reset(&self, id: &WorkspaceId, wish: ResetWish) -> Result<Receipt, Error>;
     /// Changes what the workspace may use and is to get, also of what runs.
     async fn change_limits(
@@ -114,6 +115,10 @@ pub trait Provider: files::Files + Send + Sync + 'static {
         id: &WorkspaceId,
         change: LimitsChange,
     ) -> Result<Description, Error>;
+    /// Stops all processes of the workspace, and has nothing started in it, until it is resumed.
+    async fn pause(&self, id: &WorkspaceId) -> Result<Description, Error>;
+    /// Has the processes of a paused workspace go on.
+    async fn resume(&self, id: &WorkspaceId) -> Result<Description, Error>;
     /// Brings new upstream commits into the workspace's repositories as remote-tracking references.
     async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error>;
     /// What this provider enforces on this host, for `/health`.
@@ -170,6 +175,17 @@ pub struct Command {
     pub output_limit: Option<u64>,
     /// What keeps it from being started a second time.
     pub key: Option<Key>,
+    /// What is done after its end.
+    pub after: AfterEnd,
+}
+
+/// What is done after the end of a command, before that is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterEnd {
+    /// Nothing.
+    Nothing,
+    /// A snapshot of the workspace is taken.
+    Snapshot,
 }
 
 impl Command {
@@ -187,6 +203,7 @@ impl Command {
             timeout: None,
             output_limit: None,
             key: None,
+            after: AfterEnd::Nothing,
         }
     }
 }
@@ -207,7 +224,7 @@ pub struct Finished {
 pub struct Description {
     /// The workspace.
     pub id: WorkspaceId,
-    /// `running`, or `stopped` when its processes are gone (after a restart of the provider); the next command starts it again on its files.
+    /// `running`; `paused` while its processes stand still; `fenced` once it was, until it is reset; or `stopped` when they are gone (after a restart of the provider): the next command starts it again on its files.
     pub state: State,
     /// Why it is stopped, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -215,8 +232,14 @@ pub struct Description {
     /// The name of the token that it was made with, if that has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
-    /// Digest of the setup layer that it started from.
+    /// Digest of the layer that it is on: of setup, or of a snapshot.
     pub layer: String,
+    /// The snapshot that it is on, if it is on one; what it became, where it is fenced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<snapshots::SnapshotId>,
+    /// When it is to be fenced, seconds since 1970, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fence_at: Option<f64>,
     /// The end of what the setup script printed, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub setup_output: Option<String>,
@@ -250,6 +273,10 @@ pub struct Description {
 pub enum State {
     /// It has one.
     Running,
+    /// It has one whose processes stand still.
+    Paused,
+    /// It has none, and gets none before it is reset.
+    Fenced,
     /// It has none; files are there.
     Stopped,
 }
@@ -522,6 +549,8 @@ pub struct ResetWish {
     pub wait_for_disposal: bool,
     /// How closely it is to look at what the workspace gets.
     pub verify: Verify,
+    /// The snapshot to go to; what it was made in if absent.
+    pub to: Option<snapshots::SnapshotId>,
 }
 
 /// What a fetch did to one repository.
@@ -651,6 +680,21 @@ pub enum Error {
     /// Something else happened to the workspace meanwhile: it was reset or removed.
     #[error("{0}")]
     Conflict(String),
+    /// The workspace is paused.
+    #[error("{0}")]
+    Paused(String),
+    /// The workspace is fenced.
+    #[error("{0}")]
+    Fenced(String),
+    /// There is no such snapshot.
+    #[error("{0}")]
+    NoSuchSnapshot(String),
+    /// Something builds on the snapshot.
+    #[error("{0}")]
+    SnapshotInUse(String),
+    /// There is no room for one more snapshot on those below it.
+    #[error("{0}")]
+    TooDeep(String),
     /// The setup script failed; nothing was cached.
     #[error("the setup script ended with exit code {exit_code}")]
     SetupFailed {

@@ -1,6 +1,7 @@
 //! The `ns` mode: workspaces made of namespaces, overlayfs, seccomp and landlock on this host.
 
 mod files;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,10 +13,10 @@ use async_trait::async_trait;
 
 use super::log::{View, read_ends};
 use super::{
-    Asked, Capacity, Command, Description, Error, Events, Exec, ExecError, ExecId, ExecRecord,
-    Fetched, Figures, FileContent, FilePath, Finished, NewWorkspace, Novelty, OpenFile, Outcome,
-    Pressures, Provider, Ran, Receipt, ResetWish, Session, SessionRecord, Stream, Streams, Usage,
-    Verified,
+    AfterEnd, Asked, Capacity, Command, Description, Error, Events, Exec, ExecError, ExecId,
+    ExecRecord, Fetched, Figures, FileContent, FilePath, Finished, NewWorkspace, Novelty, OpenFile,
+    Outcome, Pressures, Provider, Ran, Receipt, ResetWish, Session, SessionRecord, Stream, Streams,
+    Usage, Verified,
 };
 use crate::base::SetupError;
 use crate::chain;
@@ -117,6 +118,8 @@ impl Provider for NsProvider {
         let workspace = self.get(id)?;
         let sandbox = workspace.current();
         let (state, state_detail) = match &sandbox {
+            _ if workspace.fenced().is_some() => (super::State::Fenced, None),
+            Some(sandbox) if sandbox.is_paused() => (super::State::Paused, None),
             Some(_) => (super::State::Running, None),
             None => (
                 super::State::Stopped,
@@ -151,6 +154,8 @@ impl Provider for NsProvider {
             owner: workspace.owner(),
             setup_output: self.workspaces.setups().output(&workspace.layer()),
             layer: workspace.layer().to_string(),
+            snapshot: self.workspaces.snapshot_under(&workspace),
+            fence_at: workspace.fence().map(|fence| fence.at),
             created: workspace.created(),
             execs: workspace.execs().running(),
             limits: limits.into(),
@@ -206,6 +211,13 @@ impl Provider for NsProvider {
             user: command.user,
             terminal: command.terminal,
         };
+        let after = match command.after {
+            AfterEnd::Nothing => None,
+            AfterEnd::Snapshot => {
+                let keeping = self.workspaces.keep_after(&workspace);
+                Some(keeping.map_err(|error| error_of(error, ""))?)
+            }
+        };
         let order = Order {
             input: command.input,
             streams: command.streams,
@@ -214,6 +226,7 @@ impl Provider for NsProvider {
             key: command.key,
             further: Vec::new(),
             in_use: Some(workspace.hold()),
+            after,
         };
         to_its_end(async move {
             let started = workspace.start(launch, order).await;
@@ -270,7 +283,11 @@ impl Provider for NsProvider {
         timeout: Option<Duration>,
     ) -> Result<Ran, Error> {
         check_text("cmd", &line)?;
-        let session = self.session(id, name)?;
+        let workspace = self.get(id)?;
+        let session = workspace.sessions().get(name)?;
+        workspace
+            .check_running()
+            .map_err(|error| error_of(error, ""))?;
         self.check_room()?;
         to_its_end(async move { Ok(session.run(&line, timeout).await?) }).await
     }
@@ -328,11 +345,12 @@ impl Provider for NsProvider {
 
     async fn reset(&self, id: &WorkspaceId, wish: ResetWish) -> Result<Receipt, Error> {
         let workspace = self.get(id)?;
+        // Held until the workspace is on it.
+        let to = wish.to.map(|to| self.workspaces.snapshot_for(to));
+        let to = to.transpose().map_err(|error| error_of(error, ""))?;
         let reset = to_its_end(async move {
-            workspace
-                .reset(wish.verify)
-                .await
-                .map_err(|error| error_of(error, ""))
+            let reset = workspace.reset(to.as_deref(), wish.verify).await;
+            reset.map_err(|error| error_of(error, ""))
         })
         .await?;
         let microseconds =
@@ -357,6 +375,25 @@ impl Provider for NsProvider {
             waited_us: microseconds(reset.waited),
             duration_us: microseconds(reset.duration),
         })
+    }
+
+    async fn pause(&self, id: &WorkspaceId) -> Result<Description, Error> {
+        let workspace = self.get(id)?;
+        to_its_end(async move { workspace.pause().await.map_err(|error| error_of(error, "")) })
+            .await?;
+        self.describe(id).await
+    }
+
+    async fn resume(&self, id: &WorkspaceId) -> Result<Description, Error> {
+        let workspace = self.get(id)?;
+        to_its_end(async move {
+            workspace
+                .resume()
+                .await
+                .map_err(|error| error_of(error, ""))
+        })
+        .await?;
+        self.describe(id).await
     }
 
     async fn change_limits(
@@ -566,6 +603,15 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
             Error::Invalid(error.to_string())
         }
         WorkspaceError::Full { .. } => Error::TooMany(error.to_string()),
+        WorkspaceError::Paused => Error::Paused(error.to_string()),
+        WorkspaceError::Fenced(_) => Error::Fenced(error.to_string()),
+        WorkspaceError::NoSnapshot(_) => Error::NoSuchSnapshot(error.to_string()),
+        WorkspaceError::SnapshotInUse { .. } => Error::SnapshotInUse(error.to_string()),
+        WorkspaceError::TooDeep(_) => Error::TooDeep(error.to_string()),
+        WorkspaceError::NotOnDisk | WorkspaceError::OtherShape(_) => {
+            Error::Invalid(error.to_string())
+        }
+        WorkspaceError::Restless => Error::Conflict(error.to_string()),
         WorkspaceError::Moved | WorkspaceError::MemoryInUse | WorkspaceError::ForksTooFast => {
             Error::Conflict(error.to_string())
         }
@@ -629,6 +675,7 @@ fn sandbox_error_of(error: &SandboxError, path: &str) -> Error {
         SandboxError::Gone(Gone::Removed) => {
             Error::Conflict("the workspace was removed meanwhile".into())
         }
+        SandboxError::Gone(Gone::Frozen) => Error::Fenced("the workspace was fenced meanwhile".into()),
         SandboxError::Gone(Gone::OutOfMemory) => {
             Error::Conflict("the workspace reached its limit on memory and was ended; the next request starts it on its files".into())
         }

@@ -77,6 +77,12 @@ impl Identity {
         }
     }
 
+    /// Its name in what is kept of files: these fit sandboxes with the same.
+    #[must_use]
+    pub fn shape(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+
     /// What it gives, for people.
     #[must_use]
     pub fn describe(self) -> &'static str {

@@ -5,6 +5,7 @@
 //! once and attends the next one while a child is about its part. It ends when the provider's end of
 //! its socket closes.
 
+mod copying;
 pub mod protocol;
 mod removal;
 mod removers;
@@ -26,7 +27,9 @@ use crate::sandbox::seccomp::Filters;
 use crate::sandbox::{At, Failure, Profile, SandboxSpec, Step};
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::events::Events;
-use crate::sys::process::{Child, OneThread, fork_child, take_standard_input, unshare};
+use crate::sys::process::{
+    Child, OneThread, close_all_except, fork_child, take_standard_input, unshare,
+};
 use protocol::{Hello, Reply, Request, RequestId};
 use removers::Removers;
 
@@ -69,6 +72,8 @@ struct Spawner {
     /// Sandboxes on their way.
     births: Vec<Attended>,
     removers: Removers,
+    /// Copies under way, by the child that does each.
+    copies: HashMap<i32, (RequestId, Child)>,
     /// Pidfds of the living inits, by process id.
     inits: HashMap<i32, OwnedFd>,
     /// The provider's own control groups, in which those of its sandboxes are; it removes these while
@@ -103,6 +108,7 @@ impl Spawner {
             nested: Filters::compile(Profile::Nested)?,
             births: Vec::new(),
             removers: Removers::default(),
+            copies: HashMap::new(),
             inits: HashMap::new(),
             group_parents: BTreeSet::new(),
         })
@@ -129,8 +135,8 @@ impl Spawner {
                     return 0;
                 }
             }
-            if happened.child_ended {
-                self.reap();
+            if happened.child_ended && self.reap(provider).is_err() {
+                return 0;
             }
             if happened.message {
                 match provider.receive::<Request>() {
@@ -170,6 +176,10 @@ impl Spawner {
                 });
                 provider.send(&Reply::to(id, killed), &[])
             }
+            Request::Copy(id, from, into) => match self.begin_copy(id, &from, &into) {
+                Ok(()) => Ok(()),
+                Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
+            },
             Request::Remove(id, path) => match self.removers.remove(self.one, id, path) {
                 Ok(()) => Ok(()),
                 Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
@@ -183,6 +193,20 @@ impl Spawner {
             Some((id, Err(failure))) => provider.send(&Reply::Failed(id, failure), &[]),
             None => Ok(()),
         }
+    }
+
+    /// Has a child copy a directory.
+    fn begin_copy(&mut self, id: RequestId, from: &Path, into: &Path) -> Result<(), Failure> {
+        let child = fork_child(self.one, || {
+            // The spawner's socket above all: its end must show when the spawner is gone.
+            match close_all_except(&[]).and_then(|()| copying::copy(from, into)) {
+                Ok(()) => 0,
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            }
+        })
+        .at(Step::Process, "forking to copy a directory")?;
+        self.copies.insert(child.id(), (id, child));
+        Ok(())
     }
 
     /// Makes control groups, and moves all processes of a sandbox there.
@@ -211,6 +235,9 @@ impl Spawner {
         }
         for remover in self.removers.processes() {
             remover.kill();
+        }
+        for (_, copy) in self.copies.values() {
+            copy.kill();
         }
         while !matches!(
             rustix::process::wait(WaitOptions::empty()),
@@ -319,11 +346,11 @@ impl Spawner {
         tell(&birth.channel, &Go::Mounted, &descriptors)
     }
 
-    /// Takes the end of every child.
-    fn reap(&mut self) {
+    /// Takes the end of every child: copies are reported.
+    fn reap(&mut self, provider: &Channel) -> std::io::Result<()> {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, _))) => {
+                Ok(Some((pid, status))) => {
                     let pid = pid.as_raw_nonzero().get();
                     self.inits.remove(&pid);
                     self.removers.reaped(pid);
@@ -331,8 +358,19 @@ impl Spawner {
                         // Its id may be another's from here on.
                         birth.first = birth.first.filter(|first| first.id() != pid);
                     }
+                    if let Some((id, _)) = self.copies.remove(&pid) {
+                        let copied = match status.exit_status() {
+                            Some(0) => Ok(()),
+                            errno => Err(Failure {
+                                step: Step::Upper,
+                                errno: errno.unwrap_or(0),
+                                detail: "copying what a workspace wrote".into(),
+                            }),
+                        };
+                        provider.send(&Reply::to(id, copied), &[])?;
+                    }
                 }
-                Ok(None) | Err(Errno::CHILD) => return,
+                Ok(None) | Err(Errno::CHILD) => return Ok(()),
                 Err(_) => {}
             }
         }

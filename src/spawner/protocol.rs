@@ -29,6 +29,9 @@ pub enum Request {
     Enclose(RequestId, Box<Group>),
     /// Kill the sandbox whose init this comes with a pidfd of.
     End(RequestId),
+    /// Copy a directory with all that is in it, whoever owns it, to `tree` in another one. Nothing may
+    /// change it meanwhile.
+    Copy(RequestId, PathBuf, PathBuf),
     /// Remove a directory with all that is in it, whoever owns it.
     Remove(RequestId, PathBuf),
 }
@@ -40,7 +43,7 @@ pub enum Reply {
     Created(RequestId),
     /// The directory is gone, with all this.
     Removed(RequestId, Removed),
-    /// The sandbox is dying, or in its groups.
+    /// The sandbox is dying, or in its groups; or the copy is made.
     Done(RequestId),
     /// It could not be done.
     Failed(RequestId, Failure),

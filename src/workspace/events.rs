@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::Discarded;
 use super::execs::{ExecId, ExecRecord};
 use super::lease::Why;
+use super::snapshots::{SnapshotId, Way};
 
 /// Events that are kept.
 const KEPT: usize = 1000;
@@ -43,6 +44,22 @@ pub enum Event {
         #[serde(flatten)]
         discarded: Discarded,
     },
+    /// A snapshot of it was taken.
+    Snapshotted {
+        /// Which.
+        snapshot: SnapshotId,
+        /// How it came about.
+        way: Way,
+    },
+    /// Its processes have ended, and nothing is started any more until it is reset.
+    Fenced {
+        /// What it wrote until then.
+        snapshot: SnapshotId,
+    },
+    /// Its processes stand still.
+    Paused,
+    /// They go on.
+    Resumed,
     /// New commits of a repository came in.
     Fetched {
         /// The repository's path in the workspace.

@@ -7,6 +7,7 @@ mod admission;
 mod capacity;
 mod events;
 pub mod execs;
+mod fence;
 mod fetch;
 mod files;
 mod id;
@@ -14,9 +15,11 @@ mod lease;
 mod limits;
 mod memory;
 mod one;
+mod pause;
 mod pool;
 mod record;
 pub mod sessions;
+mod snapshots;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -34,12 +37,14 @@ pub use admission::Shortage;
 pub use capacity::{Basis, DiskRoom, Headroom, MemoryRoom, Places, RangeRoom};
 pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
 pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
+pub use fence::Fence;
 pub use files::FileTarget;
 pub use id::{InvalidId, WorkspaceId};
 pub use lease::{InUse, Lease, LeaseAsked, Why};
 pub use limits::{InForce, Latitude, LimitsChange, Patch};
 pub use one::{Asked, Launch, Reset, Verify, Workspace};
 pub use pool::Discarded;
+pub use snapshots::{InvalidSnapshotId, Snapshot, SnapshotId, Taken, Way};
 
 use crate::base::{self, SetupError, Setups};
 use crate::config::WorkspaceConfig;
@@ -52,6 +57,7 @@ use memory::Memory;
 use pool::Pool;
 use record::Record;
 use sessions::SessionError;
+use snapshots::Snapshots;
 
 /// Why something could not be done with a workspace.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +135,45 @@ pub enum WorkspaceError {
     /// It has no time to live that could be renewed.
     #[error("the workspace has no time to live; give it one with the field ttl")]
     Endless,
+    /// Its processes stand still, and nothing is started in it.
+    #[error("the workspace is paused; resume it first")]
+    Paused,
+    /// It is fenced, or its time has come.
+    #[error(
+        "the workspace is fenced: what was written until then is snapshot {0}; reset it, or start another one on that"
+    )]
+    Fenced(SnapshotId),
+    /// There is no such snapshot.
+    #[error("there is no snapshot {0}")]
+    NoSnapshot(SnapshotId),
+    /// Somebody builds on it.
+    #[error("snapshot {id} is in use: {user} builds on it")]
+    SnapshotInUse {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Who, for people.
+        user: String,
+    },
+    /// It was taken where ids are given in another way.
+    #[error(
+        "snapshot {0} was taken while this host gave derrick other ids; its files cannot be used with these"
+    )]
+    OtherShape(SnapshotId),
+    /// Its files are not where a snapshot could keep them.
+    #[error(
+        "the workspace cannot be snapshotted: its files are in memory or on a disk of their own; that takes a config with \"storage\": \"disk\" and a workspace without limits.disk"
+    )]
+    NotOnDisk,
+    /// There is no room for one more layer.
+    #[error(
+        "the workspace stands on {0} layers, as many as the kernel mounts; start from an earlier snapshot"
+    )]
+    TooDeep(usize),
+    /// Something does not stop.
+    #[error(
+        "a process of the workspace does not stop: it is in a system call that does not end; nothing was snapshotted"
+    )]
+    Restless,
     /// It was reset, removed or stopped meanwhile.
     #[error("the workspace was reset or removed meanwhile, or the provider is ending")]
     Moved,
@@ -164,6 +209,14 @@ impl WorkspaceError {
             | Self::NotAsOthers { .. }
             | Self::TooLong { .. }
             | Self::Endless
+            | Self::Paused
+            | Self::Fenced(_)
+            | Self::NoSnapshot(_)
+            | Self::SnapshotInUse { .. }
+            | Self::OtherShape(_)
+            | Self::NotOnDisk
+            | Self::TooDeep(_)
+            | Self::Restless
             | Self::Moved => false,
         }
     }
@@ -193,6 +246,7 @@ struct Shared {
     state: State,
     setups: Setups,
     pool: Pool,
+    snapshots: Arc<Snapshots>,
     directory: PathBuf,
     usage: Use,
     all: Mutex<BTreeMap<WorkspaceId, Arc<Workspace>>>,
@@ -264,7 +318,16 @@ impl Workspaces {
         let setups = Setups::open(Arc::clone(&config), &state).await?;
         let directory = state.workspaces(usage);
         let pool = Pool::new(&config, &state);
-        let all = find(&directory, &config, &state, &pool)
+        let snapshots = Snapshots::open(state.path("snapshots"))
+            .map_err(WorkspaceError::host("finding the snapshots on disk"))?;
+        let disk = Disk {
+            config: &config,
+            state: &state,
+            pool: &pool,
+            snapshots: &snapshots,
+            store: setups.store(),
+        };
+        let all = find(&directory, &disk)
             .map_err(WorkspaceError::host("finding the workspaces on disk"))?;
         let (to_keeper, told) = mpsc::unbounded_channel();
         for workspace in all.values() {
@@ -275,6 +338,7 @@ impl Workspaces {
             state,
             setups,
             pool,
+            snapshots: Arc::new(snapshots),
             directory,
             usage,
             all: Mutex::new(all),
@@ -287,7 +351,25 @@ impl Workspaces {
         shared.note_present(None);
         let keeper = tokio::spawn(lease::keep(Arc::downgrade(&shared), told));
         let _ = shared.keeper.set(AbortOnDropHandle::new(keeper));
-        Ok(Self { shared })
+        let this = Self { shared };
+        for workspace in this.lock().values() {
+            if let Some(fence) = workspace.fence() {
+                this.watch(workspace, fence);
+            }
+        }
+        Ok(this)
+    }
+
+    fn snapshots(&self) -> &Arc<Snapshots> {
+        &self.shared.snapshots
+    }
+
+    fn store(&self) -> &base::LayerStore {
+        self.shared.setups.store()
+    }
+
+    fn state(&self) -> &State {
+        &self.shared.state
     }
 
     /// What they start from.
@@ -347,12 +429,24 @@ impl Workspaces {
         let started = Instant::now();
         let shared = &self.shared;
         let Admitted {
-            asked,
+            mut asked,
             place: _place,
         } = admitted;
-        let stack = shared.setups.stack().await?;
-        shared.note_present(Some(&stack));
         let tie = asked.lease.tie.clone();
+        // Held until the workspace is found by whoever would remove it.
+        let snapshot = asked.snapshot.map(|id| self.snapshot_for(id)).transpose()?;
+        let stack = match &snapshot {
+            Some(snapshot) => {
+                let given = std::mem::replace(&mut asked.env, snapshot.env.clone());
+                asked.env.extend(given);
+                snapshot.stack.clone()
+            }
+            None => {
+                let stack = shared.setups.stack().await?;
+                shared.note_present(Some(&stack));
+                stack
+            }
+        };
         let workspace = Workspace::create(
             &shared.config,
             &shared.state,
@@ -436,12 +530,29 @@ impl Workspaces {
     }
 }
 
+/// What workspaces are found with.
+struct Disk<'d> {
+    config: &'d Arc<WorkspaceConfig>,
+    state: &'d State,
+    pool: &'d Pool,
+    snapshots: &'d Snapshots,
+    store: &'d base::LayerStore,
+}
+
+impl Disk<'_> {
+    fn find_one(&self, path: &Path, mut record: Record) -> std::io::Result<Workspace> {
+        // Before anything is discarded: files that were to become a snapshot's are in another generation.
+        let shape = self.state.spawner().identity().shape();
+        snapshots::finish(path, &mut record, self.snapshots, self.store, &shape)?;
+        discard_other_generations(path, &record, self.state)?;
+        Workspace::stopped(self.config, self.state, self.pool, path.to_owned(), record)
+    }
+}
+
 /// The workspaces on disk. One without a record was never acknowledged: it is discarded.
 fn find(
     directory: &Path,
-    config: &Arc<WorkspaceConfig>,
-    state: &State,
-    pool: &Pool,
+    disk: &Disk<'_>,
 ) -> std::io::Result<BTreeMap<WorkspaceId, Arc<Workspace>>> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(directory)? {
@@ -450,12 +561,11 @@ fn find(
             Ok(record) => {
                 if let Some(why) = record.lease.ran_out() {
                     tracing::info!(workspace = %record.id, why = why.word(), "removing a workspace");
-                    state.discard(&path)?;
-                    state.tally().removals.count(why.word());
+                    disk.state.discard(&path)?;
+                    disk.state.tally().removals.count(why.word());
                     continue;
                 }
-                let found = discard_other_generations(&path, &record, state)
-                    .and_then(|()| Workspace::stopped(config, state, pool, path.clone(), record));
+                let found = disk.find_one(&path, record);
                 match found {
                     Ok(workspace) => {
                         all.insert(workspace.id().clone(), Arc::new(workspace));
@@ -466,7 +576,9 @@ fn find(
                     }
                 }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => state.discard(&path)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                disk.state.discard(&path)?
+            }
             // A record that this version cannot read is somebody's work: it is left alone.
             Err(error) => {
                 tracing::error!(path = %path.display(), %error, "leaving out a workspace whose record cannot be read")

@@ -17,6 +17,7 @@ use super::limits::{InForce, Latitude};
 use super::pool::{self, Discarded, Disposal, Kind, Pool, Ready};
 use super::record::{Record, writable};
 use super::sessions::Sessions;
+use super::snapshots::{Snapshot, SnapshotId};
 use crate::base::{Confinement, Digest, Stack, environment};
 use crate::config::{self, WorkspaceConfig};
 use crate::git::CommitId;
@@ -97,6 +98,8 @@ pub struct Asked {
     pub lease: LeaseAsked,
     /// How long it may wait for a place.
     pub wait: Duration,
+    /// The snapshot that it starts from; the state right after setup if absent.
+    pub snapshot: Option<SnapshotId>,
 }
 
 /// How closely it is looked at a pristine sandbox before a workspace gets it.
@@ -178,6 +181,10 @@ impl Workspace {
             lease: Lease::begin(&asked.lease),
             commits: stack.commits.clone(),
             stack,
+            home: None,
+            frozen: None,
+            fence: None,
+            fenced: None,
             // Those of the sandbox that it gets.
             range: 0,
             ids: IdMap { first: 0, count: 0 },
@@ -330,13 +337,15 @@ impl Workspace {
     /// Its sandbox; started on its files if it has none.
     ///
     /// # Errors
-    /// Where it cannot be started, or the workspace was removed.
+    /// `Paused`, `Fenced`; where it cannot be started, or the workspace was removed.
     pub async fn sandbox(&self) -> Result<Sandbox, WorkspaceError> {
+        self.check_running()?;
         if let Some(sandbox) = self.current() {
             return Ok(sandbox);
         }
         let mut lifecycle = self.lifecycle.lock().await;
         lifecycle.check_open()?;
+        self.check_running()?;
         if let Some(sandbox) = self.current() {
             return Ok(sandbox);
         }
@@ -344,11 +353,19 @@ impl Workspace {
         if let Some(dying) = self.set_current(None) {
             dying.end(Gone::Lost).await?;
         }
+        self.start_here(&mut lifecycle).await
+    }
+
+    /// Starts it on the files that there are.
+    pub(super) async fn start_here(
+        &self,
+        lifecycle: &mut Lifecycle,
+    ) -> Result<Sandbox, WorkspaceError> {
         let storage = self.record().storage;
         if matches!(storage, Storage::Memory(_)) {
-            return self.start_anew(&mut lifecycle).await;
+            return self.start_anew(lifecycle).await;
         }
-        let (generation, ids) = self.ids(&mut lifecycle)?;
+        let (generation, ids) = self.ids(lifecycle)?;
         let sandbox = self.start_sandbox(generation, storage, ids).await?;
         self.set_current(Some(sandbox.clone()));
         Ok(sandbox)
@@ -356,7 +373,7 @@ impl Workspace {
 
     /// Starts it in the state right after setup, since its files in memory ended with the sandbox before.
     async fn start_anew(&self, lifecycle: &mut Lifecycle) -> Result<Sandbox, WorkspaceError> {
-        let stack = self.record().stack;
+        let stack = self.record().home().clone();
         self.swap(lifecycle, &stack, Gone::Lost, Verify::Usual)
             .await?;
         self.events.tell(Event::Reset {
@@ -399,17 +416,24 @@ impl Workspace {
         }
     }
 
-    /// Returns to exactly the state after setup: a pristine sandbox with an upper of its own. None of the
+    /// Returns to exactly the state that it started from, after setup or a snapshot, or to `to`: a pristine sandbox with an upper of its own. None of the
     /// old one's processes runs when this returns; they and its files are disposed of in the background.
     ///
     /// # Errors
     /// Where there is no pristine sandbox to be had. The workspace is as it was then, its processes may be
     /// gone; where its disk is full, its files as well.
-    pub async fn reset(&self, verify: Verify) -> Result<Reset, WorkspaceError> {
+    pub async fn reset(
+        &self,
+        to: Option<&Snapshot>,
+        verify: Verify,
+    ) -> Result<Reset, WorkspaceError> {
         let started = Instant::now();
         let mut lifecycle = self.lifecycle.lock().await;
         lifecycle.check_open()?;
-        let stack = self.record().stack;
+        let stack = match to {
+            Some(snapshot) => snapshot.stack.clone(),
+            None => self.record().home().clone(),
+        };
         let swapped = self
             .swap(&mut lifecycle, &stack, Gone::Reset, verify)
             .await?;
@@ -663,7 +687,7 @@ impl Workspace {
     }
 
     /// What its next generation is kept on.
-    fn next_storage(&self) -> Storage {
+    pub(super) fn next_storage(&self) -> Storage {
         let limits = self.limits().limits;
         let capacity = Capacity {
             bytes: limits.disk,
@@ -746,7 +770,7 @@ impl Workspace {
         directory.to_string_lossy().into_owned()
     }
 
-    fn set_current(&self, sandbox: Option<Sandbox>) -> Option<Sandbox> {
+    pub(super) fn set_current(&self, sandbox: Option<Sandbox>) -> Option<Sandbox> {
         std::mem::replace(
             &mut *self.current.lock().unwrap_or_else(PoisonError::into_inner),
             sandbox,
@@ -759,6 +783,21 @@ impl Workspace {
 
     pub(super) fn lock_record(&self) -> std::sync::MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes its record, on disk first. Others may change other parts of it meanwhile.
+    pub(super) fn change_record(
+        &self,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<(), WorkspaceError> {
+        let mut record = self.lock_record();
+        let mut changed = record.clone();
+        change(&mut changed);
+        changed
+            .write(&self.directory)
+            .map_err(WorkspaceError::host("writing a workspace's record"))?;
+        *record = changed;
+        Ok(())
     }
 
     /// Notes a commit that was brought into the files of `generation`; what it replaces.
@@ -781,7 +820,7 @@ impl Workspace {
         Ok(before.unwrap_or_else(|| commit.clone()))
     }
 
-    fn discard(&self, path: &Path) {
+    pub(super) fn discard(&self, path: &Path) {
         if let Err(error) = self.state.discard(path) {
             tracing::warn!(workspace = %self.id, %error, "cannot discard files; the next start tries again");
         }

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::WorkspaceId;
+use super::fence::Fence;
 use super::lease::Lease;
+use super::snapshots::{Snapshot, SnapshotId};
 use crate::base::Stack;
 use crate::git::CommitId;
 use crate::sandbox::{IdMap, Limits, Requests, Storage};
@@ -35,8 +37,20 @@ pub(super) struct Record {
     /// How long it is kept.
     #[serde(default)]
     pub(super) lease: Lease,
-    /// What it starts from, and returns to.
+    /// What it starts from, and, if `home` does not say otherwise, returns to.
     pub(super) stack: Stack,
+    /// What it returns to, where that is something else.
+    #[serde(default)]
+    pub(super) home: Option<Stack>,
+    /// A snapshot of it that is being taken by moving its files.
+    #[serde(default)]
+    pub(super) frozen: Option<Frozen>,
+    /// When it is to be fenced.
+    #[serde(default)]
+    pub(super) fence: Option<Fence>,
+    /// What it became when it was fenced.
+    #[serde(default)]
+    pub(super) fenced: Option<SnapshotId>,
     /// The number of the id range that its files are written with.
     pub(super) range: u32,
     /// The ids of that range.
@@ -48,6 +62,15 @@ pub(super) struct Record {
     pub(super) storage: Storage,
     /// The commit of each repository that its remote-tracking references are known to have.
     pub(super) commits: BTreeMap<PathBuf, CommitId>,
+}
+
+/// A snapshot on its way.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Frozen {
+    /// Whose upper is its layer.
+    pub(super) generation: u64,
+    /// What it will be.
+    pub(super) snapshot: Snapshot,
 }
 
 /// What a generation began with. It is written to the directory that is then renamed to be the generation's:
@@ -91,10 +114,21 @@ impl Record {
         }
     }
 
+    /// What it returns to.
+    #[must_use]
+    pub(super) fn home(&self) -> &Stack {
+        self.home.as_ref().unwrap_or(&self.stack)
+    }
+
     /// The record in a generation that has just begun.
     #[must_use]
     pub(super) fn begun(self, generation: u64, beginning: Beginning) -> Self {
+        let home = self.home().clone();
         Self {
+            home: (home != beginning.stack).then_some(home),
+            frozen: None,
+            fence: None,
+            fenced: None,
             commits: beginning.stack.commits.clone(),
             stack: beginning.stack,
             range: beginning.range,

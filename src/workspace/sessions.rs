@@ -282,6 +282,7 @@ impl Workspace {
             further: vec![reporter],
             // A shell that waits for commands uses nothing; the requests that bring them do.
             in_use: None,
+            after: None,
         };
         let sandbox = self.sandbox().await?;
         let (exec, _) = self.start(launch, order).await?;
@@ -367,6 +368,13 @@ impl Sessions {
             }
             None => false,
         }
+    }
+
+    /// How many have ended and are kept.
+    pub(super) fn ended(&self) -> usize {
+        let all = self.lock();
+        let ended = |session: &&Arc<Session>| session.current_state() == SessionState::Ended;
+        all.values().filter(ended).count()
     }
 
     fn check_free(&self, name: &str) -> Result<(), SessionError> {

@@ -32,6 +32,34 @@ def shared_workspace():
 
 
 @functools.cache
+def paused_workspace():
+    """The workspace of all requests that pause theirs."""
+    return ask("/workspaces", {})["id"]
+
+
+@functools.cache
+def frozen_workspace():
+    """The workspace of all requests that take snapshots."""
+    return ask("/workspaces", {})["id"]
+
+
+@functools.cache
+def shared_snapshot():
+    """The snapshot of all requests that do not remove theirs."""
+    return ask(f"/workspaces/{ask('/workspaces', {})['id']}/snapshots", {})["id"]
+
+
+def snapshot(case):
+    if not removes(case, "snapshot"):
+        return shared_snapshot()
+    # One that nothing builds on any more.
+    workspace = ask("/workspaces", {})["id"]
+    made = ask(f"/workspaces/{workspace}/snapshots", {})["id"]
+    ask(f"/workspaces/{workspace}/reset", {})
+    return made
+
+
+@functools.cache
 def files_workspace():
     """The workspace of all requests for files, which may take from it what others need."""
     workspace = ask("/workspaces", {})["id"]
@@ -52,7 +80,14 @@ def workspace(case):
     if case.path.endswith("/renew"):
         # What it gets may be over in no time.
         return ask("/workspaces", {"ttl": 1000})["id"]
-    return ask("/workspaces", {})["id"] if removes(case, "id") else shared_workspace()
+    if removes(case, "id"):
+        return ask("/workspaces", {})["id"]
+    # Others want to run something in theirs.
+    if case.path.endswith(("/pause", "/resume")):
+        return paused_workspace()
+    if case.path.endswith("/fence"):
+        return ask("/workspaces", {})["id"]
+    return frozen_workspace() if case.path.endswith(("/snapshots", "/fork")) else shared_workspace()
 
 
 # The last exec that was started, with a terminal and without.
@@ -83,7 +118,19 @@ def session(case):
 
 
 # What each path parameter names, for a request.
-MAKERS = {"id": workspace, "exec": exec_, "name": session}
+MAKERS = {"id": workspace, "exec": exec_, "name": session, "snapshot": snapshot}
+
+
+def tame(body):
+    """A body that asks for something that is there, and for no more than the host has."""
+    changed = dict(body)
+    for field in ("snapshot", "to"):
+        if isinstance(body.get(field), str) and len(body[field]) == 36 and zlib.crc32(body[field].encode()) % 4:
+            changed[field] = shared_snapshot()
+    count = body.get("count")
+    if isinstance(count, int) and not isinstance(count, bool) and 2 < count <= 1000:
+        changed["count"] = 2
+    return changed
 
 
 @schemathesis.hook
@@ -94,6 +141,12 @@ def before_call(context, case, kwargs):
     # There each request has what it names from an earlier answer, and nothing else must change.
     if case.meta.phase.name is TestPhase.STATEFUL:
         return
+    if isinstance(case.body, dict) and case.path.endswith(("/workspaces", "/reset", "/fork")):
+        case.body = tame(case.body)
+    # A reset takes from the workspace what others have written, and left to be read.
+    if case.path.endswith("/read_file") and isinstance(case.body, dict) and isinstance(case.body.get("path"), str):
+        if zlib.crc32(case.body["path"].encode("utf-8", "replace")) % 2:
+            case.body = {"path": "/etc/passwd"}
     # A copy: cases share what is the same in them.
     case.path_parameters = dict(case.path_parameters or {})
     for parameter, value in case.path_parameters.items():

@@ -52,6 +52,8 @@ pub(super) const SANDBOX: u64 = of(&[
     Kind::NoSuchWorkspace,
     Kind::PermissionDenied,
     Kind::Conflict,
+    Kind::Paused,
+    Kind::Fenced,
     Kind::NotPossible,
     Kind::NoSpace,
     Kind::LimitUnenforceable,

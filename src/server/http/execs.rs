@@ -33,8 +33,8 @@ use super::routes::{
 };
 use crate::provider::log::{self, View};
 use crate::provider::{
-    Asked, Command, Error, Exec, ExecError, ExecId, ExecRecord, ExecState, Input, Key, MOST_OUTPUT,
-    Novelty, Size, StdinState, Stream, Streams, Target, WorkspaceId,
+    AfterEnd, Asked, Command, Error, Exec, ExecError, ExecId, ExecRecord, ExecState, Input, Key,
+    MOST_OUTPUT, Novelty, Size, StdinState, Stream, Streams, Target, WorkspaceId,
 };
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -263,6 +263,15 @@ struct StartRequest {
     /// Whether the answer waits for the end.
     #[serde(default)]
     wait: bool,
+    /// When a snapshot of the workspace is taken, whose id the exec has then.
+    snapshot: Option<SnapshotField>,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum SnapshotField {
+    /// After its end, before that is told.
+    After,
 }
 
 /// A size.
@@ -347,6 +356,10 @@ impl StartRequest {
                 .transpose()?,
             output_limit,
             key,
+            after: match self.snapshot {
+                Some(SnapshotField::After) => AfterEnd::Snapshot,
+                None => AfterEnd::Nothing,
+            },
             ..Command::new(asked)
         })
     }
@@ -431,7 +444,7 @@ struct Output {
     responses(
         (status = 201, description = "It was started.", body = StartedExec, headers(("location" = String, description = "The exec's own path."))),
         (status = 200, description = "An earlier request with this key has started it.", body = StartedExec, headers(("location" = String, description = "The exec's own path."))),
-        Problems<{ BODY | SANDBOX | of(&[Kind::KeyReused, Kind::ExecForgotten, Kind::TooMany]) }>,
+        Problems<{ BODY | SANDBOX | of(&[Kind::KeyReused, Kind::ExecForgotten, Kind::TooMany, Kind::TooDeep]) }>,
     )
 )]
 async fn start(

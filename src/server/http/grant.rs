@@ -18,6 +18,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::leases::Visit;
 use super::problem::{Kind, Problem};
 use super::{App, guard};
+use crate::provider::snapshots::Snapshot;
 use crate::provider::{InUse, Latitude, WorkspaceId};
 
 /// What a token lets its holder do, until it is revoked.
@@ -101,6 +102,12 @@ impl Caller {
                 .provider
                 .owner(id)
                 .is_ok_and(|owner| self.0.covers(id, owner.as_deref()))
+    }
+
+    /// Whether it may use this snapshot: one of a workspace that it may ask for, or might have.
+    pub(super) fn may_use(&self, snapshot: &Snapshot) -> bool {
+        self.0
+            .covers(&snapshot.workspace, snapshot.owner.as_deref())
     }
 
     /// Refuses to make a workspace that the caller could not ask for.

@@ -28,6 +28,7 @@ mod peer;
 mod problem;
 mod routes;
 mod sessions;
+mod snapshots;
 mod token;
 mod unread;
 mod workspaces;

@@ -45,6 +45,7 @@ use axum::http::Uri;
 use axum::http::request::Parts;
 use axum::{Router, middleware};
 use percent_encoding::percent_decode_str;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
@@ -60,7 +61,7 @@ use super::problem::{Kind, Problem};
 use super::unread::close_if_unread;
 use super::{
     App, attach, capacity, commands, documents, events, execs, files, leases, metrics, output,
-    sessions, workspaces,
+    sessions, snapshots, workspaces,
 };
 use crate::provider::{Error, WorkspaceId};
 
@@ -69,6 +70,7 @@ use crate::provider::{Error, WorkspaceId};
 pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
     workspaces::routes,
     leases::routes,
+    snapshots::routes,
     execs::routes,
     output::routes,
     attach::routes,
@@ -85,6 +87,8 @@ pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
 pub(super) mod tag {
     /// Making, looking at, resetting and ending workspaces.
     pub(in crate::server::http) const WORKSPACES: &str = "workspaces";
+    /// What workspaces were at some moment, and workspaces that start from it.
+    pub(in crate::server::http) const SNAPSHOTS: &str = "snapshots";
     /// Commands that are started once, watched and kept.
     pub(in crate::server::http) const EXECS: &str = "execs";
     /// Shells that live from one command to the next.
@@ -129,7 +133,7 @@ async fn method_not_allowed(request: Request) -> Problem {
 }
 
 /// An object without fields: the body of a route that takes none, or only says that it wants one.
-#[derive(Deserialize, Serialize, ToSchema)]
+#[derive(Default, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 pub(super) struct Nothing {}
 
@@ -174,11 +178,21 @@ impl App {
     }
 
     pub(super) async fn collect_nothing(&self, request: Request) -> Result<(), Problem> {
-        let body = self.collect_optional(request).await?;
-        if !body.bytes.is_empty() {
-            let _: Option<Nothing> = body::parse(&body.bytes)?;
-        }
+        let Nothing {} = self.collect_or_default(request).await?;
         Ok(())
+    }
+
+    /// What a body says that may be missing, or null.
+    pub(super) async fn collect_or_default<T: Default + DeserializeOwned>(
+        &self,
+        request: Request,
+    ) -> Result<T, Problem> {
+        let body = self.collect_optional(request).await?;
+        if body.bytes.is_empty() {
+            return Ok(T::default());
+        }
+        let parsed: Option<T> = body::parse(&body.bytes)?;
+        Ok(parsed.unwrap_or_default())
     }
 
     fn bounds(&self, size: usize) -> Bounds {

@@ -24,6 +24,7 @@ use super::body::Uploads;
 use super::connection::Owner;
 use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Tokens, serve_as};
+use crate::provider::snapshots::{Fence, Forked, Snapshot, SnapshotId, Snapshots, Taken};
 use crate::provider::{
     Asked, Capacity, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched,
     Figures, FileContent, FilePath, Finished, Latitude, Lease, Level, Limits, LimitsChange,
@@ -92,6 +93,8 @@ impl Provider for Fake {
             state_detail: None,
             owner: None,
             layer: "l".to_owned(),
+            snapshot: None,
+            fence_at: None,
             setup_output: None,
             created: 5,
             execs: 0,
@@ -265,6 +268,16 @@ impl Provider for Fake {
         self.describe(id).await
     }
 
+    async fn pause(&self, id: &WorkspaceId) -> Result<Description, Error> {
+        self.call(id, "pause".to_owned())?;
+        self.describe(id).await
+    }
+
+    async fn resume(&self, id: &WorkspaceId) -> Result<Description, Error> {
+        self.call(id, "resume".to_owned())?;
+        self.describe(id).await
+    }
+
     async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error> {
         self.call(id, "fetch".to_owned())?;
         Ok(vec![Fetched {
@@ -307,6 +320,51 @@ impl Provider for Fake {
     }
 
     async fn shutdown(&self) {}
+}
+
+#[async_trait]
+impl Snapshots for Fake {
+    async fn snapshot(&self, id: &WorkspaceId, _label: Option<String>) -> Result<Taken, Error> {
+        self.call(id, "snapshot".to_owned())?;
+        Err(Error::Invalid("a fake has no snapshots".to_owned()))
+    }
+
+    async fn fork(
+        &self,
+        id: &WorkspaceId,
+        _count: usize,
+        _label: Option<String>,
+        _asked: NewWorkspace,
+    ) -> Result<Forked, Error> {
+        self.call(id, "fork".to_owned())?;
+        Err(Error::Invalid("a fake has no snapshots".to_owned()))
+    }
+
+    fn snapshots(&self) -> Vec<Snapshot> {
+        Vec::new()
+    }
+
+    fn show_snapshot(&self, id: SnapshotId) -> Result<Snapshot, Error> {
+        Err(Error::NoSuchSnapshot(id.to_string()))
+    }
+
+    fn label_snapshot(&self, id: SnapshotId, _label: Option<String>) -> Result<Snapshot, Error> {
+        Err(Error::NoSuchSnapshot(id.to_string()))
+    }
+
+    fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
+        Err(Error::NoSuchSnapshot(id.to_string()))
+    }
+
+    async fn fence(&self, id: &WorkspaceId) -> Result<Snapshot, Error> {
+        self.call(id, "fence".to_owned())?;
+        Err(Error::Invalid("a fake has no snapshots".to_owned()))
+    }
+
+    async fn fence_at(&self, id: &WorkspaceId, _at: f64) -> Result<Fence, Error> {
+        self.call(id, "fence at".to_owned())?;
+        Err(Error::Invalid("a fake has no snapshots".to_owned()))
+    }
 }
 
 /// What handlers share, over the fake provider.

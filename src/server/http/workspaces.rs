@@ -21,6 +21,8 @@ use super::grant::Caller;
 use super::leases;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
 use super::routes::{Id, Nothing, Parameters, checked_env, tag};
+use super::snapshots::within;
+use crate::provider::snapshots::SnapshotId;
 use crate::provider::{
     Description, Fetched, LeaseAsked, LimitsAsked, LimitsChange, NewWorkspace, Patch, Receipt,
     RequestsAsked, ResetWish, Verify, WorkspaceId,
@@ -31,11 +33,13 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(list, create))
         .routes(routes!(describe, change, remove))
         .routes(routes!(reset))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
         .routes(routes!(fetch))
 }
 
 /// What setup may be refused for, and the start of the first sandbox.
-const SETUP: u64 = of(&[
+pub(super) const SETUP: u64 = of(&[
     Kind::SetupFailed,
     Kind::RepositoryUnavailable,
     Kind::PermissionDenied,
@@ -47,7 +51,7 @@ const SETUP: u64 = of(&[
 ]);
 
 /// What a sandbox may be refused for when it is started anew, as a stopped workspace's is.
-const START: u64 = of(&[
+pub(super) const START: u64 = of(&[
     Kind::NoSuchWorkspace,
     Kind::Conflict,
     Kind::NoSpace,
@@ -55,8 +59,8 @@ const START: u64 = of(&[
 ]);
 
 #[derive(Serialize, ToSchema)]
-struct Workspace {
-    id: WorkspaceId,
+pub(super) struct Workspace {
+    pub(super) id: WorkspaceId,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -111,9 +115,11 @@ struct CreateRequest {
     #[serde(default)]
     #[schema(required = false)]
     tied: bool,
+    /// The snapshot that it starts from, with the environment of that one's workspace.
+    snapshot: Option<SnapshotId>,
 }
 
-/// Makes a workspace in the state right after setup.
+/// Makes a workspace in the state right after setup, or in that of a snapshot.
 ///
 /// The first one sets up, which takes as long as the setup script does; further ones take
 /// milliseconds. Where there are as many as the config allows, or too little memory, the answer is 429, or
@@ -131,7 +137,7 @@ struct CreateRequest {
             (Workspace = "application/json"),
             (String = "text/event-stream"),
         )),
-        Problems<{ BODY | SETUP | of(&[Kind::BeyondScope]) }>,
+        Problems<{ BODY | SETUP | of(&[Kind::BeyondScope, Kind::NoSuchSnapshot]) }>,
     )
 )]
 async fn create(
@@ -167,6 +173,10 @@ async fn create(
         owner: caller.name().map(str::to_owned),
         lease,
         wait,
+        snapshot: request
+            .snapshot
+            .map(|id| within(&app, &caller, id))
+            .transpose()?,
     };
     let id = app.provider.create(asked).await?;
     match guard {
@@ -178,7 +188,7 @@ async fn create(
     }
 }
 
-fn invalid(object: &'static str) -> impl Fn((&'static str, String)) -> Problem {
+pub(super) fn invalid(object: &'static str) -> impl Fn((&'static str, String)) -> Problem {
     move |(field, reason)| {
         let detail = format!("field {object}.{field}: {reason}");
         Problem::new(Kind::InvalidRequest, detail)
@@ -310,7 +320,17 @@ async fn remove(
     }
 }
 
-/// Brings a workspace back to exactly the state after setup.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+struct ResetRequest {
+    /// The snapshot whose state is wanted, of whatever workspace; the one that it was made in if absent.
+    to: Option<SnapshotId>,
+}
+
+/// Brings a workspace back to exactly the state that it was made in, or to that of a snapshot.
+///
+/// That is the state after setup, or the snapshot that it was made from. With `to` it is what it goes to this
+/// time alone. A fence, and one that is to come, is over then.
 ///
 /// It gets a pristine sandbox. None of its processes runs any more when this answers; they and what it wrote
 /// are disposed of in the background.
@@ -320,25 +340,28 @@ async fn remove(
     operation_id = "reset_workspace",
     tag = tag::WORKSPACES,
     params(Id, ResetQuery),
-    request_body = Option<Nothing>,
+    request_body = Option<ResetRequest>,
     responses(
         (status = 200, description = "A receipt.", body = Receipt),
-        Problems<{ BODY | START }>,
+        Problems<{ BODY | START | of(&[Kind::NoSuchSnapshot, Kind::NotPossible]) }>,
     )
 )]
 async fn reset(
     State(app): State<Arc<App>>,
     Id(id): Id,
+    caller: Caller,
     Parameters(query): Parameters<ResetQuery>,
     request: Request,
 ) -> Result<Json<Receipt>, Problem> {
-    app.collect_nothing(request).await?;
+    let asked: ResetRequest = app.collect_or_default(request).await?;
+    let to = asked.to.map(|to| within(&app, &caller, to));
     let wish = ResetWish {
         wait_for_disposal: query.wait.is_some(),
         verify: match query.verify {
             Some(ResetVerify::Full) => Verify::Full,
             None => Verify::Usual,
         },
+        to: to.transpose()?,
     };
     Ok(Json(app.provider.reset(&id, wish).await?))
 }
@@ -370,6 +393,53 @@ enum ResetWait {
     Disposal,
 }
 
+/// Pauses a workspace: all its processes stop at a stroke.
+///
+/// Until it is resumed, commands, files and sessions are refused as `paused`; it can be reset and removed.
+/// Deadlines of its commands go on, and kill them. One that is stopped is started for it.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{id}/pause",
+    operation_id = "pause_workspace",
+    tag = tag::WORKSPACES,
+    params(Id),
+    request_body = Option<Nothing>,
+    responses(
+        (status = 200, description = "It is paused.", body = Description),
+        Problems<{ BODY | START | of(&[Kind::Fenced]) }>,
+    )
+)]
+async fn pause(
+    State(app): State<Arc<App>>,
+    Id(id): Id,
+    request: Request,
+) -> Result<Json<Description>, Problem> {
+    app.collect_nothing(request).await?;
+    Ok(Json(app.provider.pause(&id).await?))
+}
+
+/// Has the processes of a paused workspace go on.
+#[utoipa::path(
+    post,
+    path = "/workspaces/{id}/resume",
+    operation_id = "resume_workspace",
+    tag = tag::WORKSPACES,
+    params(Id),
+    request_body = Option<Nothing>,
+    responses(
+        (status = 200, description = "It is not paused.", body = Description),
+        Problems<{ BODY | of(&[Kind::NoSuchWorkspace, Kind::Conflict]) }>,
+    )
+)]
+async fn resume(
+    State(app): State<Arc<App>>,
+    Id(id): Id,
+    request: Request,
+) -> Result<Json<Description>, Problem> {
+    app.collect_nothing(request).await?;
+    Ok(Json(app.provider.resume(&id).await?))
+}
+
 #[derive(Serialize, ToSchema)]
 struct Fetch {
     /// In the order of the config.
@@ -388,7 +458,7 @@ struct Fetch {
     request_body = Option<Nothing>,
     responses(
         (status = 200, description = "Old and new commit of each repository.", body = Fetch),
-        Problems<{ BODY | START | of(&[Kind::RepositoryUnavailable, Kind::NotPossible]) }>,
+        Problems<{ BODY | START | of(&[Kind::Paused, Kind::Fenced, Kind::RepositoryUnavailable, Kind::NotPossible]) }>,
     )
 )]
 async fn fetch(

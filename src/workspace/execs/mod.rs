@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,6 +31,7 @@ pub use stdin::{Input, StdinClosed};
 
 use super::events::{Event, Events};
 use super::lease::InUse;
+use super::snapshots::SnapshotId;
 use crate::init::protocol::{self, Target};
 use crate::pool::exec::{self, Flusher, Sink, Stream, Streams};
 use crate::pool::{Sandbox, SandboxError, Signaller, is_full};
@@ -78,6 +80,30 @@ pub struct Order {
     pub further: Vec<OwnedFd>,
     /// Keeps its workspace from being idle until it has ended.
     pub in_use: Option<InUse>,
+    /// What is done after its end, before that is told.
+    pub after: Option<After>,
+}
+
+/// Keeps what a command left behind as a snapshot, given the sandbox that it ran in.
+pub struct After(Box<dyn FnOnce(Sandbox) -> BoxFuture<'static, Kept> + Send>);
+
+/// The snapshot, or why there is none.
+pub type Kept = Result<SnapshotId, String>;
+
+impl After {
+    /// Does that by `keep`.
+    pub fn new<F>(keep: impl FnOnce(Sandbox) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = Kept> + Send + 'static,
+    {
+        Self(Box::new(|sandbox| Box::pin(keep(sandbox))))
+    }
+}
+
+impl std::fmt::Debug for After {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("After")
+    }
 }
 
 /// What the commands of a workspace may take up.
@@ -638,6 +664,8 @@ impl Exec {
             stderr: log::Counts::default(),
             truncated: false,
             detached: 0,
+            snapshot: None,
+            snapshot_failed: None,
         };
         let log = Log::new(log_directory.clone(), kept);
         Self {
@@ -886,6 +914,7 @@ struct Driver {
 impl Driver {
     async fn drive(self, mut order: Order, command: protocol::Exec) {
         let _in_use = order.in_use.take();
+        let after = order.after.take();
         let log = {
             let log = self.exec.log.lock().unwrap_or_else(PoisonError::into_inner);
             log.clone()
@@ -939,11 +968,26 @@ impl Driver {
         }
         log.close();
         self.execs.note(&self.exec).await;
-        self.execs
-            .events
-            .tell(Event::ExecEnded(Box::new(self.exec.record())));
-        self.exec.phase.send_replace(Phase::Ended);
-        let execs = Arc::clone(&self.execs);
+        // Whoever holds the sandbox counts as one who may start something there.
+        let Self {
+            execs,
+            exec,
+            sandbox,
+            ..
+        } = self;
+        if let Some(After(keep)) = after {
+            let kept = keep(sandbox).await;
+            {
+                let mut record = exec.lock_record();
+                match kept {
+                    Ok(snapshot) => record.snapshot = Some(snapshot),
+                    Err(reason) => record.snapshot_failed = Some(reason),
+                }
+            }
+            execs.note(&exec).await;
+        }
+        execs.events.tell(Event::ExecEnded(Box::new(exec.record())));
+        exec.phase.send_replace(Phase::Ended);
         if execs.is_over_bounds(&log) {
             let _ = tokio::task::spawn_blocking(move || execs.forget_oldest()).await;
         }

@@ -12,6 +12,7 @@ use crate::init::protocol::{Exit, Program, Status};
 use crate::pool::exec::{Cause, Streams};
 use crate::pool::{Gone, SandboxError};
 use crate::sandbox::cgroups::Hits;
+use crate::workspace::snapshots::SnapshotId;
 
 /// Bytes of a command that its record repeats.
 const SHOWN: usize = 4096;
@@ -177,6 +178,7 @@ impl Outcome {
         match error {
             SandboxError::Gone(Gone::Reset) => Self::Reset,
             SandboxError::Gone(Gone::Removed) => Self::Removed,
+            SandboxError::Gone(Gone::Frozen) => Self::Killed,
             SandboxError::Gone(Gone::OutOfMemory) => Self::Oom,
             other => Self::Lost {
                 detail: crate::chain::text(other),
@@ -365,6 +367,12 @@ pub struct ExecRecord {
     /// Processes that it left running.
     #[serde(default)]
     pub detached: u64,
+    /// The snapshot of what the workspace was after it, if one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotId>,
+    /// Why there is none, if one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_failed: Option<String>,
 }
 
 impl ExecRecord {

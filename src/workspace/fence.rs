@@ -1,0 +1,170 @@
+//! Fences: at an instant all that runs in a workspace stops, what it wrote until then becomes a snapshot, and
+//! nothing is started in it any more.
+//!
+//! What is written later exists nowhere: the processes are gone before the files are the snapshot's. A fence
+//! for a time to come is in the workspace's record, so that it holds whatever becomes of derrick: from that
+//! time on nothing is started, and the next start fences what it finds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::one::Workspace;
+use super::snapshots::{Snapshot, SnapshotId, Then};
+use super::{WorkspaceError, WorkspaceId, Workspaces};
+use crate::clock;
+
+/// The longest that is waited without a look at the clock, which may be set.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// A fence for a time to come.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Fence {
+    /// When, seconds since 1970.
+    pub at: f64,
+    /// The snapshot that it will be.
+    pub snapshot: SnapshotId,
+}
+
+impl Workspace {
+    /// Refuses what is not to be done once it is fenced, or its time has come.
+    ///
+    /// # Errors
+    /// `Fenced`.
+    pub(super) fn check_fence(&self) -> Result<(), WorkspaceError> {
+        let record = self.lock_record();
+        match (record.fenced, record.fence) {
+            (Some(snapshot), _) => Err(WorkspaceError::Fenced(snapshot)),
+            (None, Some(fence)) if fence.at <= clock::precise() => {
+                Err(WorkspaceError::Fenced(fence.snapshot))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The snapshot that it became, if it is fenced.
+    #[must_use]
+    pub fn fenced(&self) -> Option<SnapshotId> {
+        self.lock_record().fenced
+    }
+
+    /// The fence that is to come, if one is.
+    #[must_use]
+    pub fn fence(&self) -> Option<Fence> {
+        self.lock_record().fence
+    }
+}
+
+impl Workspaces {
+    /// Fences a workspace now. One that is fenced has been before: the answer is the same.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotOnDisk`, `TooDeep`, and those of the host.
+    pub async fn fence(&self, id: &WorkspaceId) -> Result<Arc<Snapshot>, WorkspaceError> {
+        let workspace = self.get(id)?;
+        self.fence_if(&workspace, None).await
+    }
+
+    /// Notes that a workspace is to be fenced at a time, seconds since 1970, in the place of another such time.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotOnDisk`, `Fenced`, and those of writing its record.
+    pub async fn fence_at(&self, id: &WorkspaceId, at: f64) -> Result<Fence, WorkspaceError> {
+        let workspace = self.get(id)?;
+        let lifecycle = workspace.lifecycle.lock().await;
+        lifecycle.check_open()?;
+        workspace.check_fence()?;
+        workspace.check_freezable()?;
+        let snapshot = workspace.fence().map(|fence| fence.snapshot);
+        let fence = Fence {
+            at,
+            snapshot: snapshot.unwrap_or_else(SnapshotId::generate),
+        };
+        workspace.change_record(|record| record.fence = Some(fence))?;
+        drop(lifecycle);
+        self.watch(&workspace, fence);
+        Ok(fence)
+    }
+
+    /// Fences it when that time has come, unless another one is noted by then.
+    pub(super) fn watch(&self, workspace: &Arc<Workspace>, fence: Fence) {
+        let (shared, workspace) = (Arc::downgrade(&self.shared), Arc::downgrade(workspace));
+        // Ends with the runtime; what it was to do is in the record.
+        tokio::spawn(async move {
+            loop {
+                let left = fence.at - clock::precise();
+                if left <= 0.0 {
+                    break;
+                }
+                let left = Duration::try_from_secs_f64(left).unwrap_or(LONGEST_SLEEP);
+                tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+                let noted = workspace.upgrade().and_then(|workspace| workspace.fence());
+                if noted != Some(fence) {
+                    return;
+                }
+            }
+            let (Some(shared), Some(workspace)) = (shared.upgrade(), workspace.upgrade()) else {
+                return;
+            };
+            match (Self { shared }).fence_if(&workspace, Some(fence)).await {
+                Ok(_) | Err(WorkspaceError::Moved) => {}
+                Err(error) => {
+                    tracing::error!(workspace = %workspace.id(), %error, "cannot fence a workspace; nothing is started in it");
+                }
+            }
+        });
+    }
+
+    /// Fences it, if `noted` is what its record says, where that is given.
+    async fn fence_if(
+        &self,
+        workspace: &Workspace,
+        noted: Option<Fence>,
+    ) -> Result<Arc<Snapshot>, WorkspaceError> {
+        // Before the lock, which somebody may hold for a while: this is the instant.
+        let held = match workspace.current() {
+            Some(sandbox) => sandbox.hold().await.is_ok().then_some(sandbox),
+            None => None,
+        };
+        let fenced = self.fence_held(workspace, noted).await;
+        if let (Err(_), Some(sandbox)) = (&fenced, held) {
+            sandbox.release().await;
+        }
+        fenced
+    }
+
+    async fn fence_held(
+        &self,
+        workspace: &Workspace,
+        noted: Option<Fence>,
+    ) -> Result<Arc<Snapshot>, WorkspaceError> {
+        let mut lifecycle = workspace.lifecycle.lock().await;
+        lifecycle.check_open()?;
+        let record = workspace.record();
+        if let Some(id) = record.fenced {
+            // Its record may be what could not be written.
+            return match (self.snapshots().get(id), record.frozen) {
+                (Some(snapshot), _) => Ok(snapshot),
+                (None, Some(frozen)) => self
+                    .snapshots()
+                    .add(frozen.snapshot)
+                    .map_err(WorkspaceError::host("writing a snapshot's record")),
+                (None, None) => Err(WorkspaceError::NoSnapshot(id)),
+            };
+        }
+        if noted.is_some() && record.fence != noted {
+            return Err(WorkspaceError::Moved);
+        }
+        let id = record.fence.map(|fence| fence.snapshot);
+        let taken = workspace.freeze(
+            &mut lifecycle,
+            self.snapshots(),
+            self.store(),
+            id.unwrap_or_else(SnapshotId::generate),
+            None,
+            Then::End,
+        );
+        Ok(taken.await?.snapshot)
+    }
+}

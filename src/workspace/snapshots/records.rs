@@ -1,0 +1,307 @@
+//! The records of snapshots: one file each, written last. A snapshot is there when its record is.
+//!
+//! ```text
+//! snapshots/<id>.json   what it is, and the stack that a workspace on it starts from
+//! ```
+//!
+//! A snapshot outlives any end of derrick at once. What it holds is written out in the background; until that
+//! is done the record names the boot of the host, and one of another boot is forgotten at the start: the power
+//! failed in between, and nobody knows what of its files is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::base::{Digest, Stack};
+use crate::workspace::WorkspaceId;
+
+/// Names one snapshot.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
+#[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, pattern = "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+pub struct SnapshotId(uuid::Uuid);
+
+impl SnapshotId {
+    /// A new id; later ones sort after earlier ones.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(uuid::Uuid::now_v7())
+    }
+
+    /// The name of its layer in the store.
+    #[must_use]
+    pub fn layer(self) -> Digest {
+        Digest::of(["snapshot", &self.to_string()])
+    }
+}
+
+impl FromStr for SnapshotId {
+    type Err = InvalidSnapshotId;
+
+    /// The canonical form only: lower case, with hyphens.
+    fn from_str(text: &str) -> Result<Self, InvalidSnapshotId> {
+        match uuid::Uuid::try_parse(text) {
+            Ok(id) if id.to_string() == text => Ok(Self(id)),
+            _ => Err(InvalidSnapshotId),
+        }
+    }
+}
+
+impl TryFrom<String> for SnapshotId {
+    type Error = InvalidSnapshotId;
+
+    fn try_from(text: String) -> Result<Self, InvalidSnapshotId> {
+        text.parse()
+    }
+}
+
+impl From<SnapshotId> for String {
+    fn from(id: SnapshotId) -> Self {
+        id.to_string()
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The text is no snapshot id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a snapshot id is a UUID in lower case, with hyphens")]
+pub struct InvalidSnapshotId;
+
+/// A snapshot, as it is kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// What somebody called it.
+    #[serde(default)]
+    pub label: Option<String>,
+    /// The one that its workspace was on.
+    #[serde(default)]
+    pub parent: Option<SnapshotId>,
+    /// The workspace that it was taken of, which may be gone.
+    pub workspace: WorkspaceId,
+    /// The name that the workspace belonged to.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// When it was taken, seconds since 1970.
+    pub created: f64,
+    /// The environment of the workspace.
+    pub env: BTreeMap<String, String>,
+    /// What a workspace on it starts from: its layer, and all below.
+    pub stack: Stack,
+    /// The way in which ids are given that its files were written under.
+    pub shape: String,
+    /// The boot of the host during which it was taken, until its files are written out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unwritten: Option<String>,
+}
+
+/// All snapshots of a state directory.
+#[derive(Debug)]
+pub(crate) struct Snapshots {
+    directory: PathBuf,
+    all: Mutex<BTreeMap<SnapshotId, Arc<Snapshot>>>,
+    /// Layers of those that are on their way.
+    coming: Mutex<BTreeSet<Digest>>,
+}
+
+/// Keeps the layer of a snapshot that is on its way.
+pub(crate) struct Coming<'s>(&'s Snapshots, Digest);
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        self.0.lock_coming().remove(&self.1);
+    }
+}
+
+impl Snapshots {
+    /// Those that are in `directory`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub(crate) fn open(directory: PathBuf) -> io::Result<Self> {
+        std::fs::create_dir_all(&directory)?;
+        let mut all = BTreeMap::new();
+        for entry in std::fs::read_dir(&directory)? {
+            let path = entry?.path();
+            let Some(id) = id_of(&path) else {
+                // Not whole when its writer ended.
+                if path.extension().is_some_and(|end| end == "new") {
+                    std::fs::remove_file(&path)?;
+                }
+                continue;
+            };
+            match read(&path) {
+                Ok(snapshot) if snapshot.unwritten.as_ref().is_some_and(|at| *at != boot()) => {
+                    tracing::error!(snapshot = %id, "forgetting a snapshot that was not written out when the host went down");
+                    std::fs::remove_file(&path)?;
+                }
+                Ok(snapshot) => {
+                    all.insert(id, Arc::new(snapshot));
+                }
+                Err(error) => {
+                    tracing::error!(snapshot = %id, %error, "leaving out a snapshot that cannot be read");
+                }
+            }
+        }
+        Ok(Self {
+            directory,
+            all: Mutex::new(all),
+            coming: Mutex::default(),
+        })
+    }
+
+    /// Keeps the layer of the snapshot `id` from being collected until its record is there.
+    pub(crate) fn expect(&self, id: SnapshotId) -> Coming<'_> {
+        self.lock_coming().insert(id.layer());
+        Coming(self, id.layer())
+    }
+
+    /// Adds one whose layer is there; from then on it is acknowledged.
+    ///
+    /// # Errors
+    /// Those of writing its record.
+    pub(crate) fn add(&self, snapshot: Snapshot) -> io::Result<Arc<Snapshot>> {
+        let mut all = self.lock();
+        self.write(&snapshot)?;
+        let snapshot = Arc::new(snapshot);
+        all.insert(snapshot.id, Arc::clone(&snapshot));
+        Ok(snapshot)
+    }
+
+    /// Changes a record; `None` if there is none.
+    ///
+    /// # Errors
+    /// Those of writing it; it is as it was then.
+    pub(crate) fn change(
+        &self,
+        id: SnapshotId,
+        change: impl FnOnce(&mut Snapshot),
+    ) -> io::Result<Option<Arc<Snapshot>>> {
+        let mut all = self.lock();
+        let Some(before) = all.get(&id) else {
+            return Ok(None);
+        };
+        let mut changed = Snapshot::clone(before);
+        change(&mut changed);
+        self.write(&changed)?;
+        let changed = Arc::new(changed);
+        all.insert(id, Arc::clone(&changed));
+        Ok(Some(changed))
+    }
+
+    /// The one of that id. While the answer is held it is not removed.
+    pub(crate) fn get(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
+        self.lock().get(&id).cloned()
+    }
+
+    /// The one whose layer this is, if it is one's.
+    pub(crate) fn of_layer(&self, layer: &Digest) -> Option<SnapshotId> {
+        let all = self.lock();
+        all.keys().copied().find(|id| id.layer() == *layer)
+    }
+
+    /// All of them, oldest first.
+    pub(crate) fn list(&self) -> Vec<Arc<Snapshot>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Removes one unless `user` names somebody who builds on it, or a caller holds it just now.
+    ///
+    /// # Errors
+    /// Those of removing its record.
+    pub(crate) fn remove(
+        &self,
+        id: SnapshotId,
+        user: impl FnOnce(&Digest, &BTreeMap<SnapshotId, Arc<Snapshot>>) -> Option<String>,
+    ) -> io::Result<Removal> {
+        let mut all = self.lock();
+        let Some(snapshot) = all.get(&id) else {
+            return Ok(Removal::None);
+        };
+        if Arc::strong_count(snapshot) > 1 {
+            let user = "a workspace that is being made".to_owned();
+            return Ok(Removal::Used(user));
+        }
+        if let Some(user) = user(&id.layer(), &all) {
+            return Ok(Removal::Used(user));
+        }
+        std::fs::remove_file(self.path(id))?;
+        all.remove(&id);
+        Ok(Removal::Done)
+    }
+
+    /// The layers that snapshots need, those on their way included, given what says which layer a
+    /// directory belongs to.
+    pub(crate) fn layers(&self, layer_of: impl Fn(&Path) -> Option<Digest>) -> BTreeSet<Digest> {
+        let mut layers = self.lock_coming().clone();
+        for snapshot in self.lock().values() {
+            layers.extend(snapshot.stack.paths().filter_map(&layer_of));
+        }
+        layers
+    }
+
+    fn path(&self, id: SnapshotId) -> PathBuf {
+        self.directory.join(format!("{id}.json"))
+    }
+
+    /// Whole or not at all.
+    fn write(&self, snapshot: &Snapshot) -> io::Result<()> {
+        let path = self.path(snapshot.id);
+        let temporary = path.with_extension("new");
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec_pretty(snapshot)?)?;
+        if snapshot.unwritten.is_none() {
+            file.sync_all()?;
+        }
+        drop(file);
+        std::fs::rename(temporary, path)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, Arc<Snapshot>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_coming(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What came of removing a snapshot.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// It is gone.
+    Done,
+    /// There was none.
+    None,
+    /// Somebody builds on it.
+    Used(String),
+}
+
+fn id_of(path: &Path) -> Option<SnapshotId> {
+    let is_record = path.extension().is_some_and(|end| end == "json");
+    is_record.then(|| path.file_stem()?.to_str()?.parse().ok())?
+}
+
+fn read(path: &Path) -> io::Result<Snapshot> {
+    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+}
+
+/// The boot of this host, random(4).
+pub(crate) fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.unwrap_or_default().trim().to_owned()
+}

@@ -1,0 +1,483 @@
+//! A snapshot is what the workspace was, exactly, for good; whatever is done to the workspace, to others that
+//! start from it, and to derrick.
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use support::{Answer, Derrick, Launch, Mode, Workspace, fixture, mode};
+
+/// A small base, so that every file of it can be looked at.
+fn busybox() -> Value {
+    json!({
+        "name": "test",
+        "base": { "type": "tarball", "path": fixture("busybox.tar") },
+        "workdir": "/project",
+        "setup_script": "
+            mkdir -p /project/src/deep /project/old
+            echo one > /project/src/one; echo two > /project/src/two
+            echo x > /project/src/deep/x; echo y > /project/old/y
+            ln -s src/one /project/link
+        ",
+    })
+}
+
+/// All files but what is other in each sandbox, with all that can be said of them.
+fn files(workspace: &Workspace) -> String {
+    workspace.ok("
+        cd /
+        find . -xdev -mindepth 1 ! -path './proc*' ! -path './sys*' ! -path './dev*' \
+            -exec stat -c '%n %F %a %u:%g %h %s %Y %N' {} + | sort
+        find . -xdev -type f -exec md5sum {} + | sort
+    ")
+}
+
+/// Takes one, which has to be possible.
+fn snapshot(workspace: &Workspace) -> Value {
+    workspace.post("snapshots", &json!({})).expect(201).json()
+}
+
+fn id(snapshot: &Value) -> &str {
+    snapshot["id"].as_str().expect("an id")
+}
+
+/// A workspace that starts from it.
+fn start_from(workspace: &Workspace, snapshot: &Value) -> Workspace {
+    workspace
+        .api
+        .create_with(&json!({ "snapshot": id(snapshot) }))
+}
+
+fn remove(workspace: &Workspace, snapshot: &Value) -> Answer {
+    workspace
+        .api
+        .delete(&format!("/snapshots/{}", id(snapshot)))
+}
+
+fn listed(answer: &Answer) -> Vec<String> {
+    let snapshots = answer.json()["snapshots"].as_array().cloned();
+    let snapshots = snapshots.unwrap_or_else(|| panic!("{}", answer.text()));
+    snapshots.iter().map(|one| id(one).to_owned()).collect()
+}
+
+/// Counts the processes that `keep_busy` starts.
+const SLEEPERS: &str = "cat /proc/[0-9]*/comm 2> /dev/null | grep -c ^sleep; true";
+
+/// Changes of every kind to what setup made, and new files of every kind.
+const CHANGES: &str = "
+    rm src/one; echo more >> src/two; mkdir src/new; echo n > src/new/n
+    rm -r old; mkdir old; echo z > old/z
+    ln src/two src/hard; ln -s /nowhere src/dangling; mkfifo src/pipe
+    chmod 4750 src/two; touch -d @1000 src/new/n; touch -h -d @2000 src/dangling
+    rm -r src/deep; echo file > src/deep
+    truncate -s 1G src/sparse; printf end >> src/sparse
+    d=/project/chain; for n in $(seq 60); do d=$d/ddddddddd; done; mkdir -p $d; echo far > $d/f
+";
+
+#[test]
+fn a_snapshot_is_what_the_workspace_was_moved_or_copied() {
+    let derrick = Derrick::start(busybox());
+    for (running, way) in [(false, "moved"), (true, "copied")] {
+        let workspace = derrick.create();
+        workspace.ok(CHANGES);
+        if mode() == Mode::Root {
+            // Redirected, where the kernel does that.
+            workspace
+                .ok("mv chain moved; mkdir chain; cp -a /etc /new; mv /etc /old-etc; mv /new /etc");
+        }
+        if mode() != Mode::Single {
+            workspace.ok("chown 5:6 src/two; chown -h 7:8 src/dangling");
+        }
+        if running {
+            workspace.keep_busy();
+        }
+        let before = files(&workspace);
+        let taken = snapshot(&workspace);
+        assert_eq!(taken["way"], way, "{taken}");
+        assert_eq!(taken["workspace"], workspace.id.as_str());
+        // It goes on, and has lost nothing.
+        assert_eq!(files(&workspace), before, "{way}");
+        let running_after = workspace.ok(SLEEPERS);
+        assert_eq!(running_after != "0\n", running, "{running_after}");
+        workspace.ok("rm -rf src; echo later > /later");
+
+        let other = start_from(&workspace, &taken);
+        assert_eq!(files(&other), before, "{way}");
+        assert_eq!(other.ok(SLEEPERS), "0\n");
+        // What it is changed to is nobody else's.
+        other.ok("echo other > src/two; rm -r moved old 2> /dev/null; echo x > /other");
+        let third = start_from(&workspace, &taken);
+        assert_eq!(files(&third), before, "{way}");
+        other.reset();
+        assert_eq!(
+            files(&other),
+            before,
+            "a reset returns to what it was made from"
+        );
+        assert_eq!(other.describe()["snapshot"], taken["id"]);
+        workspace.reset();
+        assert_eq!(
+            workspace.ok("cat src/one; ls /later /project/chain 2>&1 | wc -l"),
+            "one\n2\n"
+        );
+    }
+}
+
+#[test]
+fn what_was_deleted_stays_deleted_through_a_chain_of_snapshots() {
+    let derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    let mut taken = Vec::new();
+    for step in [
+        "rm -r src",
+        "mkdir src; echo new > src/new",
+        "rm -r src/new old; echo no directory > old",
+        "rm old; mkdir old; echo last > old/last",
+    ] {
+        workspace.ok(step);
+        taken.push((snapshot(&workspace), files(&workspace)));
+    }
+    let tree: Vec<_> = taken.iter().map(|(one, _)| one["parent"].clone()).collect();
+    let expected: Vec<_> = std::iter::once(Value::Null)
+        .chain(taken.iter().map(|(one, _)| one["id"].clone()))
+        .take(4)
+        .collect();
+    assert_eq!(tree, expected);
+    for (one, files_then) in &taken {
+        assert_eq!(&files(&start_from(&workspace, one)), files_then, "{one}");
+    }
+    // Any step can be returned to, from any other.
+    for (one, files_then) in taken.iter().rev() {
+        let receipt = workspace
+            .post("reset", &json!({ "to": id(one) }))
+            .expect(200)
+            .json();
+        assert_eq!(receipt["layer"], one["layer"], "{receipt}");
+        assert_eq!(&files(&workspace), files_then, "{one}");
+        workspace.ok("echo x > /scratch");
+    }
+    workspace.reset();
+    assert_eq!(
+        workspace.ok("cat src/one old/y; ls / | grep -c scratch; true"),
+        "one\ny\n0\n"
+    );
+}
+
+#[test]
+fn a_snapshot_takes_the_same_time_for_many_files_as_for_one() {
+    let derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    workspace.ok("echo one > one");
+    println!("moved one file: {} us", snapshot(&workspace)["duration_us"]);
+    workspace.ok("mkdir many; cd many; seq 20000 | xargs touch; dd if=/dev/zero of=big bs=1M count=64 2> /dev/null");
+    let taken = snapshot(&workspace);
+    // Order and state, never a time: what is moved is not looked at.
+    assert_eq!(taken["way"], "moved", "{taken}");
+    assert_eq!(workspace.ok("ls many | wc -l"), "20001\n");
+    println!("moved 20,001 files: {} us", taken["duration_us"]);
+    workspace.keep_busy();
+    workspace.ok("cp -r many more");
+    let copied = snapshot(&workspace);
+    println!("copied 20,001 files, 64 MiB: {} us", copied["duration_us"]);
+    assert_eq!(
+        start_from(&workspace, &copied).ok("ls more | wc -l"),
+        "20001\n"
+    );
+}
+
+#[test]
+fn an_exec_leaves_a_snapshot_that_any_step_can_be_returned_to() {
+    let derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    let mut steps = Vec::new();
+    for step in 0..4 {
+        let cmd = format!("echo {step} >> steps; exit {step}");
+        let ended = workspace.run_with(&json!({ "cmd": cmd, "snapshot": "after" }));
+        assert_eq!(ended["exit_code"], step, "{ended}");
+        assert!(ended["snapshot"].is_string(), "{ended}");
+        steps.push(ended["snapshot"].clone());
+    }
+    let killed = workspace.run_with(&json!({
+        "cmd": "echo lost >> steps; sleep 1000", "snapshot": "after", "timeout": 0.5,
+    }));
+    assert_eq!(killed["outcome"]["kind"], "deadline", "{killed}");
+    assert!(killed["snapshot"].is_string(), "{killed}");
+    workspace
+        .post("reset", &json!({ "to": steps[1] }))
+        .expect(200);
+    assert_eq!(workspace.ok("cat steps"), "0\n1\n");
+    workspace
+        .post("reset", &json!({ "to": killed["snapshot"] }))
+        .expect(200);
+    assert_eq!(workspace.ok("cat steps"), "0\n1\n2\n3\nlost\n");
+    let shown = workspace.exec_of(&killed).show();
+    assert_eq!(shown["snapshot"], killed["snapshot"]);
+}
+
+#[test]
+fn a_fork_gives_as_many_as_were_asked_for_or_none() {
+    let mut config = busybox();
+    config["max_workspaces"] = json!(5);
+    let derrick = Derrick::start(config);
+    let workspace = derrick
+        .api
+        .create_with(&json!({ "env": { "COLOUR": "blue" } }));
+    workspace.ok("echo mine > /mine; sleep 1000 > /dev/null 2>&1 &");
+    let forked = workspace.post(
+        "fork",
+        &json!({ "count": 3, "label": "tries", "env": { "N": "1" } }),
+    );
+    let forked = forked.expect(201).json();
+    assert_eq!(forked["snapshot"]["label"], "tries", "{forked}");
+    let ids = forked["workspaces"].as_array().expect("workspaces").clone();
+    assert_eq!(ids.len(), 3, "{forked}");
+    for one in &ids {
+        let one = derrick.api.workspace(one["id"].as_str().expect("an id"));
+        assert_eq!(
+            one.ok("cat /mine; echo $COLOUR $N; cat /proc/[0-9]*/comm 2> /dev/null | grep -c ^sleep; true"),
+            "mine\nblue 1\n0\n"
+        );
+        one.ok("echo own > /mine");
+    }
+    assert_eq!(workspace.ok("cat /mine"), "mine\n");
+
+    let before: BTreeSet<_> = derrick.api.list().into_iter().collect();
+    let snapshots = listed(&derrick.api.get("/snapshots").expect(200));
+    workspace.post("fork", &json!({ "count": 2 })).problem(429);
+    let after: BTreeSet<_> = derrick.api.list().into_iter().collect();
+    assert_eq!(after, before);
+    assert_eq!(
+        listed(&derrick.api.get("/snapshots").expect(200)),
+        snapshots
+    );
+    workspace.post("fork", &json!({ "count": 0 })).problem(400);
+}
+
+#[test]
+fn a_snapshot_is_kept_while_something_builds_on_it_and_the_answer_names_what() {
+    let derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    workspace.ok("echo 1 > /1");
+    let first = snapshot(&workspace);
+    workspace.ok("echo 2 > /2");
+    let second = snapshot(&workspace);
+    let in_use = |snapshot: &Value, user: &str| {
+        let problem = remove(&workspace, snapshot).problem(409);
+        assert_eq!(
+            problem["type"], "urn:derrick:problem:snapshot-in-use",
+            "{problem}"
+        );
+        let detail = problem["detail"].as_str().expect("a text");
+        assert!(detail.contains(user), "no {user} in {detail}");
+    };
+    in_use(&second, &workspace.id);
+    workspace.reset();
+    in_use(&first, id(&second));
+    let other = start_from(&workspace, &second);
+    in_use(&second, &other.id);
+    assert!(other.delete());
+    remove(&workspace, &second).expect(200);
+    remove(&workspace, &second).problem(404);
+    remove(&workspace, &first).expect(200);
+    assert_eq!(
+        listed(&derrick.api.get("/snapshots").expect(200)),
+        Vec::<String>::new()
+    );
+    workspace
+        .api
+        .post("/workspaces", &json!({ "snapshot": id(&first) }))
+        .problem(404);
+    workspace
+        .post("reset", &json!({ "to": id(&first) }))
+        .problem(404);
+}
+
+#[test]
+fn snapshots_are_there_after_a_restart_and_after_a_crash() {
+    let mut derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    workspace.ok("echo 1 > /1");
+    let moved = snapshot(&workspace);
+    workspace.ok("echo 2 > /2; sleep 1000 > /dev/null 2>&1 &");
+    let copied = snapshot(&workspace);
+    let label = json!({ "label": "kept" });
+    let path = format!("/snapshots/{}", id(&moved));
+    let headers = [("content-type", "application/json")];
+    let changed = derrick
+        .api
+        .send("PATCH", &path, &headers, label.to_string().as_bytes());
+    assert_eq!(changed.expect(200).json()["label"], "kept");
+    derrick.kill9();
+    derrick.start_again();
+    let workspace = derrick.api.workspace(&workspace.id);
+    assert_eq!(
+        listed(&workspace.get("snapshots")),
+        [id(&moved), id(&copied)]
+    );
+    assert_eq!(derrick.api.get(&path).expect(200).json()["label"], "kept");
+    assert_eq!(workspace.ok("cat /1 /2"), "1\n2\n");
+    assert_eq!(
+        start_from(&workspace, &moved).ok("cat /1; ls / | grep -c 2; true"),
+        "1\n0\n"
+    );
+    assert_eq!(start_from(&workspace, &copied).ok("cat /1 /2"), "1\n2\n");
+    workspace.reset();
+    assert_eq!(workspace.ok("ls / | grep -c '^[12]$'; true"), "0\n");
+}
+
+#[test]
+fn hostile_files_are_copied_and_lead_nowhere() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let marker = derrick.state().join("snapshots/planted.json");
+    workspace
+        .python(&format!(
+            r#"
+import os
+os.chdir("/tmp")
+os.symlink("{state}", "links")
+os.symlink("/proc/self/root", "tree")
+os.symlink("{marker}", "record")
+open(b"new\nline \xff", "w").close()
+os.mkfifo("pipe")
+os.setxattr("pipe".replace("pipe", "/tmp"), "user.planted", b"x" * 4000)
+fd = os.open("big", os.O_CREAT | os.O_RDWR)
+os.ftruncate(fd, 1 << 42)
+os.pwrite(fd, b"end", (1 << 42) - 3)
+os.mkdir("closed"); open("closed/in", "w").write("in"); os.chmod("closed", 0)
+deep = os.open(".", os.O_DIRECTORY)
+for n in range(3000):
+    os.mkdir("d", dir_fd=deep)
+    open(f"/proc/self/fd/{{deep}}/f", "w").close()
+    deep = os.open("d", os.O_DIRECTORY, dir_fd=deep)
+"#,
+            state = derrick.state().display(),
+            marker = marker.display(),
+        ))
+        .expect(0);
+    workspace.keep_busy();
+    let taken = snapshot(&workspace);
+    assert_eq!(taken["way"], "copied", "{taken}");
+    assert!(!marker.exists());
+    let other = start_from(&workspace, &taken);
+    let found = other.python(
+        r#"
+import os
+os.chdir("/tmp")
+print(os.readlink("tree"), os.stat("big").st_size == 1 << 42, os.stat("big").st_blocks < 100)
+print(os.pread(os.open("big", os.O_RDONLY), 3, (1 << 42) - 3), open("closed/in").read())
+print(sorted(os.listdir(b"."))[-4:-1], len(os.getxattr("/tmp", "user.planted")))
+deep, depth = os.open(".", os.O_DIRECTORY), 0
+while "d" in os.listdir(deep):
+    deep, depth = os.open("d", os.O_DIRECTORY, dir_fd=deep), depth + 1
+print(depth)
+"#,
+    );
+    let found = found.expect(0);
+    assert_eq!(
+        found,
+        "/proc/self/root True True\nb'end' in\n[b'pipe', b'record', b'started'] 4000\n3000\n"
+    );
+}
+
+#[test]
+fn what_is_on_no_disk_that_a_snapshot_could_keep_is_refused() {
+    let derrick = Derrick::start(json!({ "name": "test", "storage": "memory" }));
+    let workspace = derrick.create();
+    for (action, body) in [
+        ("snapshots", json!({})),
+        ("fork", json!({})),
+        ("fence", json!({})),
+        ("execs", json!({ "cmd": "true", "snapshot": "after" })),
+    ] {
+        let problem = workspace.post(action, &body).problem(422);
+        let detail = problem["detail"].as_str().expect("a text");
+        assert!(detail.contains("storage"), "{detail}");
+    }
+    assert_eq!(workspace.ok("echo on"), "on\n");
+}
+
+#[test]
+fn a_chain_that_is_as_deep_as_the_kernel_mounts_is_refused_and_stays_whole() {
+    let derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    let mut count = 0;
+    let problem = loop {
+        workspace.ok(&format!("echo {count} > /step"));
+        let answer = workspace.post("snapshots", &json!({}));
+        if answer.status != 201 {
+            break answer.problem(409);
+        }
+        count += 1;
+        assert!(count < 200, "there is no end");
+    };
+    assert_eq!(problem["type"], "urn:derrick:problem:too-deep", "{problem}");
+    assert!(count > 20, "{count}");
+    assert_eq!(workspace.ok("cat /step src/one"), format!("{count}\none\n"));
+}
+
+#[test]
+fn a_token_reaches_its_own_snapshots_alone() {
+    const ADMIN: &str = "0123456789abcdef0123456789abcdef";
+    const A: &str = "5f3a9c1e7b2d8046a1c4e6f8091b3d57";
+    const B: &str = "c8e1f4a79b3056d2e7185a9c4f60b2d3";
+    let derrick = Launch::new(busybox())
+        .token(&format!(
+            "{ADMIN}\n{A} name=a scope=own\n{B} name=b scope=own\n"
+        ))
+        .start();
+    let (a, b) = (
+        derrick.api.with_token(Some(A)),
+        derrick.api.with_token(Some(B)),
+    );
+    let own = a.create();
+    own.ok("echo secret > /secret");
+    let taken = snapshot(&own);
+    assert_eq!(taken["owner"], "a");
+    let path = format!("/snapshots/{}", id(&taken));
+    let other = b.create();
+    let patch = |api: &support::Api| {
+        api.send(
+            "PATCH",
+            &path,
+            &[("content-type", "application/json")],
+            b"{\"label\":\"x\"}",
+        )
+    };
+    for answer in [
+        b.get(&path),
+        b.delete(&path),
+        patch(&b),
+        b.post("/workspaces", &json!({ "snapshot": id(&taken) })),
+        other.post("reset", &json!({ "to": id(&taken) })),
+    ] {
+        let problem = answer.problem(404);
+        assert_eq!(
+            problem["type"], "urn:derrick:problem:no-such-snapshot",
+            "{problem}"
+        );
+    }
+    for action in ["snapshots", "fork", "fence", "pause", "resume"] {
+        b.workspace(&own.id).post(action, &json!({})).problem(404);
+    }
+    b.get(&format!("/workspaces/{}/snapshots", own.id))
+        .problem(404);
+    assert_eq!(
+        listed(&b.get("/snapshots").expect(200)),
+        Vec::<String>::new()
+    );
+    assert_eq!(listed(&a.get("/snapshots").expect(200)), [id(&taken)]);
+    assert_eq!(
+        listed(&derrick.api.get("/snapshots").expect(200)),
+        [id(&taken)]
+    );
+    patch(&a).expect(200);
+    let forked = own.post("fork", &json!({})).expect(201).json();
+    let forked = forked["workspaces"][0]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    assert_eq!(a.workspace(&forked).ok("cat /secret"), "secret\n");
+    b.get(&format!("/workspaces/{forked}")).problem(404);
+}
