@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use support::{Derrick, Lives, Mode, descendants, fixture, mode, succeed, wait_until_empty};
+use support::{
+    Derrick, Lives, Mode, descendants, fixture, mode, namespaces, succeed, wait_until_empty,
+};
 
 /// How long something may take that comes by itself.
 const GUARD: Duration = Duration::from_secs(60);
