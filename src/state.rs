@@ -122,6 +122,7 @@ pub struct State {
 
 #[derive(Debug)]
 struct Shared {
+    usage: Use,
     root: PathBuf,
     instance: PathBuf,
     hierarchies: Hierarchies,
@@ -197,6 +198,7 @@ impl State {
         tokio::spawn(remove_in_turn(spawner.clone(), queue));
         let state = Self {
             shared: Arc::new(Shared {
+                usage,
                 root,
                 instance,
                 hierarchies,
@@ -210,7 +212,7 @@ impl State {
                 _locks: serving.into_iter().chain([own]).collect(),
             }),
         };
-        state.sweep(usage).map_err(failed("sweeping it"))?;
+        state.sweep().map_err(failed("sweeping it"))?;
         drop(starting);
         Ok(state)
     }
@@ -409,6 +411,21 @@ impl State {
         self.shared.endings.spawn(work);
     }
 
+    /// Removes in the background what was put into the trash by its path.
+    ///
+    /// # Errors
+    /// Those of listing it.
+    pub fn empty_trash(&self) -> io::Result<()> {
+        // A throw-away process does not wait for what others left.
+        if self.shared.usage == Use::Throwaway {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(self.path("trash"))? {
+            self.queue(Discard::Remove(entry?.path(), None));
+        }
+        Ok(())
+    }
+
     /// Waits until everything that was discarded so far is gone.
     pub async fn flush(&self) {
         let (sender, done) = oneshot::channel();
@@ -454,7 +471,7 @@ impl State {
         let _ = self.shared.discards.send(discard);
     }
 
-    fn sweep(&self, usage: Use) -> io::Result<()> {
+    fn sweep(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(self.path("run"))? {
             let path = entry?.path();
             if path == self.shared.instance {
@@ -478,14 +495,7 @@ impl State {
                 return Err(error);
             }
         }
-        // A throw-away process does not wait for what others left.
-        if usage == Use::Throwaway {
-            return Ok(());
-        }
-        for entry in std::fs::read_dir(self.path("trash"))? {
-            self.queue(Discard::Remove(entry?.path(), None));
-        }
-        Ok(())
+        self.empty_trash()
     }
 }
 

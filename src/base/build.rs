@@ -187,12 +187,15 @@ impl Build {
             let bytes = Some(collect::bytes_of(&upper));
             store.commit(&digest, &upper, LayerMeta { bytes, ..meta })
         };
-        let layer = tokio::task::spawn_blocking(commit)
-            .await
-            .map_err(|error| SetupError::host("keeping a layer")(error.into()))?
-            .map_err(SetupError::host("keeping a layer"))?;
+        let committed = tokio::task::spawn_blocking(commit).await;
         discard(&self.state, &self.directory);
-        Ok(layer)
+        // Where it was not committed, or another one was there.
+        if let Err(error) = self.state.empty_trash() {
+            tracing::warn!(%error, "cannot empty the trash; the next start tries again");
+        }
+        committed
+            .map_err(|error| SetupError::host("keeping a layer")(error.into()))?
+            .map_err(SetupError::host("keeping a layer"))
     }
 
     /// Ends the sandbox and throws away what it wrote.

@@ -49,6 +49,10 @@ impl Setups {
     pub async fn open(config: Arc<WorkspaceConfig>, state: &State) -> Result<Self, SetupError> {
         let store = LayerStore::open(state.path("layers"), state.path("trash"))
             .map_err(SetupError::host("opening the layer store"))?;
+        // What it found half made.
+        state
+            .empty_trash()
+            .map_err(SetupError::host("emptying the trash"))?;
         let mirrors = Mirrors::open(state.path("mirrors"));
         let base = Bases {
             config: &config,

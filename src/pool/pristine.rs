@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::channel::AsyncChannel;
-use super::sandbox::Sandbox;
+use super::sandbox::{OWN_END, Sandbox};
 use super::spawner::{OwnedGroup, Spawner, SpawnerError};
 use crate::init::protocol::{Reply, Request};
 use crate::sandbox::{Failure, MemoryFiles, Step, Storage};
@@ -95,13 +95,24 @@ impl Pristine {
     /// Ends it, and waits until it is gone.
     ///
     /// # Errors
-    /// Where the spawner cannot kill it.
+    /// Where the spawner cannot kill it and it does not end by itself.
     pub async fn end(self) -> Result<(), SpawnerError> {
-        self.spawner.end(self.init.as_fd()).await?;
+        // Init ends when its socket does.
+        self.channel.shut_down();
+        let killed = self.spawner.end(self.init.as_fd()).await;
         let init = super::watch(self.init, tokio::io::Interest::READABLE)
             .map_err(SpawnerError::Unreachable)?;
         // Only a closed runtime fails.
-        let _ = init.readable().await;
+        let ended = init.readable();
+        match killed {
+            Ok(()) => drop(ended.await),
+            // A spawner that was started anew cannot kill what the one before it made.
+            Err(error) => drop(
+                tokio::time::timeout(OWN_END, ended)
+                    .await
+                    .map_err(|_| error)?,
+            ),
+        }
         Ok(())
     }
 }

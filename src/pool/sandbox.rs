@@ -24,7 +24,7 @@ use crate::sandbox::{Capacity, Enforcement, MemoryFiles, Storage};
 use crate::sys::channel::Received;
 
 /// How long a sandbox may take to end by itself where it cannot be killed.
-const OWN_END: Duration = Duration::from_secs(10);
+pub(super) const OWN_END: Duration = Duration::from_secs(10);
 
 /// How long init may take to kill all processes.
 const KILLING: Duration = Duration::from_millis(500);

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,6 +23,9 @@ use crate::sandbox::{Failure, SandboxSpec, Step, Without};
 use crate::spawner::NAME;
 use crate::spawner::protocol::{Hello, Removed, Reply, Request, RequestId};
 use crate::sys::channel::{Channel, Peer, Received};
+
+/// How many spawners, and processes of theirs, are killed over one removal: it may be what kills them.
+const REMOVAL_LIVES: u32 = 8;
 
 /// Why the spawner did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -190,11 +193,19 @@ impl Spawner {
     /// # Errors
     /// The step that failed; part of it may be left.
     pub async fn remove(&self, path: PathBuf) -> Result<Removed, SpawnerError> {
-        let reply = self.ask(|id| Request::Remove(id, path), &[]).await?;
-        match reply.message {
-            Reply::Removed(_, removed) => Ok(removed),
-            Reply::Failed(_, failure) => Err(failure.into()),
-            Reply::Created(_) | Reply::Done(_) => Err(SpawnerError::Died),
+        let mut lives = REMOVAL_LIVES;
+        loop {
+            let asked = self.ask(|id| Request::Remove(id, path.clone()), &[]).await;
+            lives -= 1;
+            match asked.map(|reply| reply.message) {
+                Ok(Reply::Removed(_, removed)) => return Ok(removed),
+                // It was killed: the next one goes on from there.
+                Err(SpawnerError::Died) | Ok(Reply::Failed(_, Failure { errno: 0, .. }))
+                    if lives > 0 => {}
+                Ok(Reply::Failed(_, failure)) => return Err(failure.into()),
+                Ok(Reply::Created(_) | Reply::Done(_)) => return Err(SpawnerError::Died),
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -232,14 +243,19 @@ impl Spawner {
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Received<Reply>, SpawnerError> {
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let connection = self.connection().await?;
-        let answer = connection.expect(id).ok_or(SpawnerError::Died)?;
-        connection
-            .channel
-            .send(&request(id), descriptors)
-            .await
-            .map_err(SpawnerError::Unreachable)?;
-        answer.await.map_err(|_| SpawnerError::Died)
+        let request = request(id);
+        loop {
+            let connection = self.connection().await?;
+            let Some(answer) = connection.expect(id) else {
+                continue;
+            };
+            match connection.channel.send(&request, descriptors).await {
+                Ok(()) => return answer.await.map_err(|_| SpawnerError::Died),
+                // It died, and that has not been noticed yet: it took nothing of this.
+                Err(error) if is_end(&error) => connection.die(),
+                Err(error) => return Err(SpawnerError::Unreachable(error)),
+            }
+        }
     }
 
     /// The living spawner; a new one if the last one died.
@@ -252,6 +268,14 @@ impl Spawner {
         }
         Ok(Arc::clone(&current))
     }
+}
+
+/// Whether nobody is at the other end any more.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
 }
 
 fn done(reply: Received<Reply>) -> Result<(), SpawnerError> {
@@ -279,10 +303,28 @@ impl SpawnerError {
 
 impl Connection {
     async fn open(scratch: &Path, lock: &File) -> Result<(Arc<Self>, Identity), SpawnerError> {
-        let socket = launch(scratch, lock).map_err(SpawnerError::Unreachable)?;
+        let (socket, mut child) = launch(scratch, lock).map_err(SpawnerError::Unreachable)?;
         let channel =
             AsyncChannel::new(socket, Peer::Trusted).map_err(SpawnerError::Unreachable)?;
-        let hello = channel
+        let connection = Arc::new(Self {
+            channel,
+            waiting: Mutex::new(Some(Waiting::new())),
+        });
+        // Reaped when it ends, which is when the provider's end of the socket closes.
+        let reaped = Arc::downgrade(&connection);
+        std::thread::Builder::new()
+            .name("spawner-reaper".into())
+            .spawn(move || {
+                let ended = child.wait();
+                // What it was just forking may hold its end of the socket for a while longer.
+                if let Some(connection) = reaped.upgrade() {
+                    connection.channel.shut_down();
+                }
+                ended
+            })
+            .map_err(SpawnerError::Unreachable)?;
+        let hello = connection
+            .channel
             .receive::<Hello>()
             .await
             .map_err(SpawnerError::Unreachable)?;
@@ -290,10 +332,6 @@ impl Connection {
             Hello::Ready(identity) => identity,
             Hello::Failed(failure) => return Err(failure.into()),
         };
-        let connection = Arc::new(Self {
-            channel,
-            waiting: Mutex::new(Some(Waiting::new())),
-        });
         // Ends with the spawner's life.
         let reader = Arc::clone(&connection);
         tokio::spawn(async move {
@@ -338,19 +376,19 @@ impl Connection {
     }
 }
 
-/// Executes derrick as the spawner; the provider's end of its socket.
+/// Executes derrick as the spawner; the provider's end of its socket, and the process.
 ///
 /// From a sealed copy in memory: what runs in each sandbox as init has no file that could be
 /// written to. With an empty environment: what the provider's holds is nobody's business there. The
 /// lock takes the place of its stdout, which it does not use.
-fn launch(scratch: &Path, lock: &File) -> io::Result<OwnedFd> {
+fn launch(scratch: &Path, lock: &File) -> io::Result<(OwnedFd, Child)> {
     let (ours, theirs) = Channel::pair(Peer::Trusted)?;
     let program = sealed_copy_of_this_program()?;
     let path = format!(
         "/proc/self/fd/{}",
         std::os::fd::AsRawFd::as_raw_fd(&program)
     );
-    let mut child = Command::new(path)
+    let child = Command::new(path)
         .arg0(NAME)
         .env_clear()
         // newuidmap and newgidmap are looked up there.
@@ -360,11 +398,7 @@ fn launch(scratch: &Path, lock: &File) -> io::Result<OwnedFd> {
         // Not named in its arguments: those of init, which everyone inside reads, are the same.
         .current_dir(scratch)
         .spawn()?;
-    // Reaped when it ends, which is when the provider's end of the socket closes.
-    std::thread::Builder::new()
-        .name("spawner-reaper".into())
-        .spawn(move || child.wait())?;
-    Ok(ours.into_socket())
+    Ok((ours.into_socket(), child))
 }
 
 fn sealed_copy_of_this_program() -> io::Result<OwnedFd> {

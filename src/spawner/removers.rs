@@ -89,11 +89,11 @@ impl Removers {
             }
             Some(Word::Done(removed)) => Ok(removed),
             Some(Word::Failed(errno)) => Err(failed(errno)),
-            // Somebody killed it.
+            // Somebody killed it, which is no errno.
             None => {
                 let busy = self.all.swap_remove(place).busy;
                 self.hand_out(one);
-                return busy.map(|id| (id, Err(failed(libc::EINTR))));
+                return busy.map(|id| (id, Err(failed(0))));
             }
         };
         let id = remover.busy.take()?;
@@ -163,6 +163,8 @@ impl Remover {
 
 /// The life of one: until the spawner closes its socket.
 fn serve(spawner: &Channel) -> i32 {
+    // Told apart from the spawner where processes are looked at. It is only a name.
+    let _ = rustix::thread::set_name(c"derrick-remover");
     // Background work: what runs in workspaces goes first.
     let _ = rustix::process::nice(10);
     loop {

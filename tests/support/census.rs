@@ -5,10 +5,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::host::{cgroup_tree, descendants, is_zombie, mounts_below, namespaces, open_files};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+
+use super::host::{
+    cgroup_tree, descendants, is_zombie, mounts_below, namespaces, open_files, wait_for,
+};
 use super::{Derrick, GUARD, as_owner, wait_until_empty};
 
 /// Kinds of namespaces that a sandbox has some of its own of.
@@ -68,11 +73,12 @@ impl Census {
         }
     }
 
-    /// What there is when nothing is being done any more: the same twice, with an empty trash.
+    /// What there is when nothing is being done any more: the same twice, with an empty trash and with as much
+    /// in the pool as is kept ready for ever.
     pub(crate) fn settled(derrick: &Derrick) -> Self {
         let mut last: Option<Self> = None;
         loop {
-            wait_until_empty(&derrick.state().join("trash"));
+            wait_until_idle(derrick);
             let now = Self::of(derrick);
             if last.is_some_and(|last| last.counts == now.counts) {
                 return now;
@@ -85,7 +91,7 @@ impl Census {
     pub(crate) fn again(&self, derrick: &Derrick) -> Self {
         let until = Instant::now() + GUARD;
         loop {
-            wait_until_empty(&derrick.state().join("trash"));
+            wait_until_idle(derrick);
             let now = Self::of(derrick);
             if now.counts == self.counts {
                 return now;
@@ -116,6 +122,49 @@ impl fmt::Display for Census {
         writeln!(f, "{:>12}  bytes of the provider's", self.provider_memory)?;
         write!(f, "{:>12}  bytes of the spawner's", self.spawner_memory)
     }
+}
+
+/// Waits until the provider's own work is done: one sandbox is ready, none is made, the trash is empty.
+fn wait_until_idle(derrick: &Derrick) {
+    // The kind that stays ready is that of the last one: without limits.
+    assert!(derrick.create().delete());
+    let until = Instant::now() + GUARD;
+    let state = derrick.state();
+    let changes = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+        .expect("cannot make an inotify instance");
+    for run in super::entries(&state.join("run")) {
+        // What is put away leaves it.
+        let staging = state.join("run").join(run).join("staging");
+        let _ = inotify::add_watch(&changes, &staging, WatchFlags::MOVED_FROM);
+    }
+    loop {
+        let metrics = derrick.api.get("/metrics").expect(200).text();
+        let value = |state: &str| {
+            let name = format!("derrick_pool{{state=\"{state}\"}} ");
+            let mut lines = metrics.lines();
+            let value = lines.find_map(|line| line.strip_prefix(&name)?.parse::<f64>().ok());
+            value.unwrap_or_else(|| panic!("no {name} in {metrics}"))
+        };
+        let counts = ["ready", "making", "waiting"].map(value);
+        let limited = groups_of(&state).iter().any(|group| {
+            let parent = group.parent().and_then(Path::file_name);
+            parent.is_some_and(|name| name.to_string_lossy().starts_with("derrick-"))
+        });
+        // They end when they have had nothing to do for a while.
+        let removers = descendants(derrick.pid()).into_iter().any(|pid| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+            name.is_ok_and(|name| name == "derrick-remover\n")
+        });
+        let is_idle = counts == [1.0, 0.0, 0.0] && !limited && !removers;
+        if is_idle && loop_devices(&state).is_empty() {
+            break;
+        }
+        assert!(Instant::now() < until, "{counts:?}, limited: {limited}");
+        // Looked at again now and then: one that is being made for the pool moves nothing.
+        wait_for(changes.as_fd(), Duration::from_millis(200));
+        while rustix::io::read(&changes, &mut [0; 4096]).is_ok() {}
+    }
+    wait_until_empty(&state.join("trash"));
 }
 
 fn lines(pid: i32, file: &str) -> usize {

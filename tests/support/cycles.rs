@@ -27,6 +27,8 @@ pub(crate) fn launch() -> Launch {
         "base": { "type": "tarball", "path": fixture("busybox.tar") },
         "setup_script": "mkdir -p /layer/d; echo made by setup > /layer/d/file; rm /bin/ed",
         "limits": { "shm": "2MiB" },
+        // A small one is soon back at what is kept for ever.
+        "pool": { "size": 2 },
     }))
     .token(TOKEN)
 }

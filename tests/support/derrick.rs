@@ -230,8 +230,15 @@ impl Derrick {
             .unwrap_or_else(|said| panic!("derrick did not say where it listens\n{said}"));
     }
 
-    fn try_start_again(&mut self) -> Result<(), String> {
+    /// Begins to start it on the same state, as [`start_again`](Self::start_again) does; the caller ends it.
+    pub(crate) fn begin(&self) -> Child {
         assert!(self.provider.is_none(), "it is running");
+        let mut command = self.command();
+        command.stdout(Stdio::null());
+        command.spawn().expect("cannot start derrick")
+    }
+
+    fn command(&self) -> Command {
         let log = File::options()
             .create(true)
             .append(true)
@@ -260,6 +267,12 @@ impl Derrick {
         if self.launch.token.is_some() {
             command.arg("--token-file").arg(self.home.join("token"));
         }
+        command
+    }
+
+    fn try_start_again(&mut self) -> Result<(), String> {
+        assert!(self.provider.is_none(), "it is running");
+        let mut command = self.command();
         let mut child = command.spawn().expect("cannot start derrick");
         let stdout = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
         let (sender, first_line) = mpsc::channel();

@@ -259,6 +259,13 @@ pub(crate) fn cgroup_tree() -> Vec<PathBuf> {
     found
 }
 
+/// Processes whose parent this is.
+pub(crate) fn children(parent_of_them: i32) -> Vec<i32> {
+    let mut all = processes();
+    all.retain(|pid| parent(*pid) == Some(parent_of_them));
+    all
+}
+
 /// Whether a process has ended and nobody has taken its end yet.
 pub(crate) fn is_zombie(pid: i32) -> bool {
     state(pid) == Some('Z')

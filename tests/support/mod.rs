@@ -21,6 +21,7 @@ mod git_server;
 mod host;
 mod limits;
 mod mode;
+pub(crate) mod moments;
 mod scratch;
 mod scripted;
 mod terminal;
@@ -40,9 +41,9 @@ pub(crate) use self::{
     derrick::{Derrick, Launch, binary},
     git_server::{GitRequest, GitServer, Upstream, git},
     host::{
-        Lives, cgroup_directories, descendants, digest_of_tree, entries, holders, mounts_below,
-        namespaces, open_files, process_with_argument, seen_from_the_host, uid_map,
-        wait_until_empty,
+        Lives, cgroup_directories, children, descendants, digest_of_tree, entries, holders,
+        is_zombie, mounts_below, namespaces, open_files, process_with_argument, seen_from_the_host,
+        uid_map, wait_until_empty,
     },
     limits::{BRANCHING, GREEDY, MEMORY, PIDS, enforced, python},
     mode::{Mode, mode},

@@ -45,7 +45,8 @@ impl Api {
             .unwrap_or_else(|error| panic!("{method} {path} got no answer: {error}"))
     }
 
-    fn try_send(
+    /// Likewise; the error where the connection breaks off.
+    pub(crate) fn try_send(
         &self,
         method: &str,
         path: &str,
@@ -68,9 +69,19 @@ impl Api {
 
     /// Asks for something that is read as it comes.
     pub(crate) fn open(&self, path: &str, headers: &[(&str, &str)]) -> Opened {
+        self.try_open(path, headers)
+            .unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// Likewise; the error where the connection breaks off.
+    pub(crate) fn try_open(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Opened, ureq::Error> {
         let request = self.with_headers("GET", path, headers).body(());
         let request = request.expect("the request is one");
-        Opened::new(path, self.agent.run(request))
+        Ok(Opened::new(path, Ok(self.agent.run(request)?)))
     }
 
     /// Makes a workspace from the given body that ends when what this gives is dropped: its events.
