@@ -2,7 +2,7 @@
 //! in use.
 //!
 //! A layer is in use by what is written in the state directory: workspaces, served or not, snapshots, the
-//! config that was served last; by whoever holds it ([`super::hold`]); and by the layers on top of it. What
+//! config that was served last; by whoever holds it (`base::hold`); and by the layers on top of it. What
 //! is written is looked at as text: whatever names the digest uses the layer, also a record of another
 //! version.
 

@@ -107,6 +107,10 @@ impl Init<'_> {
     }
 
     fn answer(&mut self, received: Received<Request>) -> std::io::Result<()> {
+        // Nothing is done any more once all were killed, whatever was on its way.
+        if self.ending.is_some() {
+            return Ok(());
+        }
         if self.held.is_some() && matches!(received.message, Request::Exec(..)) {
             self.deferred.push(received);
             return Ok(());

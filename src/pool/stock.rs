@@ -341,7 +341,14 @@ async fn review<M: Maker>(shared: Weak<Shared<M>>) {
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        for item in shared.lock().reduce(shared.bounds) {
+        let surplus = {
+            let mut shelves = shared.lock();
+            let surplus = shelves.reduce(shared.bounds);
+            // What could not be made a while ago may be to be had now.
+            shared.fill(&mut shelves);
+            surplus
+        };
+        for item in surplus {
             shared.put_away(item);
         }
     }

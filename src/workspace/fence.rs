@@ -14,6 +14,7 @@ use super::one::Workspace;
 use super::snapshots::{Snapshot, SnapshotId, Then};
 use super::{WorkspaceError, WorkspaceId, Workspaces};
 use crate::clock;
+use crate::pool::Gone;
 
 /// The longest that is waited without a look at the clock, which may be set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -128,8 +129,15 @@ impl Workspaces {
             None => None,
         };
         let fenced = self.fence_held(workspace, noted).await;
-        if let (Err(_), Some(sandbox)) = (&fenced, held) {
-            sandbox.release().await;
+        match (&fenced, held) {
+            (Ok(_), _) | (_, None) => {}
+            // What was to be fenced at a time that has come does not go on past it.
+            (Err(error), Some(sandbox))
+                if noted.is_some() && !matches!(error, WorkspaceError::Moved) =>
+            {
+                sandbox.end(Gone::Frozen).await?;
+            }
+            (Err(_), Some(sandbox)) => sandbox.release().await,
         }
         fenced
     }

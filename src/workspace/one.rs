@@ -416,8 +416,9 @@ impl Workspace {
         }
     }
 
-    /// Returns to exactly the state that it started from, after setup or a snapshot, or to `to`: a pristine sandbox with an upper of its own. None of the
-    /// old one's processes runs when this returns; they and its files are disposed of in the background.
+    /// Returns to exactly the state that it started from, after setup or a snapshot, or to `to`: it gets a
+    /// pristine sandbox with an upper of its own. None of the old one's processes runs when this returns; they
+    /// and its files are disposed of in the background.
     ///
     /// # Errors
     /// Where there is no pristine sandbox to be had. The workspace is as it was then, its processes may be
@@ -464,6 +465,11 @@ impl Workspace {
         verify: Verify,
     ) -> Result<Swapped, WorkspaceError> {
         let kind = self.kind(stack);
+        // Before leave is taken, since it may take some itself.
+        let expected = match verify {
+            Verify::Usual => None,
+            Verify::Full => Some(self.pool.fingerprint(&kind).await?),
+        };
         let leave = self.pool.leave().await;
         let old = self.record();
         let old_files = writable(&self.directory, old.generation);
@@ -482,28 +488,38 @@ impl Workspace {
             taken => taken?,
         };
         let mut waited = leave.waited + fresh.waited;
-        let expected = match verify {
-            Verify::Usual => None,
-            Verify::Full => Some(self.pool.fingerprint(&kind).await?),
-        };
         // Beside each other: each waits for an init.
         let (adopted, killed) = tokio::join!(
             self.adopt(fresh.ready, expected.as_ref()),
             self.kill_current(reason)
         );
         let adopted = match adopted {
-            Ok(adopted) => adopted,
             Err(error) => {
                 self.quarantine(&error);
-                let fresh = self.pool.take(&kind).await?;
-                waited += fresh.waited;
-                self.adopt(fresh.ready, expected.as_ref()).await?
+                match self.pool.take(&kind).await {
+                    Ok(fresh) => {
+                        waited += fresh.waited;
+                        self.adopt(fresh.ready, expected.as_ref()).await
+                    }
+                    Err(error) => Err(error),
+                }
             }
+            adopted => adopted,
         };
-        ending = match killed {
-            Ok(killed) => killed.or(ending),
-            Err(error) => {
+        let adopted = match (adopted, killed) {
+            (Ok(adopted), Ok(killed)) => {
+                ending = killed.or(ending);
+                adopted
+            }
+            (Ok(adopted), Err(error)) => {
                 adopted.abandon(&self.state);
+                return Err(error);
+            }
+            (Err(error), killed) => {
+                // Its files must not be mounted again beside what is left of it.
+                if let Some(ending) = killed? {
+                    ending.finish().await?;
+                }
                 return Err(error);
             }
         };

@@ -393,7 +393,7 @@ impl Workspaces {
     /// Takes a snapshot of a workspace.
     ///
     /// # Errors
-    /// `NotFound`, and those of [`Workspace::snapshot`].
+    /// `NotFound`, and those of taking a snapshot.
     pub async fn snapshot(
         &self,
         id: &WorkspaceId,
