@@ -28,7 +28,8 @@ use crate::sandbox::{At, Failure, Profile, SandboxSpec, Step};
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::events::Events;
 use crate::sys::process::{
-    Child, OneThread, close_all_except, fork_child, take_standard_input, unshare,
+    Child, OneThread, Standard, become_standard, close_all_except, fork_child, take_standard_input,
+    unshare,
 };
 use protocol::{Hello, Reply, Request, RequestId};
 use removers::Removers;
@@ -198,8 +199,7 @@ impl Spawner {
     /// Has a child copy a directory.
     fn begin_copy(&mut self, id: RequestId, from: &Path, into: &Path) -> Result<(), Failure> {
         let child = fork_child(self.one, || {
-            // The spawner's socket above all: its end must show when the spawner is gone.
-            match close_all_except(&[]).and_then(|()| copying::copy(from, into)) {
+            match let_go_of_all_but(&[]).and_then(|()| copying::copy(from, into)) {
                 Ok(()) => 0,
                 Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
             }
@@ -375,6 +375,20 @@ impl Spawner {
             }
         }
     }
+}
+
+/// Has a child of the spawner's let go of everything that it has from it: the socket, which is descriptor 0,
+/// so that its end shows when the spawner is gone; the lock, which is 1, so that it does not outlive the last
+/// sandbox; and all that is not in `keep`.
+fn let_go_of_all_but(keep: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    let null = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
+    become_standard(null.as_fd(), Standard::Input)?;
+    become_standard(null.as_fd(), Standard::Output)?;
+    drop(null);
+    close_all_except(keep)
 }
 
 /// Sends the child its next word. One that is not there to take it has said why, and that is the cause.

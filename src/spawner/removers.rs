@@ -10,10 +10,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{Removed, RequestId};
-use super::removal;
+use super::{let_go_of_all_but, removal};
 use crate::sandbox::{At, Failure, Step};
 use crate::sys::channel::{Channel, Peer, Received};
-use crate::sys::process::{Child, OneThread, close_all_except, fork_child};
+use crate::sys::process::{Child, OneThread, fork_child};
 
 /// How many there are at the most.
 const MOST: usize = 8;
@@ -145,12 +145,9 @@ impl Remover {
         let step = Step::Process;
         let (channel, theirs) =
             Channel::pair(Peer::Trusted).at(step, "making a socket for a remover")?;
-        let process = fork_child(one, || {
-            // The spawner's socket above all: its end must show when the spawner is gone.
-            match close_all_except(&[theirs.as_fd()]) {
-                Ok(()) => serve(&theirs),
-                Err(_) => 1,
-            }
+        let process = fork_child(one, || match let_go_of_all_but(&[theirs.as_fd()]) {
+            Ok(()) => serve(&theirs),
+            Err(_) => 1,
         })
         .at(step, "forking to remove a directory")?;
         Ok(Self {

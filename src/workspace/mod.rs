@@ -447,6 +447,8 @@ impl Workspaces {
                 stack
             }
         };
+        let usual = (base::limits(&shared.config), base::requests(&shared.config));
+        let is_usual = snapshot.is_none() && (asked.limits, asked.requests) == usual;
         let workspace = Workspace::create(
             &shared.config,
             &shared.state,
@@ -456,9 +458,11 @@ impl Workspaces {
             asked,
         );
         let workspace = Arc::new(workspace.await?);
-        shared
-            .pool
-            .prefer(&workspace.kind(&workspace.record().stack));
+        if is_usual {
+            shared
+                .pool
+                .prefer(&workspace.kind(&workspace.record().stack));
+        }
         self.lock()
             .insert(workspace.id().clone(), Arc::clone(&workspace));
         workspace.tenure.begin(shared.to_keeper.clone(), tie);
