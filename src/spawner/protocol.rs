@@ -54,7 +54,7 @@ pub enum Reply {
 pub struct Removed {
     /// Files, directories, links and whatever else has a name.
     pub files: u64,
-    /// What they took up on disk; of a file with several names once for each that was removed.
+    /// What they took up on disk; that of a file with several names once, with the last of them.
     pub bytes: u64,
 }
 

@@ -38,7 +38,7 @@ pub enum Event {
     },
     /// What a reset discarded is gone.
     Disposed {
-        /// The generation that the workspace had before it is one less than this.
+        /// The generation that began then.
         generation: u64,
         /// What that was.
         #[serde(flatten)]

@@ -27,10 +27,11 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 /// Tells what happens to a workspace from now on, or after the event in `Last-Event-ID`.
 ///
 /// `exec_started` and `exec_ended` with the exec, `limit_hit` with the `limit` and the `exec` that met it,
-/// before that one's end, `reset`, `fetched`, `renewed` with when it `expires`, `paused`, `resumed`,
-/// `snapshotted` and `fenced` with the `snapshot`, and `removed`, after which nothing comes, with `why`:
-/// `asked`, `expired`, `idle` or `disconnected`. Each has its `time`. `missed` says that events are not kept any more between the
-/// one in `Last-Event-ID` and those that follow: the last 1000 are, until derrick ends.
+/// before that one's end, `reset`, `disposed` with the `processes`, `files` and `bytes` that are gone since
+/// then, `fetched`, `renewed` with when it `expires`, `paused`, `resumed`, `snapshotted` and `fenced` with the
+/// `snapshot`, and `removed`, after which nothing comes, with `why`: `asked`, `expired`, `idle` or
+/// `disconnected`. Each has its `time`. `missed` says that events are not kept any more between the one in
+/// `Last-Event-ID` and those that follow: the last 1000 are, until derrick ends.
 #[utoipa::path(
     get,
     path = "/workspaces/{id}/events",
