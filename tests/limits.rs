@@ -6,7 +6,7 @@ mod support;
 use serde_json::{Value, json};
 use support::{
     Answer, BRANCHING, Derrick, GREEDY, Lives, MEMORY, Mode, PIDS, Workspace, cgroup_directories,
-    descendants, enforced, mode, python,
+    descendants, enforced, is_remover, mode, python,
 };
 
 fn limited() -> Value {
@@ -229,6 +229,7 @@ fn a_workspace_that_runs_gets_its_first_limits() {
         let mut below = descendants(provider);
         // The spawner is the first.
         below.remove(0);
+        below.retain(|pid| !is_remover(*pid));
         below
     };
     // Who is ending is in no group, and has no memory that a command line could be in.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use super::host::{
-    cgroup_tree, descendants, is_zombie, mounts_below, namespaces, open_files, wait_for,
+    cgroup_tree, descendants, is_remover, is_zombie, mounts_below, namespaces, open_files, wait_for,
 };
 use super::{Derrick, GUARD, as_owner, wait_until_empty};
 
@@ -151,10 +151,7 @@ fn wait_until_idle(derrick: &Derrick) {
             parent.is_some_and(|name| name.to_string_lossy().starts_with("derrick-"))
         });
         // They end when they have had nothing to do for a while.
-        let removers = descendants(derrick.pid()).into_iter().any(|pid| {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm"));
-            name.is_ok_and(|name| name == "derrick-remover\n")
-        });
+        let removers = descendants(derrick.pid()).into_iter().any(is_remover);
         let is_idle = counts == [1.0, 0.0, 0.0] && !limited && !removers;
         if is_idle && loop_devices(&state).is_empty() {
             break;

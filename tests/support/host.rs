@@ -196,6 +196,12 @@ pub(crate) fn open_files(pid: i32) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether a process removes files for the spawner; it ends when it has had nothing to do for a while.
+pub(crate) fn is_remover(pid: i32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|name| name == "derrick-remover\n")
+}
+
 /// Namespaces of a process by kind, as `net:[4026531840]`; without those that may not be seen.
 pub(crate) fn namespaces(pid: i32) -> BTreeMap<String, String> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/ns")) else {

@@ -42,8 +42,8 @@ pub(crate) use self::{
     git_server::{GitRequest, GitServer, Upstream, git},
     host::{
         Lives, cgroup_directories, children, descendants, digest_of_tree, entries, holders,
-        is_zombie, mounts_below, namespaces, open_files, process_with_argument, seen_from_the_host,
-        uid_map, wait_until_empty,
+        is_remover, is_zombie, mounts_below, namespaces, open_files, process_with_argument,
+        seen_from_the_host, uid_map, wait_until_empty,
     },
     limits::{BRANCHING, GREEDY, MEMORY, PIDS, enforced, python},
     mode::{Mode, mode},
