@@ -22,7 +22,7 @@ use support::{
 };
 
 /// Rounds in the test command, of which the provider gets half and spawner and inits a quarter each.
-const ROUNDS: u64 = 48;
+const ROUNDS: u64 = 32;
 
 /// Bytes of a large write.
 const LARGE: usize = 64 << 20;
