@@ -193,7 +193,8 @@ fn what_happens_to_a_workspace_is_told_in_order_to_its_end() {
     workspace.reset();
     let last = workspace.exec_sh("sleep 1000");
     assert!(workspace.delete());
-    let events: Vec<Event> = events.collect();
+    // What a reset discarded is gone at some time after it.
+    let events: Vec<Event> = events.filter(|event| event.name != "disposed").collect();
     let expected = [
         ("exec_started", json!(quick.id)),
         ("exec_ended", json!(quick.id)),

@@ -232,7 +232,8 @@ os.wait()
 const RACE: &str = "
 def is_new(pid):
     try:
-        return open(f'/proc/{pid}/comm').read().startswith('derrick')
+        # One that is just ending, or becoming a program, has a name yet and no memory with arguments in it.
+        return all(open(f'/proc/{pid}/{file}').read().startswith('derrick') for file in ('comm', 'cmdline'))
     except OSError:
         return False
 def trace(pid):
