@@ -97,12 +97,7 @@ fn main() {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--bench" => (rounds, files) = (ROUNDS, 50_000),
-            "--rounds" => {
-                rounds = arguments
-                    .next()
-                    .and_then(|number| number.parse().ok())
-                    .expect("--rounds takes a number");
-            }
+            "--rounds" => rounds = support::rounds(&mut arguments),
             "--only" => only = arguments.next().expect("--only takes a word"),
             other => panic!("{other} is no argument of this bench; it has --rounds N, --only WORD"),
         }

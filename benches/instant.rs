@@ -57,12 +57,7 @@ fn main() {
         match argument.as_str() {
             support::floor::ARGUMENT => return support::floor::serve(arguments),
             "--bench" => rounds = ROUNDS,
-            "--rounds" => {
-                rounds = arguments
-                    .next()
-                    .and_then(|number| number.parse().ok())
-                    .expect("--rounds takes a number");
-            }
+            "--rounds" => rounds = support::rounds(&mut arguments),
             "--only" => only = arguments.next().expect("--only takes a word"),
             other => panic!("{other} is no argument of this bench; it has --rounds N, --only WORD"),
         }

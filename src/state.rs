@@ -382,7 +382,15 @@ impl State {
         Ok(())
     }
 
-    /// The same, and waits until it is removed; what that was, if it was there and is gone.
+    /// The same for what is of no more use to anybody: where it cannot be done, the log says so, and the next
+    /// start does it.
+    pub fn discard_or_say(&self, path: &Path) {
+        if let Err(error) = self.discard(path) {
+            tracing::warn!(%error, path = %path.display(), "cannot discard files; the next start tries again");
+        }
+    }
+
+    /// As `discard`, and waits until it is removed; what that was, if it was there and is gone.
     ///
     /// # Errors
     /// Those of rename(2).

@@ -49,12 +49,7 @@ fn main() {
         match argument.as_str() {
             support::floor::ARGUMENT => return support::floor::serve(arguments),
             "--bench" => rounds = ROUNDS,
-            "--rounds" => {
-                rounds = arguments
-                    .next()
-                    .and_then(|number| number.parse().ok())
-                    .expect("--rounds takes a number");
-            }
+            "--rounds" => rounds = support::rounds(&mut arguments),
             "--chart" => chart = Some(arguments.next().expect("--chart takes a file")),
             other => {
                 panic!("{other} is no argument of this bench; it has --rounds N, --chart FILE")

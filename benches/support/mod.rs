@@ -37,6 +37,14 @@ pub(crate) const ENVIRONMENT: [(&str, &str); 5] = [
     ("USER", "root"),
 ];
 
+/// The number behind `--rounds`.
+pub(crate) fn rounds(arguments: &mut impl Iterator<Item = String>) -> usize {
+    arguments
+        .next()
+        .and_then(|number| number.parse().ok())
+        .expect("--rounds takes a number")
+}
+
 /// How long `step` takes.
 pub(crate) fn time<T>(step: impl FnOnce() -> T) -> (Duration, T) {
     let started = Instant::now();

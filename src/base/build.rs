@@ -114,7 +114,7 @@ impl Build {
                 range,
             }),
             Err(error) => {
-                discard(state, &directory);
+                state.discard_or_say(&directory);
                 Err(error.into())
             }
         }
@@ -188,7 +188,7 @@ impl Build {
             store.commit(&digest, &upper, LayerMeta { bytes, ..meta })
         };
         let committed = tokio::task::spawn_blocking(commit).await;
-        discard(&self.state, &self.directory);
+        self.state.discard_or_say(&self.directory);
         // Where it was not committed, or another one was there.
         if let Err(error) = self.state.empty_trash() {
             tracing::warn!(%error, "cannot empty the trash; the next start tries again");
@@ -203,7 +203,7 @@ impl Build {
         if let Err(error) = self.sandbox.end(Gone::Removed).await {
             tracing::warn!(%error, "cannot end an abandoned setup");
         }
-        discard(&self.state, &self.directory);
+        self.state.discard_or_say(&self.directory);
     }
 }
 
@@ -213,12 +213,6 @@ impl Drop for Build {
         if self.sandbox.gone().is_none() {
             self.state.end_in_background(self.sandbox.clone());
         }
-    }
-}
-
-fn discard(state: &State, directory: &Path) {
-    if let Err(error) = state.discard(directory) {
-        tracing::warn!(%error, "cannot discard a layer's directory");
     }
 }
 

@@ -10,8 +10,8 @@ use std::io;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::WorkspaceError;
 use super::one::Workspace;
-use super::{Record, WorkspaceError};
 use crate::base;
 use crate::config::{Restriction, WorkspaceConfig};
 use crate::pool::{Sandbox, SpawnerError};
@@ -213,26 +213,17 @@ impl Workspace {
         if let Some(sandbox) = &sandbox {
             self.regroup(sandbox, limits, requests).await?;
         }
-        let noted = {
-            let mut record = self.lock_record();
-            let changed = Record {
-                limits,
-                requests,
-                ..record.clone()
-            };
-            let written = changed.write(&self.directory);
-            if written.is_ok() {
-                *record = changed;
-            }
-            written
-        };
+        let noted = self.change_record(|record| {
+            record.limits = limits;
+            record.requests = requests;
+        });
         if noted.is_err()
             && let Some(sandbox) = &sandbox
         {
             self.regroup(sandbox, before.limits, before.requests)
                 .await?;
         }
-        noted.map_err(WorkspaceError::host("writing a workspace's record"))
+        noted
     }
 
     async fn regroup(

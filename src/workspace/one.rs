@@ -145,9 +145,7 @@ impl Adopted {
     /// Ends it, unused.
     fn abandon(self, state: &State) {
         state.end_in_background(self.sandbox);
-        if let Err(error) = state.discard(&self.directory) {
-            tracing::warn!(%error, "cannot discard files; the next start tries again");
-        }
+        state.discard_or_say(&self.directory);
     }
 }
 

@@ -215,6 +215,7 @@ impl Pool {
                 Ok(left) => left,
                 Err(error) => {
                     tracing::error!(%error, "cannot end a sandbox; its files and ids are kept until the next start");
+                    // Its lock ends with this process: nobody else gets the ids while something may live.
                     std::mem::forget(range);
                     return Discarded::default();
                 }
@@ -298,9 +299,7 @@ impl Maker for Nursery {
                 directory,
             }),
             Err(error) => {
-                if let Err(error) = self.state.discard(&directory) {
-                    tracing::warn!(%error, "cannot discard files; the next start tries again");
-                }
+                self.state.discard_or_say(&directory);
                 Err(error)
             }
         }

@@ -7,7 +7,6 @@
 
 mod records;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -144,17 +143,10 @@ impl Workspace {
         let started = Instant::now();
         let before = self.record();
         self.check_freezable()?;
+        let shape = self.state.spawner().identity().shape();
         let meta = LayerMeta {
-            format: LAYER_FORMAT,
-            first_id: Some(before.ids.first),
-            shape: self.state.spawner().identity().shape(),
             parent: Some(before.stack.digest.clone()),
-            lineage: None,
-            commits: Vec::new(),
-            created: crate::clock::seconds(),
-            description: format!("snapshot {id} of workspace {}", self.id()),
-            output: None,
-            bytes: None,
+            ..meta(&before, id, shape.clone())
         };
         let layer = store.place(&id.layer(), meta);
         let mut stack = before.stack.with_layer(&layer, before.ids.first);
@@ -168,10 +160,9 @@ impl Workspace {
             created: crate::clock::precise(),
             env: before.env.clone(),
             stack,
-            shape: self.state.spawner().identity().shape(),
+            shape,
             unwritten: Some(boot()),
         };
-        let _coming = snapshots.expect(id);
         let current = self.set_current(None);
         let (way, snapshot) = match (then, current) {
             (Then::GoOn, Some(sandbox)) if !self.is_idle(&sandbox).await => {
@@ -271,9 +262,7 @@ impl Workspace {
                 .take_in(layer, &tree)
                 .map_err(WorkspaceError::host("keeping a snapshot"))
         });
-        if let Err(error) = self.state.discard(&aside) {
-            tracing::warn!(%error, "cannot discard what a copy left; the next start does");
-        }
+        self.state.discard_or_say(&aside);
         kept
     }
 
@@ -334,6 +323,22 @@ fn noting(error: std::io::Error) -> WorkspaceError {
     WorkspaceError::host("writing a snapshot's record")(error)
 }
 
+/// What is written down of the layer of a snapshot of the workspace of this record.
+fn meta(record: &Record, id: SnapshotId, shape: String) -> LayerMeta {
+    LayerMeta {
+        format: LAYER_FORMAT,
+        first_id: Some(record.ids.first),
+        shape,
+        parent: None,
+        lineage: None,
+        commits: Vec::new(),
+        created: crate::clock::seconds(),
+        description: format!("snapshot {id} of workspace {}", record.id),
+        output: None,
+        bytes: None,
+    }
+}
+
 /// Does what is left of a snapshot that `record` says was being taken of the workspace in `directory`.
 pub(super) fn finish(
     directory: &Path,
@@ -349,18 +354,7 @@ pub(super) fn finish(
     else {
         return Ok(());
     };
-    let meta = LayerMeta {
-        format: LAYER_FORMAT,
-        first_id: Some(record.ids.first),
-        shape: shape.to_owned(),
-        parent: None,
-        lineage: None,
-        commits: Vec::new(),
-        created: crate::clock::seconds(),
-        description: format!("snapshot {} of workspace {}", snapshot.id, record.id),
-        output: None,
-        bytes: None,
-    };
+    let meta = meta(record, snapshot.id, shape.to_owned());
     let layer = store.place(&snapshot.id.layer(), meta);
     store.take_in(&layer, &writable(directory, generation).join("upper"))?;
     if snapshots.get(snapshot.id).is_none() {
@@ -558,19 +552,5 @@ impl Workspaces {
             Ok(()) => {}
         }
         Err(error)
-    }
-
-    /// The layers that workspaces and snapshots need.
-    #[must_use]
-    pub fn layers_in_use(&self) -> BTreeSet<Digest> {
-        let store = self.store();
-        let mut layers = self.snapshots().layers(|path| store.digest_of(path));
-        for workspace in self.lock().values() {
-            let record = workspace.record();
-            for stack in [&record.stack, record.home()] {
-                layers.extend(stack.paths().filter_map(|path| store.digest_of(path)));
-            }
-        }
-        layers
     }
 }

@@ -8,7 +8,7 @@
 //! is done the record names the boot of the host, and one of another boot is forgotten at the start: the power
 //! failed in between, and nobody knows what of its files is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -114,17 +114,6 @@ pub struct Snapshot {
 pub(crate) struct Snapshots {
     directory: PathBuf,
     all: Mutex<BTreeMap<SnapshotId, Arc<Snapshot>>>,
-    /// Layers of those that are on their way.
-    coming: Mutex<BTreeSet<Digest>>,
-}
-
-/// Keeps the layer of a snapshot that is on its way.
-pub(crate) struct Coming<'s>(&'s Snapshots, Digest);
-
-impl Drop for Coming<'_> {
-    fn drop(&mut self) {
-        self.0.lock_coming().remove(&self.1);
-    }
 }
 
 impl Snapshots {
@@ -160,14 +149,7 @@ impl Snapshots {
         Ok(Self {
             directory,
             all: Mutex::new(all),
-            coming: Mutex::default(),
         })
-    }
-
-    /// Keeps the layer of the snapshot `id` from being collected until its record is there.
-    pub(crate) fn expect(&self, id: SnapshotId) -> Coming<'_> {
-        self.lock_coming().insert(id.layer());
-        Coming(self, id.layer())
     }
 
     /// Adds one whose layer is there; from then on it is acknowledged.
@@ -244,16 +226,6 @@ impl Snapshots {
         Ok(Removal::Done)
     }
 
-    /// The layers that snapshots need, those on their way included, given what says which layer a
-    /// directory belongs to.
-    pub(crate) fn layers(&self, layer_of: impl Fn(&Path) -> Option<Digest>) -> BTreeSet<Digest> {
-        let mut layers = self.lock_coming().clone();
-        for snapshot in self.lock().values() {
-            layers.extend(snapshot.stack.paths().filter_map(&layer_of));
-        }
-        layers
-    }
-
     fn path(&self, id: SnapshotId) -> PathBuf {
         self.directory.join(format!("{id}.json"))
     }
@@ -273,10 +245,6 @@ impl Snapshots {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, Arc<Snapshot>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock_coming(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
-        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
