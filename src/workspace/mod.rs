@@ -44,7 +44,7 @@ pub use lease::{InUse, Lease, LeaseAsked, Why};
 pub use limits::{InForce, Latitude, LimitsChange, Patch};
 pub use one::{Asked, Launch, Reset, Verify, Workspace};
 pub use pool::Discarded;
-pub use snapshots::{InvalidSnapshotId, Snapshot, SnapshotId, Taken, Way};
+pub use snapshots::{InvalidSnapshotId, Snapshot, SnapshotId, StartingPoint, Taken, Way};
 
 use crate::base::{self, SetupError, Setups};
 use crate::config::WorkspaceConfig;

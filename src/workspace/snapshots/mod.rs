@@ -15,7 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-pub use records::{InvalidSnapshotId, Snapshot, SnapshotId};
+pub use records::{InvalidSnapshotId, Snapshot, SnapshotId, StartingPoint};
 pub(crate) use records::{Removal, Snapshots};
 
 use super::events::Event;
@@ -441,8 +441,9 @@ impl Workspaces {
     ///
     /// # Errors
     /// `NoSnapshot`, `OtherShape`.
-    pub fn snapshot_for(&self, id: SnapshotId) -> Result<Arc<Snapshot>, WorkspaceError> {
-        let snapshot = self.snapshot_of(id)?;
+    pub fn snapshot_for(&self, id: SnapshotId) -> Result<StartingPoint, WorkspaceError> {
+        let snapshot = self.snapshots().starting_point(id);
+        let snapshot = snapshot.ok_or(WorkspaceError::NoSnapshot(id))?;
         if snapshot.shape == self.state().spawner().identity().shape() {
             Ok(snapshot)
         } else {
@@ -539,7 +540,6 @@ impl Workspaces {
                 tracing::warn!(workspace = %id, %error, "cannot remove a workspace of a fork that failed");
             }
         }
-        drop(taken);
         match self.remove_snapshot(snapshot) {
             // Its layer is what the workspace is on now, which needs no record of it.
             Err(WorkspaceError::SnapshotInUse { .. }) => {

@@ -9,8 +9,10 @@
 //! failed in between, and nobody knows what of its files is there.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::io::{self, Write};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -114,6 +116,35 @@ pub struct Snapshot {
 pub(crate) struct Snapshots {
     directory: PathBuf,
     all: Mutex<BTreeMap<SnapshotId, Arc<Snapshot>>>,
+    /// How many workspaces are being started from each; changed for one more with `all` locked.
+    starting: Mutex<BTreeMap<SnapshotId, usize>>,
+}
+
+/// A snapshot that a workspace is being started from: it is not removed meanwhile.
+#[derive(Debug)]
+pub struct StartingPoint {
+    snapshot: Arc<Snapshot>,
+    snapshots: Arc<Snapshots>,
+}
+
+impl Deref for StartingPoint {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.snapshot
+    }
+}
+
+impl Drop for StartingPoint {
+    fn drop(&mut self) {
+        let mut starting = self.snapshots.lock_starting();
+        if let Entry::Occupied(mut count) = starting.entry(self.snapshot.id) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
 }
 
 impl Snapshots {
@@ -149,6 +180,7 @@ impl Snapshots {
         Ok(Self {
             directory,
             all: Mutex::new(all),
+            starting: Mutex::default(),
         })
     }
 
@@ -185,7 +217,18 @@ impl Snapshots {
         Ok(Some(changed))
     }
 
-    /// The one of that id. While the answer is held it is not removed.
+    /// The one of that id, to start a workspace from.
+    pub(crate) fn starting_point(self: &Arc<Self>, id: SnapshotId) -> Option<StartingPoint> {
+        let all = self.lock();
+        let snapshot = Arc::clone(all.get(&id)?);
+        *self.lock_starting().entry(id).or_default() += 1;
+        Some(StartingPoint {
+            snapshot,
+            snapshots: Arc::clone(self),
+        })
+    }
+
+    /// The one of that id.
     pub(crate) fn get(&self, id: SnapshotId) -> Option<Arc<Snapshot>> {
         self.lock().get(&id).cloned()
     }
@@ -201,7 +244,7 @@ impl Snapshots {
         self.lock().values().cloned().collect()
     }
 
-    /// Removes one unless `user` names somebody who builds on it, or a caller holds it just now.
+    /// Removes one unless `user` names somebody who builds on it, or a workspace is being started from it.
     ///
     /// # Errors
     /// Those of removing its record.
@@ -211,10 +254,10 @@ impl Snapshots {
         user: impl FnOnce(&Digest, &BTreeMap<SnapshotId, Arc<Snapshot>>) -> Option<String>,
     ) -> io::Result<Removal> {
         let mut all = self.lock();
-        let Some(snapshot) = all.get(&id) else {
+        if !all.contains_key(&id) {
             return Ok(Removal::None);
-        };
-        if Arc::strong_count(snapshot) > 1 {
+        }
+        if self.lock_starting().contains_key(&id) {
             let user = "a workspace that is being made".to_owned();
             return Ok(Removal::Used(user));
         }
@@ -241,6 +284,10 @@ impl Snapshots {
         }
         drop(file);
         std::fs::rename(temporary, path)
+    }
+
+    fn lock_starting(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, usize>> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, Arc<Snapshot>>> {
