@@ -466,6 +466,8 @@ impl State {
                 self.discard(&instance.join(name))?;
             }
             self.flush().await;
+            // A spawner knows only those that it made itself, and it may not be the first one.
+            remove_groups(instance)?;
             // Not by the spawner, for which the scratch directory is busy with its mounts.
             std::fs::remove_dir_all(instance)
         };

@@ -382,8 +382,7 @@ impl World {
         }
         self.derrick.start_again();
         // Of the dead there is nothing.
-        let names: Vec<_> = runs.iter().map(|run| format!("derrick-{run}")).collect();
-        assert_eq!(groups_named(&names), Vec::<std::path::PathBuf>::new());
+        assert_no_groups(runs);
         self.assert_no_strays();
         assert_eq!(entries(&self.derrick.state().join("run")).len(), 1);
         assert_eq!(loop_devices(&self.derrick.state()), Vec::<String>::new());
@@ -552,11 +551,13 @@ impl World {
             first.again(&self.derrick);
         }
         self.assert_whole(&BTreeSet::new());
+        let runs = entries(&self.derrick.state().join("run"));
         self.derrick.stop();
         assert_eq!(
             entries(&self.derrick.state().join("run")),
             Vec::<String>::new()
         );
+        assert_no_groups(&runs);
         let strays = descendants(std::process::id().cast_signed());
         Lives::of(&strays).assert_gone();
     }
@@ -637,6 +638,12 @@ fn assert_layer(layer: &Path) {
     assert_eq!(there, ["meta.json", "tree"], "{name}");
     let meta = std::fs::read(layer.join("meta.json")).expect("it can be read");
     serde_json::from_slice::<Value>(&meta).expect("it is whole");
+}
+
+/// No control group is left of providers whose own directories have these names.
+fn assert_no_groups(runs: &[String]) {
+    let names: Vec<_> = runs.iter().map(|run| format!("derrick-{run}")).collect();
+    assert_eq!(groups_named(&names), Vec::<std::path::PathBuf>::new());
 }
 
 /// The spawner of a provider, which is started anew when it is needed.

@@ -3,10 +3,12 @@
 
 mod support;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use support::{
     Answer, BRANCHING, Derrick, GREEDY, Lives, MEMORY, Mode, PIDS, Workspace, cgroup_directories,
-    descendants, enforced, is_remover, mode, python,
+    descendants, enforced, entries, groups_named, is_remover, mode, python,
 };
 
 fn limited() -> Value {
@@ -449,6 +451,27 @@ fn no_control_group_outlives_its_sandbox() {
     derrick.start_again();
     let left = cgroup_directories(lives.cgroups());
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn the_control_groups_of_a_spawner_that_died_go_with_the_provider() {
+    let mut derrick = Derrick::start(json!({ "name": "test", "pool": { "size": 0 } }));
+    let Some(limited) = enforced(&derrick, &json!({ "pids": PIDS })) else {
+        return;
+    };
+    let lives = Lives::below(derrick.pid());
+    let runs = entries(&derrick.state().join("run"));
+    let provider = format!("derrick-{}", runs[0]);
+    assert!(limited.delete());
+    let spawner = Pid::from_raw(descendants(derrick.pid())[0]);
+    kill(spawner, Signal::SIGKILL).expect("it runs");
+    lives.assert_gone();
+    assert!(!groups_named(std::slice::from_ref(&provider)).is_empty());
+    // The spawner that comes then makes no groups. It may be found dead only when it is asked for something.
+    let api = &derrick.api;
+    while api.post("/workspaces", &json!({})).status == 500 {}
+    assert!(derrick.stop().success());
+    assert_eq!(groups_named(&[provider]), Vec::<std::path::PathBuf>::new());
 }
 
 #[test]

@@ -137,7 +137,7 @@ fn no_process_survives_a_reset() {
         "mkfifo /tmp/there
          setsid -f bash -c 'trap \"\" TERM; echo > /tmp/there; exec -a {marker} sleep 1000' > /dev/null 2>&1
          read line < /tmp/there
-         until grep -qz {marker} /proc/[0-9]*/cmdline; do :; done"
+         until grep -qz '^{marker}' /proc/[0-9]*/cmdline; do :; done"
     ));
     let survivor = process_with_argument(&marker).expect("the process is seen from the host");
     let lives = Lives::of(&[survivor]);
