@@ -142,6 +142,8 @@ fn a_fence_for_a_time_comes_then_and_a_reset_cancels_it() {
     for (at, status) in [
         (json!("2020-01-01T00:00:00Z"), 200),
         (json!("9999-01-01T00:00:00Z"), 202),
+        (json!("9998-12-31T23:00:00-01:00"), 202),
+        (json!("1999-01-01T00:00:00+02:30"), 200),
         (json!("soon"), 400),
         (json!(-1), 400),
         (json!(true), 400),
@@ -189,6 +191,31 @@ fn a_fence_holds_whatever_becomes_of_derrick() {
     let late = derrick.api.workspace(&late.id);
     assert_eq!(late.describe()["fence_at"], json!(far));
     assert_eq!(late.ok("cat /work"), "late\n");
+}
+
+#[test]
+fn a_fence_that_cannot_be_taken_is_tried_again() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let daemons = start_daemons(&workspace);
+    let events = workspace.events(None);
+    // No record can be written there.
+    let snapshots = derrick.state().join("snapshots");
+    let away = derrick.state().join("snapshots-away");
+    std::fs::rename(&snapshots, &away).expect("moved");
+    let at = now() + 0.5;
+    let scheduled = workspace.post("fence", &json!({ "at": at }));
+    let scheduled = scheduled.expect(202).json();
+    // Whatever became of it, nothing runs.
+    daemons.assert_gone();
+    workspace
+        .post("execs", &json!({ "cmd": "true" }))
+        .problem(409);
+    std::fs::rename(&away, &snapshots).expect("moved back");
+    let snapshot = until_fenced(&workspace, events);
+    assert_eq!(snapshot, scheduled["snapshot"]);
+    let held = sizes(&start_from(&derrick.api, &snapshot));
+    assert!(held.iter().all(|size| *size > 0), "{held:?}");
 }
 
 #[test]

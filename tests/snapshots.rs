@@ -327,6 +327,55 @@ fn snapshots_are_there_after_a_restart_and_after_a_crash() {
 }
 
 #[test]
+fn what_was_not_written_out_is_after_a_restart_and_forgotten_after_a_power_failure() {
+    let mut derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    let [kept, lost] = ["kept", "lost"].map(|name| {
+        workspace.ok(&format!("echo {name} > /{name}"));
+        snapshot(&workspace)
+    });
+    let durable = |derrick: &Derrick, snapshot: &Value| {
+        let shown = derrick.api.get(&format!("/snapshots/{}", id(snapshot)));
+        (shown.status == 200).then(|| shown.json()["durable"] == true)
+    };
+    until_so(|| durable(&derrick, &kept) == Some(true) && durable(&derrick, &lost) == Some(true));
+    derrick.kill9();
+    // As if it had been killed while they were written out, the one now and the other before a power failure.
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("the boot's id");
+    for (snapshot, boot) in [(&kept, boot.trim()), (&lost, "another")] {
+        let path = derrick
+            .state()
+            .join(format!("snapshots/{}.json", id(snapshot)));
+        let record = std::fs::read_to_string(&path).expect("a record");
+        let mut record: Value = serde_json::from_str(&record).expect("JSON");
+        assert_eq!(record["unwritten"], Value::Null, "{record}");
+        record["unwritten"] = json!(boot);
+        std::fs::write(&path, record.to_string()).expect("written");
+    }
+    derrick.start_again();
+    assert_eq!(durable(&derrick, &lost), None);
+    until_so(|| durable(&derrick, &kept) == Some(true));
+    let workspace = derrick.api.workspace(&workspace.id);
+    assert_eq!(start_from(&workspace, &kept).ok("cat /kept"), "kept\n");
+}
+
+fn until_so(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_body_may_be_left_out() {
+    let derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    for (action, status) in [("snapshots", 201), ("fork", 201), ("fence", 200)] {
+        let path = format!("/workspaces/{}/{action}", workspace.id);
+        derrick.api.send("POST", &path, &[], b"").expect(status);
+    }
+}
+
+#[test]
 fn hostile_files_are_copied_and_lead_nowhere() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();

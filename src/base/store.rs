@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::hold::Hold;
+use super::hold::{Alone, Hold};
 
 /// The `format` of the layers that this version writes and reads.
 pub const LAYER_FORMAT: u32 = 1;
@@ -376,29 +376,43 @@ impl LayerStore {
             digest: digest.clone(),
             path: self.path_of(digest),
             meta,
-            // Its record names it.
             hold: None,
         }
     }
 
-    /// Moves `tree` to be that of `layer`; where that was done before, `tree` is not looked at.
+    /// Moves `tree` to be that of `layer`; where that was done before, `tree` is not looked at. The layer
+    /// is used from then on, as long as what this returns is there.
     ///
     /// Until it is there nobody takes the layer for one. That rename is all that happens to `tree`, and the
     /// last thing. It is not synced: whoever must find it after a power failure waits for that elsewhere.
     ///
     /// # Errors
     /// When a step fails; `tree` is where it was then.
-    pub fn take_in(&self, layer: &Layer, tree: &Path) -> io::Result<()> {
-        if fs::symlink_metadata(layer.tree()).is_ok() {
-            return Ok(());
+    pub fn take_in(&self, layer: Layer, tree: &Path) -> io::Result<Layer> {
+        let hold = loop {
+            let mut builder = DirBuilder::new();
+            builder.recursive(true).mode(0o700).create(&layer.path)?;
+            // Before it is a layer, so that it is never one that nobody uses.
+            match self.hold(&layer.digest, &layer.path) {
+                Ok(Some(hold)) => break hold,
+                // Somebody swept the directory, which was no layer.
+                Ok(None) => {}
+                Err(error) => return Err(error),
+            }
+        };
+        if fs::symlink_metadata(layer.tree()).is_err() {
+            let moved = (|| {
+                let meta = serde_json::to_vec_pretty(&layer.meta)?;
+                fs::write(layer.path.join(META), meta)?;
+                fs::rename(tree, layer.tree())
+            })();
+            if let Err(error) = moved {
+                // The next sweep takes it if this fails too.
+                let _ = self.discard(&layer.path);
+                return Err(error);
+            }
         }
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&layer.path)?;
-        let meta = layer.path.join(META);
-        fs::write(&meta, serde_json::to_vec_pretty(&layer.meta)?)?;
-        fs::rename(tree, layer.tree())
+        Ok(layer.held(hold))
     }
 
     /// The layer that a path below it belongs to, if it is one of this store's.
@@ -496,6 +510,13 @@ impl LayerStore {
                 && let Ok(Some(_held)) = try_lock(&path)
             {
                 fs::remove_file(&path)?;
+            } else if name.parse::<Digest>().is_ok()
+                && is_without_tree(&path)
+                && let Ok(Some(_alone)) = Alone::take(&path)
+                && is_without_tree(&path)
+            {
+                tracing::info!(layer = name, "discarding a layer that was never taken in");
+                self.discard(&path)?;
             }
         }
         Ok(())
@@ -567,6 +588,12 @@ impl Staging {
         // Before the rename: a layer that can be seen is whole, whatever happens next.
         Ok(syncfs(&self.dir)?)
     }
+}
+
+/// Whether nothing was moved to what is to be a layer.
+fn is_without_tree(layer: &Path) -> bool {
+    let tree = fs::symlink_metadata(layer.join(TREE));
+    tree.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// Locks a file, making it if need be; `None` if somebody else holds it.
@@ -761,6 +788,34 @@ mod tests {
             (scene.trash(), fs::read_dir(&layers).unwrap().count()),
             (1, 1)
         );
+    }
+
+    #[test]
+    fn a_layer_that_is_taken_in_is_used_at_once_and_half_of_one_is_swept() {
+        let scene = Scene::new();
+        let (whole, half) = (Digest::of(["whole"]), Digest::of(["half"]));
+        let taken = scene.store.place(&whole, meta(1));
+        let tree = scene.staged("content");
+        let taken = scene.store.take_in(taken, &tree).unwrap();
+        assert!(
+            Alone::take(&taken.path).unwrap().is_none(),
+            "nobody uses it"
+        );
+        // What is there already is not looked for again.
+        let again = scene.store.place(&whole, meta(1));
+        drop(scene.store.take_in(again, &tree).unwrap());
+        assert!(Alone::take(&taken.path).unwrap().is_none());
+        let missing = scene.store.place(&half, meta(1));
+        assert!(scene.store.take_in(missing, &tree).is_err());
+        assert!(!scene.store.path_of(&half).exists());
+        // As where its maker was killed.
+        fs::create_dir(scene.store.path_of(&half)).unwrap();
+        let path = taken.path.clone();
+        drop(taken);
+        let store = open(scene.dir.path());
+        assert!(!store.path_of(&half).exists());
+        assert!(store.get(&whole).is_some());
+        assert!(Alone::take(&path).unwrap().is_some(), "it is used for ever");
     }
 
     #[test]

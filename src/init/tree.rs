@@ -192,19 +192,23 @@ impl Held {
     /// How many threads go on: a signal to stop waits for the end of the system call that they are in,
     /// such as a long write.
     ///
-    /// One that waits for a child of vfork(2) does so until that goes on. It cannot be told from others
-    /// that wait for the kernel and have a child, which get a while to come back.
+    /// One that waits for a child of vfork(2) does so until that goes on. It shows as one that waits for the
+    /// kernel, as in a write; that child is stopped, and has the same memory as its parent.
     ///
     /// # Errors
     /// Those of reading `/proc`.
     pub(super) fn unsettled(&self) -> io::Result<u64> {
         let processes = Scan::take()?.processes;
-        let parents: BTreeSet<i32> = match self.since.elapsed() < WAITING {
-            true => BTreeSet::new(),
-            false => processes.values().map(|process| process.parent).collect(),
+        let borrowers = |parent: i32| {
+            let children = processes.iter();
+            let children = children.filter(|(_, child)| child.parent == parent && child.stopped);
+            let memory = memory_of(parent);
+            let same = |(pid, _): &(&i32, &Process)| memory.is_some() && memory_of(**pid) == memory;
+            u64::try_from(children.filter(same).count()).unwrap_or(0)
         };
         let mut count = 0;
         for pid in processes.keys().filter(|pid| **pid != 1) {
+            let mut waiting: u64 = 0;
             // One that ended meanwhile has none.
             for thread in fs::read_dir(format!("/proc/{pid}/task"))
                 .into_iter()
@@ -213,16 +217,26 @@ impl Held {
                 let stat = fs::read(thread?.path().join("stat")).unwrap_or_default();
                 match state(&stat) {
                     None | Some(b'T' | b't' | b'Z' | b'X' | b'x') => {}
-                    Some(b'D') if parents.contains(pid) => {}
+                    Some(b'D') => waiting += 1,
                     Some(_) => count += 1,
                 }
             }
+            // Each of them has one that waits for it.
+            if waiting > 0 && self.since.elapsed() > WAITING {
+                waiting = waiting.saturating_sub(borrowers(*pid));
+            }
+            count += waiting;
         }
         Ok(count)
     }
 }
 
-/// How long a thread that waits for the kernel, and has a child, may be writing.
+/// How large each part of a process's memory is, proc_pid_statm(5): the same for two that share it.
+fn memory_of(pid: i32) -> Option<Vec<u8>> {
+    fs::read(format!("/proc/{pid}/statm")).ok()
+}
+
+/// How long a thread that waits for the kernel is taken for one that writes, whatever else it may be.
 const WAITING: Duration = Duration::from_millis(500);
 
 /// Has them go on, but for what somebody had stopped before.

@@ -507,6 +507,12 @@ impl Sandbox {
         }
     }
 
+    /// Whether this is another handle of the same one.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// How many hold it: whoever does may start something in it.
     #[must_use]
     pub fn holders(&self) -> usize {

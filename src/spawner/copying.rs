@@ -24,6 +24,9 @@ use crate::sandbox::disk::copy_sparse;
 /// Directories that are held open on the way down; those above are found again through `..`.
 const KEPT_OPEN: usize = 64;
 
+/// Directories below each other, at most; each is some memory of the copier's.
+const DEEPEST: usize = 100_000;
+
 /// The largest list of names and the largest value of an extended attribute, xattr(7).
 const LARGEST: usize = 64 * 1024;
 
@@ -135,6 +138,9 @@ impl Copy {
                     let next = Level::new(name.to_owned(), below)?;
                     levels.push(next);
                     let depth = levels.len();
+                    if depth > DEEPEST {
+                        return Err(Errno::NAMETOOLONG.into());
+                    }
                     if depth > KEPT_OPEN {
                         levels[depth - 1 - KEPT_OPEN].open = None;
                     }

@@ -5,19 +5,26 @@
 //! for a time to come is in the workspace's record, so that it holds whatever becomes of derrick: from that
 //! time on nothing is started, and the next start fences what it finds.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio_util::task::AbortOnDropHandle;
 
+use super::events::Event;
 use super::one::Workspace;
-use super::snapshots::{Snapshot, SnapshotId, Then};
-use super::{WorkspaceError, WorkspaceId, Workspaces};
+use super::record::writable;
+use super::snapshots::{Snapshot, SnapshotId, Then, write_out};
+use super::{Shared, WorkspaceError, WorkspaceId, Workspaces};
+use crate::chain;
 use crate::clock;
 use crate::pool::Gone;
 
 /// The longest that is waited without a look at the clock, which may be set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+/// After how long one that failed is tried again, at first; each time it is twice as long.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// A fence for a time to come.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -76,7 +83,7 @@ impl Workspaces {
         let lifecycle = workspace.lifecycle.lock().await;
         lifecycle.check_open()?;
         workspace.check_fence()?;
-        workspace.check_freezable()?;
+        workspace.check_freezable(Then::End)?;
         let snapshot = workspace.fence().map(|fence| fence.snapshot);
         let fence = Fence {
             at,
@@ -88,33 +95,18 @@ impl Workspaces {
         Ok(fence)
     }
 
-    /// Fences it when that time has come, unless another one is noted by then.
+    /// Fences it when that time has come, unless another one is noted by then; whoever waited for the time
+    /// that was noted before waits no more.
     pub(super) fn watch(&self, workspace: &Arc<Workspace>, fence: Fence) {
-        let (shared, workspace) = (Arc::downgrade(&self.shared), Arc::downgrade(workspace));
-        // Ends with the runtime; what it was to do is in the record.
-        tokio::spawn(async move {
-            loop {
-                let left = fence.at - clock::precise();
-                if left <= 0.0 {
-                    break;
-                }
-                let left = Duration::try_from_secs_f64(left).unwrap_or(LONGEST_SLEEP);
-                tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
-                let noted = workspace.upgrade().and_then(|workspace| workspace.fence());
-                if noted != Some(fence) {
-                    return;
-                }
-            }
-            let (Some(shared), Some(workspace)) = (shared.upgrade(), workspace.upgrade()) else {
-                return;
-            };
-            match (Self { shared }).fence_if(&workspace, Some(fence)).await {
-                Ok(_) | Err(WorkspaceError::Moved) => {}
-                Err(error) => {
-                    tracing::error!(workspace = %workspace.id(), %error, "cannot fence a workspace; nothing is started in it");
-                }
-            }
-        });
+        let watching = watch(
+            Arc::downgrade(&self.shared),
+            Arc::downgrade(workspace),
+            fence,
+        );
+        // Ends with the workspace; what it was to do is in the record.
+        let watcher = AbortOnDropHandle::new(tokio::spawn(watching));
+        let place = workspace.watcher.lock();
+        *place.unwrap_or_else(PoisonError::into_inner) = Some(watcher);
     }
 
     /// Fences it, if `noted` is what its record says, where that is given.
@@ -154,10 +146,16 @@ impl Workspaces {
             // Its record may be what could not be written.
             return match (self.snapshots().get(id), record.frozen) {
                 (Some(snapshot), _) => Ok(snapshot),
-                (None, Some(frozen)) => self
-                    .snapshots()
-                    .add(frozen.snapshot)
-                    .map_err(WorkspaceError::host("writing a snapshot's record")),
+                (None, Some(frozen)) => {
+                    let added = self.snapshots().add(frozen.snapshot);
+                    let added =
+                        added.map_err(WorkspaceError::host("writing a snapshot's record"))?;
+                    workspace.change_record(|record| record.frozen = None)?;
+                    workspace.discard(&writable(&workspace.directory, frozen.generation));
+                    write_out(self.state(), self.snapshots(), id);
+                    workspace.events().tell(Event::Fenced { snapshot: id });
+                    Ok(added)
+                }
                 (None, None) => Err(WorkspaceError::NoSnapshot(id)),
             };
         }
@@ -174,5 +172,56 @@ impl Workspaces {
             Then::End,
         );
         Ok(taken.await?.snapshot)
+    }
+}
+
+/// Fences the workspace when the time has come, and again until that is done, as long as that fence is the
+/// one that is noted.
+async fn watch(shared: Weak<Shared>, workspace: Weak<Workspace>, fence: Fence) {
+    let is_noted = || {
+        workspace.upgrade().is_some_and(|workspace| {
+            let record = workspace.lock_record();
+            // Or its processes are gone, and it is the snapshot that could not be noted.
+            let is_half = record.frozen.is_some() && record.fenced == Some(fence.snapshot);
+            record.fence == Some(fence) || is_half
+        })
+    };
+    loop {
+        let left = fence.at - clock::precise();
+        if left <= 0.0 {
+            break;
+        }
+        let left = Duration::try_from_secs_f64(left).unwrap_or(LONGEST_SLEEP);
+        tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+        if !is_noted() {
+            return;
+        }
+    }
+    let mut pause = RETRY;
+    loop {
+        let (Some(shared), Some(workspace)) = (shared.upgrade(), workspace.upgrade()) else {
+            return;
+        };
+        let id = workspace.id().clone();
+        // Beside: whoever drops this does not leave it half.
+        let fencing = tokio::spawn(async move {
+            let this = Workspaces { shared };
+            this.fence_if(&workspace, Some(fence)).await.map(drop)
+        });
+        match fencing.await {
+            Ok(Ok(()) | Err(WorkspaceError::Moved)) => return,
+            Ok(Err(error)) => {
+                let error = chain::text(&error);
+                tracing::error!(workspace = %id, error, "cannot fence a workspace; nothing is started in it, and it is tried again");
+            }
+            Err(error) => {
+                tracing::error!(workspace = %id, %error, "cannot fence a workspace; nothing is started in it, and it is tried again");
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_SLEEP);
+        if !is_noted() {
+            return;
+        }
     }
 }

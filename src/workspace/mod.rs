@@ -166,7 +166,7 @@ pub enum WorkspaceError {
     NotOnDisk,
     /// There is no room for one more layer.
     #[error(
-        "the workspace stands on {0} layers, as many as the kernel mounts; start from an earlier snapshot"
+        "the workspace stands on {0} layers, as many as derrick lets it; start from an earlier snapshot"
     )]
     TooDeep(usize),
     /// Something does not stop.
@@ -318,7 +318,7 @@ impl Workspaces {
         let setups = Setups::open(Arc::clone(&config), &state).await?;
         let directory = state.workspaces(usage);
         let pool = Pool::new(&config, &state);
-        let snapshots = Snapshots::open(state.path("snapshots"))
+        let snapshots = Snapshots::open(state.path("snapshots"), usage)
             .map_err(WorkspaceError::host("finding the snapshots on disk"))?;
         let disk = Disk {
             config: &config,
@@ -356,6 +356,9 @@ impl Workspaces {
             if let Some(fence) = workspace.fence() {
                 this.watch(workspace, fence);
             }
+        }
+        if usage == Use::Serve {
+            this.write_out_all();
         }
         Ok(this)
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::WorkspaceError;
 use super::events::{Event, Events};
@@ -41,11 +42,31 @@ pub struct Workspace {
     pub(super) record: Mutex<Record>,
     /// Held while the sandbox is changed.
     pub(super) lifecycle: tokio::sync::Mutex<Lifecycle>,
-    current: Mutex<Option<Sandbox>>,
+    current: Mutex<Current>,
     execs: Arc<Execs>,
     sessions: Sessions,
     events: Arc<Events>,
     pub(super) tenure: Arc<Tenure>,
+    /// Fences it when the time comes that its record names.
+    pub(super) watcher: Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+/// Its present sandbox.
+#[derive(Debug, Default)]
+struct Current {
+    sandbox: Option<Sandbox>,
+    access: AccessTo,
+}
+
+/// Who gets the present sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum AccessTo {
+    /// Everybody.
+    #[default]
+    All,
+    /// Whoever looks at it or ends it; whoever would start something there waits for the change that is
+    /// under way.
+    Lookers,
 }
 
 #[derive(Debug)]
@@ -247,7 +268,8 @@ impl Workspace {
                 range: None,
                 closed: false,
             }),
-            current: Mutex::new(None),
+            current: Mutex::default(),
+            watcher: Mutex::default(),
             execs: Arc::new(execs),
             sessions: Sessions::default(),
             events,
@@ -328,8 +350,27 @@ impl Workspace {
     /// Its living sandbox, if it has one.
     #[must_use]
     pub fn current(&self) -> Option<Sandbox> {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        current.clone().filter(|sandbox| sandbox.gone().is_none())
+        let current = self.lock_current().sandbox.clone();
+        current.filter(|sandbox| sandbox.gone().is_none())
+    }
+
+    /// The same for who starts something in it.
+    fn current_for_all(&self) -> Option<Sandbox> {
+        let current = self.lock_current();
+        let sandbox = match current.access {
+            AccessTo::All => current.sandbox.clone(),
+            AccessTo::Lookers => None,
+        };
+        sandbox.filter(|sandbox| sandbox.gone().is_none())
+    }
+
+    /// Has these get its present sandbox; all get another one that it gets.
+    pub(super) fn give_access(&self, access: AccessTo) {
+        self.lock_current().access = access;
+    }
+
+    fn lock_current(&self) -> std::sync::MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its sandbox; started on its files if it has none.
@@ -338,12 +379,14 @@ impl Workspace {
     /// `Paused`, `Fenced`; where it cannot be started, or the workspace was removed.
     pub async fn sandbox(&self) -> Result<Sandbox, WorkspaceError> {
         self.check_running()?;
-        if let Some(sandbox) = self.current() {
+        if let Some(sandbox) = self.current_for_all() {
             return Ok(sandbox);
         }
         let mut lifecycle = self.lifecycle.lock().await;
         lifecycle.check_open()?;
         self.check_running()?;
+        // Whoever changed it is done, or was dropped.
+        self.give_access(AccessTo::All);
         if let Some(sandbox) = self.current() {
             return Ok(sandbox);
         }
@@ -785,10 +828,8 @@ impl Workspace {
     }
 
     pub(super) fn set_current(&self, sandbox: Option<Sandbox>) -> Option<Sandbox> {
-        std::mem::replace(
-            &mut *self.current.lock().unwrap_or_else(PoisonError::into_inner),
-            sandbox,
-        )
+        let access = AccessTo::All;
+        std::mem::replace(&mut *self.lock_current(), Current { sandbox, access }).sandbox
     }
 
     pub(super) fn record(&self) -> Record {

@@ -370,10 +370,12 @@ impl Sessions {
         }
     }
 
-    /// How many have ended and are kept.
-    pub(super) fn ended(&self) -> usize {
+    /// How many have ended that ran in this sandbox, and are kept.
+    pub(super) fn ended_in(&self, sandbox: &Sandbox) -> usize {
         let all = self.lock();
-        let ended = |session: &&Arc<Session>| session.current_state() == SessionState::Ended;
+        let ended = |session: &&Arc<Session>| {
+            session.current_state() == SessionState::Ended && session.sandbox.is(sandbox)
+        };
         all.values().filter(ended).count()
     }
 

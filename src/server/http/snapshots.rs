@@ -124,7 +124,7 @@ async fn list_of(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<Snapsho
     Ok(Json(Snapshots { snapshots }))
 }
 
-#[derive(Deserialize, ToSchema)]
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct SnapshotRequest {
     /// What to call it; at most 200 characters.
@@ -143,7 +143,7 @@ struct SnapshotRequest {
     operation_id = "take_snapshot",
     tag = tag::SNAPSHOTS,
     params(Id),
-    request_body = SnapshotRequest,
+    request_body = Option<SnapshotRequest>,
     responses(
         (status = 201, description = "It was taken.", body = Taken),
         Problems<{ BODY | FREEZE }>,
@@ -154,14 +154,13 @@ async fn take(
     Id(id): Id,
     request: Request,
 ) -> Result<(StatusCode, Json<Taken>), Problem> {
-    let body = app.collect(request, body::MAX_BODY).await?;
-    let request: SnapshotRequest = body::parse(&body.bytes)?;
+    let request: SnapshotRequest = app.collect_or_default(request).await?;
     let label = checked_label(request.label)?;
     let taken = app.provider.snapshot(&id, label).await?;
     Ok((StatusCode::CREATED, Json(taken)))
 }
 
-#[derive(Deserialize, ToSchema)]
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct ForkRequest {
     /// How many workspaces; 1 if absent.
@@ -193,7 +192,7 @@ struct Fork {
     operation_id = "fork_workspace",
     tag = tag::SNAPSHOTS,
     params(Id),
-    request_body = ForkRequest,
+    request_body = Option<ForkRequest>,
     responses(
         (status = 201, description = "They were made.", body = Fork),
         Problems<{ BODY | FREEZE | SETUP | of(&[Kind::BeyondScope, Kind::NoSuchSnapshot]) }>,
@@ -206,8 +205,7 @@ async fn fork(
     request: Request,
 ) -> Result<(StatusCode, Json<Fork>), Problem> {
     caller.check_creates()?;
-    let body = app.collect(request, body::MAX_BODY).await?;
-    let request: ForkRequest = body::parse(&body.bytes)?;
+    let request: ForkRequest = app.collect_or_default(request).await?;
     let count = request.count.unwrap_or(1);
     if !(1..=MOST).contains(&count) {
         let detail = format!("the field count: from 1 to {MOST}");
@@ -244,7 +242,7 @@ async fn fork(
 enum Time {
     /// Seconds since 1970.
     Unix(f64),
-    /// As RFC 3339 has it, in UTC.
+    /// As RFC 3339 has it.
     Text(String),
 }
 
@@ -255,24 +253,49 @@ impl Time {
         match self {
             Self::Unix(at) if at.is_finite() && (0.0..=LATEST).contains(&at) => Ok(at),
             Self::Unix(_) => Err(invalid("not a time in seconds since 1970")),
-            Self::Text(text) => humantime::parse_rfc3339(&text)
-                .ok()
-                .and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok())
-                .map(|at| at.as_secs_f64())
-                .ok_or_else(|| {
-                    invalid("not a time as RFC 3339 has it, such as 2026-01-31T12:00:00Z")
-                }),
+            Self::Text(text) => parse_time(&text).ok_or_else(|| {
+                invalid("not a time as RFC 3339 has it, such as 2026-01-31T12:00:00+01:00")
+            }),
         }
     }
+}
+
+/// Seconds from 1970 to a time as RFC 3339 has it, whatever its offset.
+fn parse_time(text: &str) -> Option<f64> {
+    let (local, offset) = split_offset(text)?;
+    let at = humantime::parse_rfc3339(&format!("{}Z", local.to_ascii_uppercase())).ok()?;
+    let at = at.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs_f64() - offset;
+    (0.0..=LATEST).contains(&at).then_some(at)
+}
+
+/// The time without its offset, and how many seconds that is ahead of UTC.
+fn split_offset(text: &str) -> Option<(&str, f64)> {
+    if let Some(local) = text.strip_suffix(['Z', 'z']) {
+        return Some((local, 0.0));
+    }
+    let (local, offset) = text.split_at_checked(text.len().checked_sub("+00:00".len())?)?;
+    let digits = |from: usize, most: u8| -> Option<u8> {
+        let digits = offset.get(from..from + 2)?;
+        let all_digits = digits.bytes().all(|digit| digit.is_ascii_digit());
+        let number: u8 = all_digits.then(|| digits.parse().ok())??;
+        (number <= most).then_some(number)
+    };
+    let minutes = f64::from(digits(1, 23)?) * 60.0 + f64::from(digits(4, 59)?);
+    let sign = match (offset.as_bytes()[0], offset.as_bytes()[3]) {
+        (b'+', b':') => 1.0,
+        (b'-', b':') => -1.0,
+        _ => return None,
+    };
+    Some((local, sign * minutes * 60.0))
 }
 
 /// The end of the year 9999.
 const LATEST: f64 = 253_402_300_799.0;
 
-#[derive(Deserialize, ToSchema)]
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct FenceRequest {
-    /// When: RFC 3339 in UTC, or seconds since 1970; now if absent or past.
+    /// When: RFC 3339, or seconds since 1970; now if absent or past.
     at: Option<Time>,
 }
 
@@ -310,7 +333,7 @@ enum FenceState {
     operation_id = "fence_workspace",
     tag = tag::SNAPSHOTS,
     params(Id),
-    request_body = FenceRequest,
+    request_body = Option<FenceRequest>,
     responses(
         (status = 200, description = "It is fenced.", body = Fenced),
         (status = 202, description = "It will be.", body = Fenced),
@@ -322,8 +345,7 @@ async fn fence(
     Id(id): Id,
     request: Request,
 ) -> Result<Response, Problem> {
-    let body = app.collect(request, body::MAX_BODY).await?;
-    let request: FenceRequest = body::parse(&body.bytes)?;
+    let request: FenceRequest = app.collect_or_default(request).await?;
     let at = request.at.map(Time::seconds).transpose()?;
     match at.filter(|at| *at > crate::clock::precise()) {
         None => {
@@ -437,5 +459,34 @@ fn checked_label(label: Option<String>) -> Result<Option<String>, Problem> {
             Err(Problem::new(Kind::InvalidRequest, detail))
         }
         label => Ok(label),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_time;
+
+    #[test]
+    fn a_time_has_any_offset_and_always_one() {
+        let noon = 1_769_860_800.0;
+        for (text, expected) in [
+            ("2026-01-31T12:00:00Z", Some(noon)),
+            ("2026-01-31t12:00:00z", Some(noon)),
+            ("2026-01-31T13:00:00+01:00", Some(noon)),
+            ("2026-01-31T06:30:00.5-05:30", Some(noon + 0.5)),
+            ("2026-02-01T02:00:00+14:00", Some(noon)),
+            ("2026-01-31T12:00:00", None),
+            ("2026-01-31T12:00:00+0100", None),
+            ("2026-01-31T12:00:00+24:00", None),
+            ("2026-01-31T12:00:00+01:60", None),
+            ("2026-01-31T12:00:00Z+01:00", None),
+            ("2026-01-31T12:00:00+-1:00", None),
+            ("1970-01-01T00:00:00+01:00", None),
+            ("+01:00", None),
+            ("é01:00", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_time(text), expected, "{text}");
+        }
     }
 }

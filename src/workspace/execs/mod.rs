@@ -240,6 +240,8 @@ pub struct Exec {
     signalled: Notify,
     /// Until it has ended.
     live: Mutex<Option<Live>>,
+    /// It has ended, and the snapshot of what it left is not taken yet.
+    keeping: AtomicBool,
 }
 
 /// What reaches an exec that runs.
@@ -680,6 +682,7 @@ impl Exec {
             stdin: Stdin::default(),
             signalled: Notify::new(),
             live: Mutex::new(None),
+            keeping: AtomicBool::new(false),
         }
     }
 
@@ -696,6 +699,7 @@ impl Exec {
             stdin: Stdin::default(),
             signalled: Notify::new(),
             live: Mutex::new(None),
+            keeping: AtomicBool::new(false),
         }
     }
 
@@ -709,6 +713,10 @@ impl Exec {
     #[must_use]
     pub fn record(&self) -> ExecRecord {
         let mut record = self.lock_record().clone();
+        // Who is told of its end is told of the snapshot with it.
+        if self.keeping.load(Ordering::SeqCst) {
+            record.forget_end();
+        }
         if record.state == ExecState::Running {
             let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(log) = &*log {
@@ -955,6 +963,12 @@ impl Driver {
         let wall = at.into_std().duration_since(self.started);
         self.execs.tally.outcomes.count(outcome.word());
         self.execs.tally.execs.count(wall);
+        if after.is_some() {
+            self.exec.keeping.store(true, Ordering::SeqCst);
+            // What is known of it if derrick ends in between.
+            let cut_off = "derrick ended before it was taken".to_owned();
+            self.exec.lock_record().snapshot_failed = Some(cut_off);
+        }
         {
             let mut record = self.exec.lock_record();
             record.end(outcome, wall, exit.as_ref());
@@ -980,10 +994,14 @@ impl Driver {
             {
                 let mut record = exec.lock_record();
                 match kept {
-                    Ok(snapshot) => record.snapshot = Some(snapshot),
+                    Ok(snapshot) => {
+                        record.snapshot = Some(snapshot);
+                        record.snapshot_failed = None;
+                    }
                     Err(reason) => record.snapshot_failed = Some(reason),
                 }
             }
+            exec.keeping.store(false, Ordering::SeqCst);
             execs.note(&exec).await;
         }
         execs.events.tell(Event::ExecEnded(Box::new(exec.record())));

@@ -396,6 +396,15 @@ impl ExecRecord {
         }
     }
 
+    /// As it was before its end.
+    pub(super) fn forget_end(&mut self) {
+        self.state = ExecState::Running;
+        (self.ended, self.wall) = (None, None);
+        (self.exit_code, self.outcome) = (None, None);
+        (self.cpu, self.peak_memory, self.detached) = (None, None, 0);
+        self.snapshot_failed = None;
+    }
+
     /// Whether it can be true, as far as others reckon with it.
     pub(super) fn is_possible(&self) -> bool {
         self.stdout.are_possible() && self.stderr.are_possible()

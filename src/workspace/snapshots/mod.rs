@@ -20,7 +20,7 @@ pub(crate) use records::{Removal, Snapshots};
 
 use super::events::Event;
 use super::execs::After;
-use super::one::{Lifecycle, Workspace};
+use super::one::{AccessTo, Lifecycle, Workspace};
 use super::record::{Frozen, Record, writable};
 use super::{Asked, WorkspaceError, WorkspaceId, Workspaces};
 use crate::base::store::{LAYER_FORMAT, LayerMeta};
@@ -119,12 +119,17 @@ impl Workspace {
     ///
     /// # Errors
     /// `NotOnDisk`, `TooDeep`.
-    pub(super) fn check_freezable(&self) -> Result<(), WorkspaceError> {
+    pub(super) fn check_freezable(&self, then: Then) -> Result<(), WorkspaceError> {
         let record = self.lock_record();
         let depth = record.stack.deepest();
+        let most = match then {
+            // One is left for a fence.
+            Then::GoOn => MAX_LOWERS - 1,
+            Then::End => MAX_LOWERS,
+        };
         if record.storage != Storage::Directory {
             Err(WorkspaceError::NotOnDisk)
-        } else if depth >= MAX_LOWERS {
+        } else if depth >= most {
             Err(WorkspaceError::TooDeep(depth))
         } else {
             Ok(())
@@ -142,7 +147,7 @@ impl Workspace {
     ) -> Result<Taken, WorkspaceError> {
         let started = Instant::now();
         let before = self.record();
-        self.check_freezable()?;
+        self.check_freezable(then)?;
         let shape = self.state.spawner().identity().shape();
         let meta = LayerMeta {
             parent: Some(before.stack.digest.clone()),
@@ -163,19 +168,23 @@ impl Workspace {
             shape,
             unwritten: Some(boot()),
         };
-        let current = self.set_current(None);
-        let (way, snapshot) = match (then, current) {
-            (Then::GoOn, Some(sandbox)) if !self.is_idle(&sandbox).await => {
-                self.set_current(Some(sandbox.clone()));
-                let copied = self.copy(&sandbox, &before, store, &layer).await;
-                copied?;
+        let busy = match then {
+            Then::GoOn => self.busy().await,
+            Then::End => None,
+        };
+        let (way, snapshot) = match busy {
+            Some(sandbox) => {
+                let _layer = self
+                    .copy(&sandbox, &before, snapshots, store, layer)
+                    .await?;
                 let snapshot = snapshots.add(snapshot);
                 let snapshot = snapshot.map_err(noting)?;
                 (Way::Copied, snapshot)
             }
-            (_, current) => {
-                let goes_on = then == Then::GoOn && current.is_some();
-                if let Some(sandbox) = current {
+            None => {
+                // One that died by itself is started again when it is needed.
+                let goes_on = then == Then::GoOn && self.current().is_some();
+                if let Some(sandbox) = self.set_current(None) {
                     if then == Then::End {
                         // At once; what kills it may have to wait for its turn.
                         let _ = sandbox.hold().await;
@@ -187,8 +196,7 @@ impl Workspace {
                         self.execs().settle().await;
                     }
                 }
-                let snapshot =
-                    self.move_files(&before, snapshots, store, &layer, snapshot, then)?;
+                let snapshot = self.move_files(&before, snapshots, store, layer, snapshot, then)?;
                 if goes_on {
                     let started = self.start_here(lifecycle).await;
                     // Its files are safe: the next command tries again, and says why if that fails.
@@ -199,7 +207,7 @@ impl Workspace {
                 (Way::Moved, snapshot)
             }
         };
-        write_out(&self.state, snapshots, &layer, id);
+        write_out(&self.state, snapshots, id);
         let duration = started.elapsed();
         self.events().tell(match then {
             Then::GoOn => Event::Snapshotted { snapshot: id, way },
@@ -212,12 +220,25 @@ impl Workspace {
         })
     }
 
-    /// Whether nothing runs in `sandbox`, which nobody finds any more, and nobody is about to start
-    /// anything there: whoever could holds it.
+    /// The present sandbox, if something runs in it or somebody is about to start something there. Else
+    /// nobody can until another one takes its place.
+    async fn busy(&self) -> Option<Sandbox> {
+        self.give_access(AccessTo::Lookers);
+        let sandbox = self.current()?;
+        if self.is_idle(&sandbox).await || sandbox.gone().is_some() {
+            return None;
+        }
+        self.give_access(AccessTo::All);
+        Some(sandbox)
+    }
+
+    /// Whether nothing runs in `sandbox`, and nobody is about to start anything there: whoever could
+    /// holds it.
     async fn is_idle(&self, sandbox: &Sandbox) -> bool {
         let until = Instant::now() + OTHERS;
         loop {
-            let own = 1 + self.sessions().ended();
+            // The workspace, and whoever asks.
+            let own = 2 + self.sessions().ended_in(sandbox);
             if self.execs().running() > 0 || sandbox.is_paused() {
                 return false;
             }
@@ -237,9 +258,12 @@ impl Workspace {
         &self,
         sandbox: &Sandbox,
         before: &Record,
+        snapshots: &Snapshots,
         store: &LayerStore,
-        layer: &Layer,
-    ) -> Result<(), WorkspaceError> {
+        layer: Layer,
+    ) -> Result<Layer, WorkspaceError> {
+        // Before anything is held. It is never closed.
+        let _turn = snapshots.copying.acquire().await;
         let aside = self.state.staging().join(Uuid::now_v7().to_string());
         std::fs::create_dir(&aside)
             .map_err(WorkspaceError::host("making a directory for a copy"))?;
@@ -270,7 +294,8 @@ impl Workspace {
     ///
     /// Whenever derrick is killed, the workspace has its files and the snapshot is whole or not there:
     /// 1. before the record is written, nothing has happened;
-    /// 2. from then on the record says that the workspace is on the layer, and what is to become of it:
+    /// 2. from then on the record, which keeps the layer from being collected, says that the workspace is on
+    ///    it, and what is to become of it:
     ///    the next start does what is left of this, see [`finish`];
     /// 3. after the rename the files are the layer's, of which the store knows once its meta is there;
     /// 4. with its own record the snapshot is acknowledged; the workspace's then forgets what was to be done.
@@ -279,7 +304,7 @@ impl Workspace {
         before: &Record,
         snapshots: &Snapshots,
         store: &LayerStore,
-        layer: &Layer,
+        layer: Layer,
         snapshot: Snapshot,
         then: Then,
     ) -> Result<Arc<Snapshot>, WorkspaceError> {
@@ -356,7 +381,7 @@ pub(super) fn finish(
     };
     let meta = meta(record, snapshot.id, shape.to_owned());
     let layer = store.place(&snapshot.id.layer(), meta);
-    store.take_in(&layer, &writable(directory, generation).join("upper"))?;
+    store.take_in(layer, &writable(directory, generation).join("upper"))?;
     if snapshots.get(snapshot.id).is_none() {
         snapshots.add(snapshot)?;
     }
@@ -365,12 +390,12 @@ pub(super) fn finish(
 }
 
 /// Has the files of a snapshot written to disk, in the background, and notes that in its record.
-fn write_out(state: &State, snapshots: &Arc<Snapshots>, layer: &Layer, id: SnapshotId) {
+pub(super) fn write_out(state: &State, snapshots: &Arc<Snapshots>, id: SnapshotId) {
     let snapshots = Arc::clone(snapshots);
-    let tree = layer.tree();
+    let layers = state.path("layers");
     state.in_background(async move {
         let written = tokio::task::spawn_blocking(move || {
-            rustix::fs::syncfs(std::fs::File::open(tree)?)?;
+            rustix::fs::syncfs(std::fs::File::open(layers)?)?;
             snapshots.change(id, |snapshot| snapshot.unwritten = None)
         });
         match written.await {
@@ -384,6 +409,15 @@ fn write_out(state: &State, snapshots: &Arc<Snapshots>, layer: &Layer, id: Snaps
 }
 
 impl Workspaces {
+    /// Has those be written out that were taken before derrick was started, and not written out by then.
+    pub(super) fn write_out_all(&self) {
+        for snapshot in self.snapshots().list() {
+            if snapshot.unwritten.is_some() {
+                write_out(self.state(), self.snapshots(), snapshot.id);
+            }
+        }
+    }
+
     /// Takes a snapshot of a workspace.
     ///
     /// # Errors
@@ -404,7 +438,7 @@ impl Workspaces {
     /// # Errors
     /// `NotOnDisk`, `TooDeep`, for there would be none.
     pub fn keep_after(&self, workspace: &Arc<Workspace>) -> Result<After, WorkspaceError> {
-        workspace.check_freezable()?;
+        workspace.check_freezable(Then::GoOn)?;
         let (this, workspace) = (self.clone(), Arc::downgrade(workspace));
         Ok(After::new(async move |sandbox| {
             let Some(workspace) = workspace.upgrade() else {

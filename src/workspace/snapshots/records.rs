@@ -18,9 +18,11 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
 use crate::base::{Digest, Stack};
+use crate::state::Use;
 use crate::workspace::WorkspaceId;
 
 /// Names one snapshot.
@@ -118,7 +120,14 @@ pub(crate) struct Snapshots {
     all: Mutex<BTreeMap<SnapshotId, Arc<Snapshot>>>,
     /// How many workspaces are being started from each; changed for one more with `all` locked.
     starting: Mutex<BTreeMap<SnapshotId, usize>>,
+    /// Held by the one who changes a record, which may wait for the disk; taken before `all`.
+    changing: Mutex<()>,
+    /// Those who copy what a workspace wrote.
+    pub(super) copying: Semaphore,
 }
+
+/// Copies at once: each holds a workspace, and all of them share one disk.
+const COPIES: usize = 2;
 
 /// A snapshot that a workspace is being started from: it is not removed meanwhile.
 #[derive(Debug)]
@@ -148,26 +157,29 @@ impl Drop for StartingPoint {
 }
 
 impl Snapshots {
-    /// Those that are in `directory`, which is made if it is not there.
+    /// Those that are in `directory`, which is made if it is not there; whoever serves throws away what is
+    /// of no use.
     ///
     /// # Errors
     /// Those of reading it.
-    pub(crate) fn open(directory: PathBuf) -> io::Result<Self> {
+    pub(crate) fn open(directory: PathBuf, usage: Use) -> io::Result<Self> {
         std::fs::create_dir_all(&directory)?;
         let mut all = BTreeMap::new();
         for entry in std::fs::read_dir(&directory)? {
             let path = entry?.path();
             let Some(id) = id_of(&path) else {
                 // Not whole when its writer ended.
-                if path.extension().is_some_and(|end| end == "new") {
+                if usage == Use::Serve && path.extension().is_some_and(|end| end == "new") {
                     std::fs::remove_file(&path)?;
                 }
                 continue;
             };
             match read(&path) {
                 Ok(snapshot) if snapshot.unwritten.as_ref().is_some_and(|at| *at != boot()) => {
-                    tracing::error!(snapshot = %id, "forgetting a snapshot that was not written out when the host went down");
-                    std::fs::remove_file(&path)?;
+                    if usage == Use::Serve {
+                        tracing::error!(snapshot = %id, "forgetting a snapshot that was not written out when the host went down");
+                        std::fs::remove_file(&path)?;
+                    }
                 }
                 Ok(snapshot) => {
                     all.insert(id, Arc::new(snapshot));
@@ -181,6 +193,8 @@ impl Snapshots {
             directory,
             all: Mutex::new(all),
             starting: Mutex::default(),
+            changing: Mutex::default(),
+            copying: Semaphore::new(COPIES),
         })
     }
 
@@ -190,13 +204,15 @@ impl Snapshots {
     /// Those of writing its record.
     pub(crate) fn add(&self, snapshot: Snapshot) -> io::Result<Arc<Snapshot>> {
         let mut all = self.lock();
-        self.write(&snapshot)?;
+        self.prepare(&snapshot)?;
+        self.reveal(snapshot.id)?;
         let snapshot = Arc::new(snapshot);
         all.insert(snapshot.id, Arc::clone(&snapshot));
         Ok(snapshot)
     }
 
-    /// Changes a record; `None` if there is none.
+    /// Changes a record; `None` if there is none. That of a durable snapshot is on disk when this returns,
+    /// and nobody who looks at one waits for that.
     ///
     /// # Errors
     /// Those of writing it; it is as it was then.
@@ -205,16 +221,30 @@ impl Snapshots {
         id: SnapshotId,
         change: impl FnOnce(&mut Snapshot),
     ) -> io::Result<Option<Arc<Snapshot>>> {
-        let mut all = self.lock();
-        let Some(before) = all.get(&id) else {
+        let changing = self.changing.lock();
+        let _changing = changing.unwrap_or_else(PoisonError::into_inner);
+        let Some(before) = self.get(id) else {
             return Ok(None);
         };
-        let mut changed = Snapshot::clone(before);
+        let mut changed = Snapshot::clone(&before);
         change(&mut changed);
-        self.write(&changed)?;
-        let changed = Arc::new(changed);
-        all.insert(id, Arc::clone(&changed));
-        Ok(Some(changed))
+        self.prepare(&changed)?;
+        {
+            let all = self.lock();
+            if !all.contains_key(&id) {
+                std::fs::remove_file(self.prepared(id))?;
+                return Ok(None);
+            }
+            self.reveal(id)?;
+        }
+        if changed.unwritten.is_none() {
+            std::fs::File::open(&self.directory)?.sync_all()?;
+        }
+        // It may have been removed meanwhile.
+        Ok(self.lock().get_mut(&id).map(|place| {
+            *place = Arc::new(changed);
+            Arc::clone(place)
+        }))
     }
 
     /// The one of that id, to start a workspace from.
@@ -273,17 +303,23 @@ impl Snapshots {
         self.directory.join(format!("{id}.json"))
     }
 
-    /// Whole or not at all.
-    fn write(&self, snapshot: &Snapshot) -> io::Result<()> {
-        let path = self.path(snapshot.id);
-        let temporary = path.with_extension("new");
-        let mut file = std::fs::File::create(&temporary)?;
+    fn prepared(&self, id: SnapshotId) -> PathBuf {
+        self.path(id).with_extension("new")
+    }
+
+    /// Writes a record under another name; to disk, if the snapshot is durable.
+    fn prepare(&self, snapshot: &Snapshot) -> io::Result<()> {
+        let mut file = std::fs::File::create(self.prepared(snapshot.id))?;
         file.write_all(&serde_json::to_vec_pretty(snapshot)?)?;
         if snapshot.unwritten.is_none() {
             file.sync_all()?;
         }
-        drop(file);
-        std::fs::rename(temporary, path)
+        Ok(())
+    }
+
+    /// Has the record that was prepared be the record, whole or not at all.
+    fn reveal(&self, id: SnapshotId) -> io::Result<()> {
+        std::fs::rename(self.prepared(id), self.path(id))
     }
 
     fn lock_starting(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, usize>> {
