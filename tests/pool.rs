@@ -10,7 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use support::{
-    Derrick, Lives, Mode, descendants, fixture, mode, namespaces, succeed, wait_until_empty,
+    Derrick, Launch, Lives, Mode, Workspace, descendants, fixture, mode, namespaces, succeed,
+    wait_until_empty,
 };
 
 /// How long something may take that comes by itself.
@@ -190,10 +191,8 @@ fn a_reset_tells_all_that_it_discarded_once_it_is_gone() {
     assert!((4 << 20..64 << 20).contains(&bytes), "{disposed}");
 }
 
-#[test]
-fn no_process_of_before_runs_once_a_reset_is_answered() {
-    let derrick = Derrick::on_host();
-    let workspace = derrick.create();
+/// Fifty processes of the workspace that are never done.
+fn busy(derrick: &Derrick, workspace: &Workspace) -> Vec<i32> {
     workspace
         .ok("for n in $(seq 50); do setsid -f sh -c 'while :; do :; done' > /dev/null 2>&1; done");
     let running = descendants(derrick.pid());
@@ -205,6 +204,30 @@ fn no_process_of_before_runs_once_a_reset_is_answered() {
         })
         .collect();
     assert_eq!(busy.len(), 50);
+    busy
+}
+
+#[test]
+fn no_process_of_before_runs_once_a_reset_tells_what_it_discarded() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let busy = busy(&derrick, &workspace);
+    let path = format!("/workspaces/{}/reset?wait=disposal", workspace.id);
+    let receipt = derrick.api.request("POST", &path, None).expect(200).json();
+    assert_eq!(receipt["discarded"]["processes"], json!(50), "{receipt}");
+    for pid in busy {
+        let there = std::fs::exists(format!("/proc/{pid}")).expect("/proc is mounted");
+        assert!(!there, "{pid} is there");
+    }
+}
+
+#[test]
+fn no_process_of_before_that_reaches_the_hosts_network_runs_once_a_reset_is_answered() {
+    let derrick = Launch::new(json!({ "name": "test", "network": "host" }))
+        .token("a-token-that-the-workspace-does-not-know")
+        .start();
+    let workspace = derrick.create();
+    let busy = busy(&derrick, &workspace);
     workspace.reset();
     for pid in busy {
         // It has been killed, and whatever it was doing is over but its end in the kernel.
@@ -242,6 +265,18 @@ fn what_a_workspace_gets_is_compared_with_what_its_layer_shows() {
     assert_eq!(workspace.ok("cat /made/link"), "by setup\n");
     let receipt = workspace.reset();
     assert_eq!(receipt["verified"], Value::Null, "{receipt}");
+    assert_eq!(quarantined(&derrick), 0);
+
+    // Where `/tmp` is a filesystem of its own that of the layer does not show.
+    workspace.ok("echo x > /tmp/x");
+    let path = format!("/workspaces/{}", workspace.id);
+    let wish = json!({ "limits": { "tmp": "16MiB" } });
+    derrick.api.request("PATCH", &path, Some(&wish)).expect(200);
+    let other = verified().expect(200).json()["verified"].take();
+    assert!(
+        other["entries"].as_u64() < first["entries"].as_u64(),
+        "{other}"
+    );
     assert_eq!(quarantined(&derrick), 0);
 
     // A layer that somebody changed on disk, which derrick never does.

@@ -20,7 +20,7 @@ use crate::init::protocol::{
     Attempt, Exec, Exit, Refusal, Reply, Request, RequestId, Room, Target,
 };
 use crate::sandbox::cgroups::{Counters, Group, Hits, Throttle};
-use crate::sandbox::{Capacity, Enforcement, MemoryFiles, Storage};
+use crate::sandbox::{Capacity, Enforcement, MemoryFiles, Network, Storage};
 use crate::sys::channel::Received;
 
 /// How long a sandbox may take to end by itself where it cannot be killed.
@@ -129,14 +129,22 @@ struct Awaited {
     ended: oneshot::Sender<u64>,
 }
 
-/// A sandbox whose processes have all been killed, and are on their way out.
+/// A sandbox of which nothing is asked any more, on its way out. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Ending {
     sandbox: Sandbox,
-    room: Option<Room>,
-    /// `None` where somebody else has asked before.
-    ended: Option<oneshot::Receiver<u64>>,
+    stage: Stage,
     _hurry: Hurry,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Nobody has killed its processes.
+    Left(oneshot::Receiver<Room>, oneshot::Receiver<u64>),
+    /// Its init has.
+    Killed(Room, oneshot::Receiver<u64>),
+    /// Somebody else does, or init was killed with them: nothing is told.
+    Untold,
 }
 
 /// What there was of a sandbox when it was ended, as its init said.
@@ -584,32 +592,30 @@ impl Sandbox {
 
     /// Kills all its processes at a stroke: none runs any more when this returns.
     ///
-    /// Its init does, which counts them. Where it does not in a moment, in case it was taken over, the
-    /// spawner kills init, and the kernel then all others.
-    ///
     /// # Errors
     /// Where the spawner cannot kill it and it does not end by itself.
     pub async fn kill(&self, reason: Gone) -> Result<Ending, SpawnerError> {
-        let _hurry = self.hurry();
-        let connection = &self.shared.connection;
-        let mut ending = Ending {
-            sandbox: self.clone(),
-            room: None,
-            ended: None,
-            _hurry,
-        };
-        if let Some((killed, ended)) = connection.leave(reason) {
-            let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-            // Where it cannot be asked, nothing is answered.
-            let _ = connection.channel.send(&Request::End(id), &[]).await;
-            if let Ok(Ok(room)) = tokio::time::timeout(KILLING, killed).await {
-                ending.room = Some(room);
-                ending.ended = Some(ended);
-                return Ok(ending);
-            }
-        }
-        self.end_by_force().await?;
+        let mut ending = self.leave(reason);
+        ending.kill().await?;
         Ok(ending)
+    }
+
+    /// Asks nothing of it any more: whoever waits for something in it is told that it is gone. Its processes
+    /// run until they are killed.
+    #[must_use]
+    pub fn leave(&self, reason: Gone) -> Ending {
+        let awaited = self.shared.connection.leave(reason);
+        Ending {
+            sandbox: self.clone(),
+            stage: awaited.map_or(Stage::Untold, |(killed, ended)| Stage::Left(killed, ended)),
+            _hurry: self.hurry(),
+        }
+    }
+
+    /// Whether its processes reach something that others reach as well.
+    #[must_use]
+    pub fn is_shut_off(&self) -> bool {
+        self.shared.enforcement.network == Network::None
     }
 
     async fn end_by_force(&self) -> Result<(), SpawnerError> {
@@ -714,16 +720,46 @@ impl Sandbox {
 }
 
 impl Ending {
-    /// Waits until no process is left; what there was.
+    /// Kills all its processes at a stroke, unless that was done: none runs any more when this returns.
+    ///
+    /// Its init does, which counts them. Where it does not in a moment, in case it was taken over, the
+    /// spawner kills init, and the kernel then all others.
     ///
     /// # Errors
     /// Where the spawner cannot kill it and it does not end by itself.
-    pub async fn finish(self) -> Result<Left, SpawnerError> {
+    pub async fn kill(&mut self) -> Result<(), SpawnerError> {
+        let by_init = match std::mem::replace(&mut self.stage, Stage::Untold) {
+            Stage::Left(killed, ended) => {
+                let shared = &self.sandbox.shared;
+                let id = shared.next.fetch_add(1, Ordering::Relaxed);
+                // Where it cannot be asked, nothing is answered.
+                let _ = shared.connection.channel.send(&Request::End(id), &[]).await;
+                match tokio::time::timeout(KILLING, killed).await {
+                    Ok(Ok(room)) => Some((room, ended)),
+                    _ => None,
+                }
+            }
+            Stage::Killed(room, ended) => Some((room, ended)),
+            Stage::Untold => None,
+        };
+        match by_init {
+            Some((room, ended)) => self.stage = Stage::Killed(room, ended),
+            None => self.sandbox.end_by_force().await?,
+        }
+        Ok(())
+    }
+
+    /// Waits until no process is left; what there was.
+    ///
+    /// # Errors
+    /// Those of [`kill`](Self::kill).
+    pub async fn finish(mut self) -> Result<Left, SpawnerError> {
+        self.kill().await?;
+        let Stage::Killed(room, ended) = self.stage else {
+            return Ok(Left::default());
+        };
         let own_end = async {
-            let processes = match self.ended {
-                Some(ended) => ended.await.ok(),
-                None => None,
-            };
+            let processes = ended.await.ok();
             self.sandbox.wait_for_end().await;
             processes
         };
@@ -736,7 +772,7 @@ impl Ending {
         };
         Ok(Left {
             processes,
-            room: self.room,
+            room: Some(room),
         })
     }
 }

@@ -25,7 +25,7 @@ use crate::git::CommitId;
 use crate::init::files::protocol::Fingerprint;
 use crate::init::protocol::{Exec, Program};
 use crate::pool::ranges::Range;
-use crate::pool::{Ending, Gone, Sandbox};
+use crate::pool::{Gone, Sandbox};
 use crate::sandbox::{Capacity, IdMap, Limits, Requests, Storage};
 use crate::state::State;
 use crate::sys::terminal::Size;
@@ -458,12 +458,12 @@ impl Workspace {
     }
 
     /// Returns to exactly the state that it started from, after setup or a snapshot, or to `to`: it gets a
-    /// pristine sandbox with an upper of its own. None of the old one's processes runs when this returns; they
-    /// and its files are disposed of in the background.
+    /// pristine sandbox with an upper of its own. What ran in the old one reaches nobody when this returns; it is
+    /// killed, and its files are disposed of, in the background.
     ///
     /// # Errors
-    /// Where there is no pristine sandbox to be had. The workspace is as it was then, its processes may be
-    /// gone; where its disk is full, its files as well.
+    /// Where there is no pristine sandbox to be had. The workspace is as it was then; where its disk is full, its
+    /// processes and files may be gone.
     pub async fn reset(
         &self,
         to: Option<&Snapshot>,
@@ -518,10 +518,7 @@ impl Workspace {
         let fresh = match self.pool.take(&kind).await {
             // Where the old files leave no room for a new sandbox beside them, they go first.
             Err(error) if error.is_no_space() => {
-                ending = self.kill_current(reason).await?;
-                if let Some(ending) = ending.take() {
-                    ending.finish().await?;
-                }
+                self.end_current(reason).await?;
                 self.discard(&old_files);
                 self.state.flush().await;
                 self.pool.take(&kind).await?
@@ -529,45 +526,40 @@ impl Workspace {
             taken => taken?,
         };
         let mut waited = leave.waited + fresh.waited;
-        // Beside each other: each waits for an init.
-        let (adopted, killed) = tokio::join!(
-            self.adopt(fresh.ready, expected.as_ref()),
-            self.kill_current(reason)
-        );
-        let adopted = match adopted {
+        let adopted = match self.adopt(fresh.ready, expected.as_ref()).await {
             Err(error) => {
                 self.quarantine(&error);
-                match self.pool.take(&kind).await {
-                    Ok(fresh) => {
-                        waited += fresh.waited;
-                        self.adopt(fresh.ready, expected.as_ref()).await
-                    }
-                    Err(error) => Err(error),
-                }
+                let fresh = self.pool.take(&kind).await?;
+                waited += fresh.waited;
+                self.adopt(fresh.ready, expected.as_ref()).await?
             }
-            adopted => adopted,
+            Ok(adopted) => adopted,
         };
-        let adopted = match (adopted, killed) {
-            (Ok(adopted), Ok(killed)) => {
-                ending = killed.or(ending);
-                adopted
-            }
-            (Ok(adopted), Err(error)) => {
+        if let Some(old) = self.set_current(None) {
+            let mut left = old.leave(reason);
+            // What is shut off reaches nothing of the new sandbox's, and nobody outside: it is killed by those
+            // who dispose of it, and not waited for, however much runs there.
+            if !old.is_shut_off()
+                && let Err(error) = left.kill().await
+            {
                 adopted.abandon(&self.state);
-                return Err(error);
+                return Err(error.into());
             }
-            (Err(error), killed) => {
+            ending = Some(left);
+        }
+        let upper_entries = adopted.upper_entries;
+        self.execs.settle().await;
+        let generation = old.generation + 1;
+        let range = match self.begin(lifecycle, &kind, generation, adopted) {
+            Ok(range) => range,
+            Err(error) => {
                 // Its files must not be mounted again beside what is left of it.
-                if let Some(ending) = killed? {
+                if let Some(ending) = ending {
                     ending.finish().await?;
                 }
                 return Err(error);
             }
         };
-        let upper_entries = adopted.upper_entries;
-        self.execs.settle().await;
-        let generation = old.generation + 1;
-        let range = self.begin(lifecycle, &kind, generation, adopted)?;
         let disposal = Disposal {
             ending,
             range,
@@ -704,14 +696,6 @@ impl Workspace {
         }
         self.execs.close().await;
         self.events.close();
-    }
-
-    /// Kills what runs in the present sandbox, if there is one.
-    async fn kill_current(&self, reason: Gone) -> Result<Option<Ending>, WorkspaceError> {
-        match self.set_current(None) {
-            Some(sandbox) => Ok(Some(sandbox.kill(reason).await?)),
-            None => Ok(None),
-        }
     }
 
     /// Ends the present sandbox.

@@ -1,15 +1,15 @@
 //! The pool: pristine sandboxes of the stacks that workspaces start from, and the disposal of those that
 //! workspaces are done with.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -33,13 +33,16 @@ const MEMORY_OF_ONE: u64 = 2 << 20;
 /// Sandboxes that are disposed of at once. Whoever wants to give up one more waits.
 const DISPOSALS: usize = 64;
 
+/// Fingerprints that are kept, those asked for last.
+const FINGERPRINTS: usize = 64;
+
 /// The pool of one config. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Pool {
     stock: Stock<Nursery>,
     disposals: Arc<Semaphore>,
-    /// What sandboxes of each stack show, as the first that was looked at did.
-    fingerprints: Arc<tokio::sync::Mutex<HashMap<Digest, Fingerprint>>>,
+    /// What sandboxes show, as the first of its kind that was looked at did; the last asked for last.
+    fingerprints: Arc<Mutex<VecDeque<(Shown, Looked)>>>,
     state: State,
 }
 
@@ -51,6 +54,17 @@ pub(super) struct Kind {
     pub(super) requests: Requests,
     pub(super) storage: Storage,
 }
+
+/// Of a kind, what decides what is to be seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shown {
+    layer: Digest,
+    /// Whether `/tmp` is a filesystem of its own, which hides that of the layer.
+    has_own_tmp: bool,
+}
+
+/// A fingerprint, or the place for it while one is looked at: who comes meanwhile waits for that.
+type Looked = Arc<OnceCell<Fingerprint>>;
 
 /// Makes pristine sandboxes.
 #[derive(Debug)]
@@ -150,11 +164,28 @@ impl Pool {
 
     /// What a sandbox of this kind shows that nobody has used.
     pub(super) async fn fingerprint(&self, kind: &Kind) -> Result<Fingerprint, WorkspaceError> {
-        // Also held while one is looked at: who comes meanwhile waits for that.
-        let mut known = self.fingerprints.lock().await;
-        if let Some(fingerprint) = known.get(&kind.stack.digest) {
-            return Ok(fingerprint.clone());
+        let looked = self.looked(Shown {
+            layer: kind.stack.digest.clone(),
+            has_own_tmp: kind.limits.tmp.is_some(),
+        });
+        let fingerprint = looked.get_or_try_init(|| self.look(kind)).await?;
+        Ok(fingerprint.clone())
+    }
+
+    fn looked(&self, shown: Shown) -> Looked {
+        let known = self.fingerprints.lock();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        let found = known.iter().position(|(other, _)| *other == shown);
+        let found = found.and_then(|place| known.remove(place));
+        let (shown, looked) = found.unwrap_or_else(|| (shown, Looked::default()));
+        known.push_back((shown, Arc::clone(&looked)));
+        if known.len() > FINGERPRINTS {
+            known.pop_front();
         }
+        looked
+    }
+
+    async fn look(&self, kind: &Kind) -> Result<Fingerprint, WorkspaceError> {
         let Ready {
             sandbox,
             range,
@@ -162,18 +193,15 @@ impl Pool {
         } = self.take(kind).await?.ready;
         let sandbox = sandbox.adopt("reference".to_owned()).await?;
         let fingerprint = sandbox.fingerprint().await;
-        let ending = sandbox.kill(Gone::Removed).await?;
         self.dispose(Disposal {
-            ending: Some(ending),
+            ending: Some(sandbox.leave(Gone::Removed)),
             range: Some(range),
             storage: kind.storage,
             directory,
             leave: self.leave().await,
         })
         .await;
-        let fingerprint = fingerprint?;
-        known.insert(kind.stack.digest.clone(), fingerprint.clone());
-        Ok(fingerprint)
+        Ok(fingerprint?)
     }
 
     /// What is in it.

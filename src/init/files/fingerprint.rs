@@ -1,10 +1,11 @@
 //! A digest of everything that is to be seen in the sandbox: names, kinds, owners, permissions, times,
-//! links and contents. Two sandboxes that show the same have the same one.
+//! links, hard ones as well, extended attributes and contents. Two sandboxes that show the same have the same
+//! one.
 //!
 //! What is each sandbox's own is left out: filesystems in memory, those that the kernel makes up, and the
 //! times of the roots of overlays, which are those of their uppers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 
@@ -31,11 +32,13 @@ pub(super) fn take(provider: &Provider) -> Result<Fingerprint, FileFailure> {
         has_own_tmp: Place::find(b"/tmp", Links::Keep)
             .is_ok_and(|tmp| tmp.status().st_dev != root.status().st_dev),
         overlays: BTreeSet::from([root.status().st_dev]),
+        names: BTreeMap::new(),
         sum: [0; 32],
         entries: 0,
         piece: vec![0; PIECE],
     };
     walk(&root, &mut taking, provider)?;
+    taking.add_names();
     let digest = taking.sum.iter().map(|byte| format!("{byte:02x}"));
     Ok(Fingerprint {
         digest: digest.collect(),
@@ -48,6 +51,8 @@ struct Taking<'p> {
     has_own_tmp: bool,
     /// Filesystems whose roots were met.
     overlays: BTreeSet<u64>,
+    /// Of each file that has several names, those that were met.
+    names: BTreeMap<(u64, u64), BTreeSet<Vec<u8>>>,
     /// Of the digests of all entries, which come in any order.
     sum: [u8; 32],
     entries: u64,
@@ -90,6 +95,15 @@ impl Visitor for Taking<'_> {
             let (seconds, nanoseconds) = modified(status);
             hasher.update(seconds.to_le_bytes());
             hasher.update(nanoseconds.to_le_bytes());
+            for (name, value) in place.attributes(&mut self.piece)? {
+                field(&mut hasher, &name);
+                field(&mut hasher, value.as_deref().unwrap_or(b"unreadable"));
+            }
+        }
+        if !place.is_directory() && status.st_nlink > 1 {
+            hasher.update(status.st_nlink.to_le_bytes());
+            let names = self.names.entry((status.st_dev, status.st_ino));
+            names.or_default().insert(below.to_vec());
         }
         if let Some(target) = place.target()? {
             field(&mut hasher, &target);
@@ -97,10 +111,7 @@ impl Visitor for Taking<'_> {
         if place.file_type() == FileType::RegularFile {
             self.hash_content(place, &mut hasher)?;
         }
-        let digest: [u8; 32] = hasher.finalize().into();
-        for (sum, byte) in self.sum.iter_mut().zip(digest) {
-            *sum ^= byte;
-        }
+        self.add(hasher);
         self.entries += 1;
         Ok(())
     }
@@ -111,6 +122,24 @@ impl Visitor for Taking<'_> {
 }
 
 impl Taking<'_> {
+    fn add(&mut self, hasher: Sha256) {
+        let digest: [u8; 32] = hasher.finalize().into();
+        for (sum, byte) in self.sum.iter_mut().zip(digest) {
+            *sum ^= byte;
+        }
+    }
+
+    /// Which names are one file's.
+    fn add_names(&mut self) {
+        for names in std::mem::take(&mut self.names).into_values() {
+            let mut hasher = Sha256::new();
+            for name in &names {
+                field(&mut hasher, name);
+            }
+            self.add(hasher);
+        }
+    }
+
     fn hash_content(&mut self, place: &Place, hasher: &mut Sha256) -> Result<(), FileFailure> {
         let mut file = match place.open_file(OFlags::RDONLY) {
             Ok(file) => File::from(file),

@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, mkdirat, open, openat,
-    openat2, readlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, getxattr, listxattr, mkdirat,
+    open, openat, openat2, readlinkat,
 };
 use rustix::io::Errno;
 use rustix::path::Arg;
@@ -33,6 +33,9 @@ pub(super) fn flaw(flaw: Flaw, path: &[u8]) -> FileFailure {
         path: RawPath::from(&path[..path.len().min(NAMED)]),
     }
 }
+
+/// The name of an extended attribute, and its value where that may be read.
+pub(super) type Attribute = (Vec<u8>, Option<Vec<u8>>);
 
 /// Something in the tree. Its handle stays with it whatever its name is given to meanwhile.
 #[derive(Debug)]
@@ -123,6 +126,28 @@ impl Place {
         }
         let target = readlinkat(&self.handle, c"", Vec::new()).at(&self.path)?;
         Ok(Some(target.into_bytes()))
+    }
+
+    /// The names of its extended attributes that are to be seen, sorted, and the value of each that may be
+    /// read. `room` is as large as the kernel lets names and a value be.
+    pub(super) fn attributes(&self, room: &mut [u8]) -> Result<Vec<Attribute>, FileFailure> {
+        let path = self.own_path();
+        let length = match listxattr(&path, &mut *room) {
+            Err(Errno::OPNOTSUPP) => 0,
+            listed => listed.at(&self.path)?,
+        };
+        let names = room[..length].split(|byte| *byte == 0);
+        let names = names.filter(|name| !name.is_empty()).map(<[u8]>::to_vec);
+        let mut names: Vec<_> = names.collect();
+        names.sort_unstable();
+        let attribute = |name: Vec<u8>| {
+            let value = match getxattr(&path, &*name, &mut *room) {
+                Err(Errno::PERM | Errno::ACCESS | Errno::NODATA) => None,
+                got => Some(room[..got.at(&self.path)?].to_vec()),
+            };
+            Ok((name, value))
+        };
+        names.into_iter().map(attribute).collect()
     }
 
     pub(super) fn entry(&self) -> Result<FileEntry, FileFailure> {

@@ -332,8 +332,8 @@ struct ResetRequest {
 /// That is the state after setup, or the snapshot that it was made from. With `to` it is what it goes to this
 /// time alone. A fence, and one that is to come, is over then.
 ///
-/// It gets a pristine sandbox. None of its processes runs any more when this answers; they and what it wrote
-/// are disposed of in the background.
+/// It gets a pristine sandbox. What ran in it reaches neither it nor anybody else when this answers; that is
+/// killed, and what it wrote removed, in the background.
 #[utoipa::path(
     post,
     path = "/workspaces/{id}/reset",
