@@ -4,6 +4,7 @@
 //! paths, no text. An option that a subcommand would ignore is refused.
 
 pub mod client;
+pub mod store;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -15,10 +16,10 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{
-    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, FenceArgs, ForkArgs, GcArgs,
-    LayersArgs, LimitsArgs, LogsArgs, LsArgs, PauseArgs, RenewArgs, ResetArgs, ResumeArgs, RmArgs,
-    SnapshotArgs,
+    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, FenceArgs, ForkArgs, LimitsArgs,
+    LogsArgs, LsArgs, PauseArgs, RenewArgs, ResetArgs, ResumeArgs, RmArgs, SnapshotArgs,
 };
+use store::{GcArgs, LayersArgs};
 
 /// Workspaces for autonomous coding agents on a bare Linux host.
 ///
@@ -66,9 +67,9 @@ pub enum Command {
     Limits(LimitsArgs),
     /// Have the time to live of a workspace begin anew.
     Renew(RenewArgs),
-    /// Remove layers of the state directory that nothing uses.
+    /// Remove layers that nothing uses.
     Gc(GcArgs),
-    /// List the layers of the state directory, and who uses them.
+    /// List the layers, and who uses them.
     Layers(LayersArgs),
     /// Return a workspace to the state right after setup.
     Reset(ResetArgs),

@@ -104,14 +104,19 @@ pub struct WorkspaceConfig {
     /// Seconds that a workspace is kept from its making, or its last renewal, on, and the most that a
     /// token with a scope may ask for; not limited if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub ttl: Option<f64>,
     /// Seconds without a request for it and without an exec after which a workspace is removed, and the
     /// most that a token with a scope may ask for; not limited if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 0))]
     pub idle_timeout: Option<f64>,
     /// Pristine sandboxes kept ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<Pool>,
+    /// What is kept of layers that nothing uses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Layers>,
 }
 
 /// A git repository and where it goes.
@@ -295,6 +300,21 @@ pub struct Pool {
     pub memory: Option<ByteSize>,
 }
 
+/// What is kept of layers that nothing uses: with neither, all of them.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Layers {
+    /// What all layers together may take, as a size, those in use included: above that the least recently used
+    /// go, of those that nothing uses.
+    #[serde(default, deserialize_with = "size")]
+    #[schemars(with = "Option<SizeForm>")]
+    pub max_size: Option<ByteSize>,
+    /// Seconds since its last use after which a layer goes that nothing uses.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub max_age: Option<f64>,
+}
+
 /// Why a config cannot be used. The message names the file, the place in it, and what would be right.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -406,6 +426,7 @@ impl WorkspaceConfig {
             ttl: None,
             idle_timeout: None,
             pool: None,
+            layers: None,
         }
     }
 
@@ -577,7 +598,7 @@ enum ShortBase {
 #[derive(JsonSchema, ToSchema)]
 #[serde(untagged)]
 #[expect(dead_code, reason = "only its schema is used")]
-enum SizeForm {
+pub(crate) enum SizeForm {
     /// In bytes.
     Bytes(u64),
     /// With a unit: B, kB, MB, GB, TB (powers of 1000), KiB, MiB, GiB, TiB (powers of 1024).
@@ -633,7 +654,13 @@ impl From<&Requests> for sandbox::Requests {
     }
 }
 
-fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ByteSize>, D::Error> {
+/// Reads a size that may be absent.
+///
+/// # Errors
+/// Where it is none.
+pub(crate) fn size<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ByteSize>, D::Error> {
     #[derive(Deserialize)]
     #[serde(transparent)]
     struct Sized(#[serde(deserialize_with = "some_size")] ByteSize);

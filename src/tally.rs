@@ -27,6 +27,12 @@ pub struct Tally {
     pub printed: AtomicU64,
     /// Bytes that they were given as stdin.
     pub given: AtomicU64,
+    /// Layers that were removed because nothing used them.
+    pub layers_removed: AtomicU64,
+    /// Mirrors, likewise.
+    pub mirrors_removed: AtomicU64,
+    /// Bytes of both.
+    pub bytes_freed: AtomicU64,
 }
 
 /// Counts of things of a few known kinds.

@@ -217,6 +217,14 @@ impl Provider for Empty {
         nothing()
     }
 
+    async fn layers(&self) -> Result<Vec<Kept>, Error> {
+        nothing()
+    }
+
+    async fn collect(&self, _bounds: Bounds, _mode: Mode) -> Result<Collected, Error> {
+        nothing()
+    }
+
     fn figures(&self) -> Figures {
         let none = Timings::default().read();
         Figures {
@@ -234,6 +242,8 @@ impl Provider for Empty {
             quarantined: 0,
             pool: Level::default(),
             layers: None,
+            layer_bytes: None,
+            collected: (0, 0, 0),
             enforcement: Vec::new(),
             weaker: 0,
         }

@@ -157,6 +157,7 @@ impl Bases<'_> {
             parent: None,
             lineage: None,
             commits: Vec::new(),
+            mirrors: Vec::new(),
             created: crate::clock::seconds(),
             description: "what the host keeps to its root".into(),
             output: None,

@@ -37,6 +37,7 @@ pub(super) struct About {
     pub(super) lineage: Option<Digest>,
     pub(super) parent: Option<Digest>,
     pub(super) commits: Vec<(PathBuf, String)>,
+    pub(super) mirrors: Vec<String>,
     pub(super) description: String,
     pub(super) output: Option<String>,
 }
@@ -177,6 +178,7 @@ impl Build {
             parent: about.parent,
             lineage: about.lineage,
             commits: about.commits,
+            mirrors: about.mirrors,
             created: crate::clock::seconds(),
             description: about.description,
             output: about.output,

@@ -4,20 +4,26 @@
 //! A layer is in use by what is written in the state directory: workspaces, served or not, snapshots, the
 //! config that was served last; by whoever holds it (`base::hold`); and by the layers on top of it. What
 //! is written is looked at as text: whatever names the digest uses the layer, also a record of another
-//! version.
+//! version. So a snapshot, which a client made, goes only when a client removes it.
+//!
+//! Mirrors of repositories go with the last layer that names them, but for those of the config.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::Digest;
-use super::hold::{Alone, USED};
+use super::hold::{self, Alone, USED};
 use super::store::LayerMeta;
+use crate::config::WorkspaceConfig;
+use crate::git;
 use crate::state::State;
 
 /// In the state directory: the layers of the config that was served last.
@@ -38,6 +44,19 @@ pub struct Bounds {
     pub age: Option<Duration>,
 }
 
+impl Bounds {
+    /// Those of a config; none where it has none, so that nothing goes.
+    #[must_use]
+    pub fn of(config: &WorkspaceConfig) -> Option<Self> {
+        let layers = config.layers.as_ref()?;
+        let bounds = Self {
+            size: layers.max_size.map(|size| size.as_u64()),
+            age: layers.max_age.map(Duration::from_secs_f64),
+        };
+        (bounds != Self::default()).then_some(bounds)
+    }
+}
+
 /// Whether what is not to be kept goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -48,14 +67,17 @@ pub enum Mode {
 }
 
 /// A layer and who uses it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = Layer)]
 pub struct Kept {
     /// Its name.
+    #[schema(value_type = String)]
     pub digest: Digest,
     /// What it is, for people.
     pub description: String,
     /// The layer that it was made on top of, if that is one of the same setup.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub parent: Option<Digest>,
     /// Bytes on disk, as far as derrick may look.
     pub bytes: u64,
@@ -65,14 +87,20 @@ pub struct Kept {
     pub used: u64,
     /// Who uses it: `config`, `process`, or `workspace`, `snapshot` and `layer` with a name after it.
     pub used_by: Vec<String>,
+    /// The mirrors of its repositories; none where that is not known.
+    #[serde(skip)]
+    mirrors: Option<Vec<String>>,
 }
 
 /// What was collected, or would be.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Collected {
     /// The layers, in the order in which they went.
+    #[schema(value_type = Vec<String>)]
     pub removed: Vec<Digest>,
-    /// Their bytes.
+    /// How many mirrors of repositories went that neither the config nor a layer has any more.
+    pub mirrors: usize,
+    /// The bytes of both.
     pub freed: u64,
     /// The bytes of the layers that are left.
     pub left: u64,
@@ -109,6 +137,7 @@ pub fn survey(state: &Path) -> io::Result<Vec<Kept>> {
             parent: meta.parent,
             created: meta.created,
             used_by,
+            mirrors: (meta.commits.is_empty() || !meta.mirrors.is_empty()).then_some(meta.mirrors),
         });
     }
     let children: Vec<_> = all
@@ -135,7 +164,12 @@ pub fn collect(state: &State, bounds: Bounds, mode: Mode) -> io::Result<Collecte
     let now = crate::clock::seconds();
     let first = choose(&all, bounds, now);
     if mode == Mode::Tell {
-        return Ok(told(&all, first));
+        let users = users(&root)?;
+        let mirrors = mirrors(&root, &users, left(&all, &first), |_| Ok(()))?;
+        return Ok(told(&all, first, &mirrors));
+    }
+    for used in all.iter().filter(|layer| !layer.used_by.is_empty()) {
+        hold::note(&layer(&root, &used.digest));
     }
     // Nobody begins to use one of these from here on; then what is written is looked at once more.
     let mut alone = HashMap::new();
@@ -159,17 +193,74 @@ pub fn collect(state: &State, bounds: Bounds, mode: Mode) -> io::Result<Collecte
         tracing::info!(layer = %digest, "removing a layer that nothing uses");
         state.discard(&layer(&root, digest))?;
     }
-    Ok(told(&all, chosen))
+    let mirrors = mirrors(&root, &users, left(&all, &chosen), |mirror| {
+        tracing::info!(mirror = %mirror.display(), "removing a mirror that nothing uses");
+        state.discard(mirror)
+    })?;
+    let collected = told(&all, chosen, &mirrors);
+    let tally = state.tally();
+    let add = |to: &AtomicU64, count| to.fetch_add(count, Ordering::Relaxed);
+    add(&tally.layers_removed, collected.removed.len() as u64);
+    add(&tally.mirrors_removed, collected.mirrors as u64);
+    add(&tally.bytes_freed, collected.freed);
+    Ok(collected)
 }
 
-fn told(all: &[Kept], removed: Vec<Digest>) -> Collected {
-    let of = |layer: &&Kept| removed.contains(&layer.digest);
-    let bytes = |layers: &mut dyn Iterator<Item = &Kept>| layers.map(|layer| layer.bytes).sum();
+/// Those that were not removed.
+fn left<'k>(all: &'k [Kept], removed: &'k [Digest]) -> impl Iterator<Item = &'k Kept> + Clone {
+    all.iter().filter(|layer| !removed.contains(&layer.digest))
+}
+
+/// What went of all, and mirrors of these sizes.
+fn told(all: &[Kept], removed: Vec<Digest>, mirrors: &[u64]) -> Collected {
+    let total: u64 = all.iter().map(|layer| layer.bytes).sum();
+    let left = left(all, &removed).map(|layer| layer.bytes).sum();
     Collected {
-        freed: bytes(&mut all.iter().filter(of)),
-        left: bytes(&mut all.iter().filter(|layer| !of(layer))),
+        mirrors: mirrors.len(),
+        freed: total - left + mirrors.iter().sum::<u64>(),
+        left,
         removed,
     }
+}
+
+/// Gives the mirrors to `take` that neither what is written nor one of these layers names; their sizes.
+fn mirrors<'k>(
+    root: &Path,
+    users: &BTreeMap<Digest, BTreeSet<String>>,
+    layers: impl Iterator<Item = &'k Kept> + Clone,
+    take: impl Fn(&Path) -> io::Result<()>,
+) -> io::Result<Vec<u64>> {
+    let mut sizes = Vec::new();
+    // What an older version made does not say which ones it is of.
+    if layers.clone().any(|layer| layer.mirrors.is_none()) {
+        return Ok(sizes);
+    }
+    let named: BTreeSet<&str> = users
+        .keys()
+        .map(Digest::as_str)
+        .chain(layers.flat_map(|layer| layer.mirrors.iter().flatten().map(String::as_str)))
+        .collect();
+    git::take_unwanted(
+        &root.join("mirrors"),
+        |name| named.contains(name),
+        |mirror| {
+            let bytes = bytes_of(mirror);
+            take(mirror)?;
+            sizes.push(bytes);
+            Ok(())
+        },
+    )?;
+    Ok(sizes)
+}
+
+/// The bytes of all layers whose size was counted.
+///
+/// # Errors
+/// When the store cannot be listed.
+pub fn bytes_counted(state: &State) -> io::Result<u64> {
+    let layers = entries(&state.path("layers"))?;
+    let counted = |layer: &PathBuf| LayerMeta::read(layer).ok()?.bytes.or_else(|| noted(layer));
+    Ok(layers.iter().filter_map(counted).sum())
 }
 
 /// Which layers go, in that order: the least recently used first, but none before those on top of it.
@@ -320,19 +411,19 @@ fn last_use(layer: &Path, created: u64) -> u64 {
 
 /// The size of a layer that was not counted when it was made; counted once.
 fn size(layer: &Path) -> io::Result<u64> {
-    let noted = layer.join(SIZE);
-    if let Some(bytes) = fs::read_to_string(&noted)
-        .ok()
-        .and_then(|text| text.parse().ok())
-    {
+    if let Some(bytes) = noted(layer) {
         return Ok(bytes);
     }
     let bytes = bytes_of(&layer.join("tree"));
-    match fs::write(&noted, bytes.to_string()) {
+    match fs::write(layer.join(SIZE), bytes.to_string()) {
         // It is being collected.
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(bytes),
     }
+}
+
+fn noted(layer: &Path) -> Option<u64> {
+    fs::read_to_string(layer.join(SIZE)).ok()?.parse().ok()
 }
 
 /// Bytes on disk of all that is in a directory, as far as it may be looked at; a file of several names
@@ -381,6 +472,7 @@ mod tests {
             created: 1,
             used: 1000 - ago,
             used_by: user.map(str::to_owned).into_iter().collect(),
+            mirrors: Some(Vec::new()),
         }
     }
 

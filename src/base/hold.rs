@@ -11,10 +11,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use tokio::runtime::RuntimeFlavor;
 
 /// In a layer's directory: what is locked.
 pub(super) const USED: &str = "used";
@@ -37,7 +38,8 @@ pub(super) struct Hold {
 impl Hold {
     /// That of the layer in the directory `layer`; none if it is gone.
     ///
-    /// Waits for a collector that looks at it just now, which takes milliseconds.
+    /// Waits for a collector that looks at it just now, which takes milliseconds; what else the runtime has
+    /// to do goes on meanwhile.
     pub(super) fn take(layer: &Path) -> io::Result<Option<Self>> {
         let path = layer.join(USED);
         for _ in 0..TRIES {
@@ -55,7 +57,7 @@ impl Hold {
                 }
                 // It was collected just now.
                 Ok(()) | Err(Errno::INTR) => {}
-                Err(Errno::WOULDBLOCK) => std::thread::sleep(PAUSE),
+                Err(Errno::WOULDBLOCK) => pause(),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -74,18 +76,21 @@ impl Hold {
         if now.saturating_sub(self.noted.load(Ordering::Relaxed)) < NOTED {
             return;
         }
-        let stamp = Timespec {
-            tv_sec: 0,
-            tv_nsec: UTIME_NOW,
-        };
-        let times = Timestamps {
-            last_access: stamp,
-            last_modification: stamp,
-        };
-        match futimens(&self.file, &times) {
+        match self.file.set_modified(SystemTime::now()) {
             Ok(()) => self.noted.store(now, Ordering::Relaxed),
             Err(error) => tracing::warn!(%error, "cannot note that a layer is used"),
         }
+    }
+}
+
+/// Notes that the layer in the directory `layer` is used now, by others.
+pub(super) fn note(layer: &Path) {
+    let noted = open(&layer.join(USED)).and_then(|file| file.set_modified(SystemTime::now()));
+    match noted {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "cannot note that a layer is used");
+        }
+        _ => {}
     }
 }
 
@@ -129,6 +134,16 @@ impl PartialEq for Holds {
 }
 
 impl Eq for Holds {}
+
+/// Waits for a moment. A worker of the runtime leaves what it would do next to others.
+fn pause() {
+    let wait = || std::thread::sleep(PAUSE);
+    let runtime = tokio::runtime::Handle::try_current();
+    match runtime.map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(wait),
+        _ => wait(),
+    }
+}
 
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::SetupError;
 use super::build::{Build, OUTPUT_END, pipe_for_archive, run_as, run_in};
-use crate::config::Repository;
+use crate::config::{Repository, WorkspaceConfig};
 use crate::git::{self, Bundle, Have, Mirrors, Resolved};
 use crate::init::files::protocol::{Creation, FileRequest, Links, Owner, Parents};
 use crate::init::protocol::{Attempt, Program, Refusal};
@@ -122,6 +122,12 @@ impl Checkout {
             reason: ended.output.end(OUTPUT_END).trim().to_owned(),
         })
     }
+}
+
+/// The names of the mirrors of a config's repositories.
+pub(super) fn mirrors(config: &WorkspaceConfig) -> Vec<String> {
+    let all = config.repositories.iter();
+    all.filter_map(git::mirror_of).collect()
 }
 
 /// Whom the files of `user` belong to in a sandbox, if there is such a user by now.

@@ -13,7 +13,7 @@ use super::build::{About, Build, Confinement, OUTPUT_END, network, run_in};
 use super::repositories::{Checkout, owner_for};
 use super::stack::Owner;
 use super::store::LAYER_FORMAT;
-use super::{Digest, Layer, LayerStore, SetupError, Stack, collect};
+use super::{Digest, Layer, LayerStore, SetupError, Stack, collect, repositories};
 use crate::config::{self, WorkspaceConfig};
 use crate::git::{CommitId, Mirrors};
 use crate::init::files;
@@ -37,7 +37,7 @@ struct Shared {
     mirrors: Mirrors,
     base: Stack,
     enforcement: Enforcement,
-    /// The layers that are noted as those of this config.
+    /// The layers and mirrors that are noted as those of this config.
     present: Mutex<BTreeSet<Digest>>,
 }
 
@@ -176,11 +176,11 @@ impl Setups {
     }
 
     /// Notes that workspaces start from this stack now, or from the one that was made last, so that nobody
-    /// collects its layers when nothing runs.
+    /// collects its layers, or the mirrors of its repositories, when nothing runs; whether others did before.
     ///
     /// # Errors
     /// Where that cannot be written.
-    pub fn note_present(&self, stack: Option<&Stack>) -> io::Result<()> {
+    pub fn note_present(&self, stack: Option<&Stack>) -> io::Result<bool> {
         let latest = match stack {
             Some(_) => None,
             None => self.shared.store.find_lineage(&self.lineage())?,
@@ -191,17 +191,20 @@ impl Setups {
             .or(latest.as_ref())
             .map_or(&[][..], |stack| &stack.overlays);
         let lowers = base.chain(above).flat_map(|overlay| &overlay.lowers);
-        let layers = collect::layers_in(lowers.map(|lower| lower.path.as_path()));
+        let mut named = collect::layers_in(lowers.map(|lower| lower.path.as_path()));
+        let mirrors = repositories::mirrors(&self.shared.config);
+        named.extend(mirrors.iter().filter_map(|name| name.parse().ok()));
         let mut present = self
             .shared
             .present
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if *present != layers {
-            collect::note_present(&self.shared.state, &layers)?;
-            *present = layers;
+        if *present == named {
+            return Ok(false);
         }
-        Ok(())
+        collect::note_present(&self.shared.state, &named)?;
+        *present = named;
+        Ok(true)
     }
 
     async fn resolve_repositories(&self) -> Result<Vec<Checkout>, SetupError> {
@@ -304,6 +307,7 @@ impl Setups {
                     )
                 })
                 .collect(),
+            mirrors: repositories::mirrors(&shared.config),
             description: format!("setup of {}", shared.config.name),
             output,
         };

@@ -155,6 +155,9 @@ pub struct LayerMeta {
     pub lineage: Option<Digest>,
     /// Path and commit of each repository in it.
     pub commits: Vec<(PathBuf, String)>,
+    /// The mirrors of these repositories; unknown of a layer with commits and without them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<String>,
     /// Seconds since 1970.
     pub created: u64,
     /// For people.
@@ -688,6 +691,7 @@ mod tests {
             parent: Some(Digest::of(["parent"])),
             lineage: Some(Digest::of(["lineage"])),
             commits: vec![(PathBuf::from("/code"), "0123abcd".to_owned())],
+            mirrors: Vec::new(),
             created,
             description: "a test".to_owned(),
             output: None,

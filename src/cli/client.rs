@@ -14,7 +14,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use hyper::http::uri::Authority;
 
-use super::{ReportFormat, StateArgs};
+use super::ReportFormat;
 
 /// What exit codes of most of these commands mean.
 const EXIT_CODES: &str = "Exits with 0 if it is done, 1 if derrick says that it cannot be (there is no such workspace, exec or file, or it is not allowed), 125 if derrick cannot be reached or fails.";
@@ -572,48 +572,6 @@ fn limit(text: &str) -> Result<LimitChange, String> {
     })
 }
 
-/// What is to be removed of the layer store.
-#[derive(Debug, Clone, Args)]
-#[command(after_help = GC_HELP)]
-pub struct GcArgs {
-    /// Where layers are kept.
-    #[command(flatten)]
-    pub state: StateArgs,
-    /// How to print what was removed.
-    #[command(flatten)]
-    pub format: FormatArgs,
-    /// Only tell what would be removed.
-    #[arg(long)]
-    dry_run: bool,
-    /// Keep unused layers as long as all layers together have no more than this: bytes, or such as 20GiB.
-    #[arg(long, value_name = "SIZE")]
-    pub max_size: Option<bytesize::ByteSize>,
-    /// Keep unused layers that were used at most so long ago: seconds, or such as 30d or 12h.
-    #[arg(long, value_name = "AGE", value_parser = age)]
-    pub max_age: Option<Duration>,
-}
-
-const GC_HELP: &str = "Works beside a running derrick, and without one. Never removed is what workspaces, snapshots, the config that was served last or a running derrick use, and what lies below it. Without --max-size and --max-age all else is; with them the least recently used first.";
-
-impl GcArgs {
-    /// Whether anything is removed.
-    #[must_use]
-    pub fn removes(&self) -> bool {
-        !self.dry_run
-    }
-}
-
-/// Layers to be listed.
-#[derive(Debug, Clone, Args)]
-pub struct LayersArgs {
-    /// Where layers are kept.
-    #[command(flatten)]
-    pub state: StateArgs,
-    /// How to print the list.
-    #[command(flatten)]
-    pub format: FormatArgs,
-}
-
 /// Workspaces to be reset.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXIT_CODES)]
@@ -924,14 +882,6 @@ where
     T: Clone + Send + Sync + 'static,
 {
     OsStringValueParser::new().try_map(move |text| parse(&text))
-}
-
-fn age(text: &str) -> Result<Duration, &'static str> {
-    let seconds = || text.parse().ok().map(Duration::from_secs);
-    let spelt = || humantime::parse_duration(text).ok();
-    seconds()
-        .or_else(spelt)
-        .ok_or("write a number of seconds, or one with a unit such as 30d or 12h")
 }
 
 fn seconds(text: &str) -> Result<Duration, &'static str> {

@@ -9,6 +9,7 @@ mod connection;
 mod error;
 mod events;
 mod files;
+mod layers;
 pub mod printable;
 mod wire;
 mod workspaces;

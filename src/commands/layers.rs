@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use serde_json::json;
 
-use super::remote::print;
+use super::remote::{self, print, telling_no};
 use super::table::{moment, shortened, table};
 use crate::base::collect::{Kept, survey};
 use crate::cli::ReportFormat;
-use crate::cli::client::LayersArgs;
+use crate::cli::store::LayersArgs;
 use crate::client::printable::{self, printable};
 
 /// Lists the layers, those that were used last first.
@@ -18,9 +18,19 @@ use crate::client::printable::{self, printable};
 /// # Errors
 /// Why they cannot be listed.
 pub fn layers(arguments: &LayersArgs) -> anyhow::Result<ExitCode> {
-    let root = arguments.state.directory()?;
-    check_there(&root)?;
-    let all = survey(&root).context("listing the layers")?;
+    match arguments.store.provider() {
+        Some(provider) => telling_no(remote::talk(&provider, async |client| {
+            list(arguments, &client.layers().await?)
+        })),
+        None => {
+            let root = arguments.store.state.directory()?;
+            check_there(&root)?;
+            list(arguments, &survey(&root).context("listing the layers")?)
+        }
+    }
+}
+
+fn list(arguments: &LayersArgs, all: &[Kept]) -> anyhow::Result<ExitCode> {
     print(&match arguments.format.format() {
         ReportFormat::Json => printable::json(&json!({ "layers": all })),
         ReportFormat::Text => {

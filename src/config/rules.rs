@@ -64,6 +64,9 @@ pub(super) fn check(
     for (field, seconds) in [("ttl", config.ttl), ("idle_timeout", config.idle_timeout)] {
         self::seconds(seconds).at(|| top().field(field))?;
     }
+    if let Some(layers) = &config.layers {
+        self::seconds(layers.max_age).at(|| top().field("layers").field("max_age"))?;
+    }
     Ok(())
 }
 

@@ -146,7 +146,7 @@ fn unknown_fields_are_refused_with_their_place_and_the_nearest_known_one() {
         ),
         (
             r#"{"name":"n","zzz":1}"#,
-            "c.json:1:13: zzz: there is no such field; known are name, repositories, setup_script, base, env, workdir, user, network, storage, setup, profile, best_effort, limits, requests, max_workspaces, min_free_memory, ttl, idle_timeout, pool",
+            "c.json:1:13: zzz: there is no such field; known are name, repositories, setup_script, base, env, workdir, user, network, storage, setup, profile, best_effort, limits, requests, max_workspaces, min_free_memory, ttl, idle_timeout, pool, layers",
         ),
         (
             r#"{"name":"n","repositories":[{"url":"/","pth":"/a"}]}"#,
@@ -744,6 +744,9 @@ fn limits_are_checked_and_what_is_not_supported_is_refused() {
         r#""pool":{}"#,
         r#""pool":{"size":null}"#,
         r#""pool":{"size":0,"memory":"1GiB"}"#,
+        r#""layers":null"#,
+        r#""layers":{}"#,
+        r#""layers":{"max_size":"20GiB","max_age":86400}"#,
     ] {
         assert!(
             read(&format!(r#"{{"name":"n",{nothing}}}"#)).is_ok(),

@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
@@ -31,6 +31,9 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Where references' names lead: full name to object id. Names are bytes to git.
 pub(super) type Refs = BTreeMap<Vec<u8>, String>;
+
+/// For so long after its last use nobody takes a mirror away: what uses it may not say so anywhere yet.
+const RECENT: Duration = Duration::from_secs(600);
 
 /// A repository's mirror, there or not.
 #[derive(Debug, Clone)]
@@ -123,7 +126,11 @@ impl Mirror {
         }
         let (mirror, trusted) = (self.path(), self.beside("conf"));
         let directory = self.upstream.directory();
+        let used = file
+            .try_clone()
+            .map_err(|error| GitError::io("lock the mirror", error))?;
         blocking("prepare the mirror", move || {
+            used.set_modified(SystemTime::now())?;
             sweep(&mirror)?;
             directory.map_or(Ok(()), |directory| {
                 std::fs::write(trusted, trusting(&directory))
@@ -776,6 +783,51 @@ fn text(bytes: &[u8]) -> String {
 fn is_at(open: &File, path: &Path) -> io::Result<bool> {
     let (open, there) = (open.metadata()?, std::fs::metadata(path)?);
     Ok((open.dev(), open.ino()) == (there.dev(), there.ino()))
+}
+
+/// Gives the mirrors below `dir` to `take` that are not `wanted`, have not been used lately, and that nobody
+/// works with; their lock files stay, for who waits for one. Whoever wants one again makes it anew.
+pub(super) fn take_unwanted(
+    dir: &Path,
+    wanted: impl Fn(&str) -> bool,
+    mut take: impl FnMut(&Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(|name| name.to_str());
+        let is_mirror = path.extension().is_some_and(|extension| extension == "git");
+        let Some(name) = name.filter(|name| is_mirror && !wanted(name)) else {
+            continue;
+        };
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(dir.join(format!("{name}.lock")))?;
+        let used = lock.metadata()?.modified()?;
+        let lately = used.elapsed().map_or(true, |since| since < RECENT);
+        if lately || !locked(&lock)? {
+            continue;
+        }
+        let lease = File::open(&path)?;
+        if locked(&lease)? {
+            take(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn locked(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// Removes what a git that was killed left: locks, which would stop the next one, and parts of packs.

@@ -208,6 +208,26 @@ impl Mirrors {
     }
 }
 
+/// The name of a repository's mirror, 64 hexadecimal digits; none where its URL is no repository's.
+#[must_use]
+pub fn mirror_of(repository: &Repository) -> Option<String> {
+    let upstream = Upstream::parse(&repository.url).ok()?;
+    Some(upstream.digest())
+}
+
+/// Gives the mirrors below `dir` to `take` that are not `wanted`, by their names, and that nobody has used
+/// for ten minutes.
+///
+/// # Errors
+/// Those of looking at them, and of `take`.
+pub fn take_unwanted(
+    dir: &Path,
+    wanted: impl Fn(&str) -> bool,
+    take: impl FnMut(&Path) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    mirror::take_unwanted(dir, wanted, take)
+}
+
 /// `git version 2.47.3` as (2, 47).
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.strip_prefix("git version ")?.split('.');

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+pub use crate::base::collect::{Bounds, Collected, Kept, Mode};
 pub use crate::config::{Limits as LimitsAsked, MOST_OUTPUT, Requests as RequestsAsked};
 use crate::init::protocol::Room;
 pub use crate::init::protocol::Target;
@@ -125,6 +126,10 @@ pub trait Provider: files::Files + snapshots::Snapshots + Send + Sync + 'static 
     fn enforcement(&self) -> serde_json::Value;
     /// How many more workspaces can be made now.
     async fn capacity(&self) -> Result<Capacity, Error>;
+    /// What is in the layer store, and who uses it; what was used last comes first.
+    async fn layers(&self) -> Result<Vec<Kept>, Error>;
+    /// Removes layers and mirrors that nothing uses, or tells which would go.
+    async fn collect(&self, bounds: Bounds, mode: Mode) -> Result<Collected, Error>;
     /// What it counts, for `/metrics`; reads a directory, so not for where that must not block.
     fn figures(&self) -> Figures;
     /// Ends every sandbox and waits for it; workspaces stay on disk.
@@ -600,6 +605,10 @@ pub struct Figures {
     pub pool: Level,
     /// Layers on disk; none where they cannot be listed.
     pub layers: Option<usize>,
+    /// What they take up, as far as it was counted; none where they cannot be listed.
+    pub layer_bytes: Option<u64>,
+    /// Layers and mirrors that were removed because nothing used them, and the bytes of both.
+    pub collected: (u64, u64, u64),
     /// What is enforced on sandboxes, by short names.
     pub enforcement: Vec<(&'static str, String)>,
     /// How many things are weaker on this host than asked.

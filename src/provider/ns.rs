@@ -13,12 +13,13 @@ use async_trait::async_trait;
 
 use super::log::{View, read_ends};
 use super::{
-    AfterEnd, Asked, Capacity, Command, Description, Error, Events, Exec, ExecError, ExecId,
-    ExecRecord, Fetched, Figures, FileContent, FilePath, Finished, NewWorkspace, Novelty, OpenFile,
-    Outcome, Pressures, Provider, Ran, Receipt, ResetWish, Session, SessionRecord, Stream, Streams,
-    Usage, Verified,
+    AfterEnd, Asked, Bounds, Capacity, Collected, Command, Description, Error, Events, Exec,
+    ExecError, ExecId, ExecRecord, Fetched, Figures, FileContent, FilePath, Finished, Kept, Mode,
+    NewWorkspace, Novelty, OpenFile, Outcome, Pressures, Provider, Ran, Receipt, ResetWish,
+    Session, SessionRecord, Stream, Streams, Usage, Verified,
 };
 use crate::base::SetupError;
+use crate::base::collect::{bytes_counted, collect, survey};
 use crate::chain;
 use crate::config::WorkspaceConfig;
 use crate::init::protocol::{Attempt, Program, Refusal};
@@ -452,6 +453,20 @@ impl Provider for NsProvider {
         })
     }
 
+    async fn layers(&self) -> Result<Vec<Kept>, Error> {
+        let state = self.state.clone();
+        let surveyed = tokio::task::spawn_blocking(move || survey(&state.path(""))).await;
+        let surveyed = surveyed.map_err(io::Error::other).flatten();
+        surveyed.map_err(|error| Error::Host(format!("listing the layers: {error}")))
+    }
+
+    async fn collect(&self, bounds: Bounds, mode: Mode) -> Result<Collected, Error> {
+        let state = self.state.clone();
+        let collected = tokio::task::spawn_blocking(move || collect(&state, bounds, mode)).await;
+        let collected = collected.map_err(io::Error::other).flatten();
+        collected.map_err(|error| Error::Host(format!("collecting layers: {error}")))
+    }
+
     fn figures(&self) -> Figures {
         let tally = self.state.tally();
         let setups = self.workspaces.setups();
@@ -484,6 +499,12 @@ impl Provider for NsProvider {
             quarantined: tally.quarantined.load(Ordering::Relaxed),
             pool: self.workspaces.pool(),
             layers: setups.layers().ok(),
+            layer_bytes: bytes_counted(&self.state).ok(),
+            collected: (
+                tally.layers_removed.load(Ordering::Relaxed),
+                tally.mirrors_removed.load(Ordering::Relaxed),
+                tally.bytes_freed.load(Ordering::Relaxed),
+            ),
             enforcement: in_short(&self.enforcement()),
             weaker: setups.weaker().len(),
         }

@@ -46,7 +46,8 @@ pub use one::{Asked, Launch, Reset, Verify, Workspace};
 pub use pool::Discarded;
 pub use snapshots::{InvalidSnapshotId, Snapshot, SnapshotId, StartingPoint, Taken, Way};
 
-use crate::base::{self, SetupError, Setups};
+use crate::base::collector::Collector;
+use crate::base::{self, SetupError, Setups, collect};
 use crate::config::WorkspaceConfig;
 use crate::pool::files::FileError;
 use crate::pool::{SandboxError, SpawnerError, is_full};
@@ -254,6 +255,8 @@ struct Shared {
     to_keeper: mpsc::UnboundedSender<WorkspaceId>,
     keeper: OnceLock<AbortOnDropHandle<()>>,
     admission: Admission,
+    /// Where the config bounds the layer store.
+    collector: OnceLock<Collector>,
     /// Set when the provider is ending: nothing is started from then on.
     closed: AtomicBool,
 }
@@ -265,10 +268,20 @@ impl Shared {
 
     /// Notes which layers are the present config's, for who collects those that are nobody's.
     fn note_present(&self, stack: Option<&base::Stack>) {
-        if self.usage == Use::Serve
-            && let Err(error) = self.setups.note_present(stack)
-        {
-            tracing::warn!(%error, "cannot note which layers are in use");
+        if self.usage != Use::Serve {
+            return;
+        }
+        match self.setups.note_present(stack) {
+            Ok(true) => self.look_at_layers(),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "cannot note which layers are in use"),
+        }
+    }
+
+    /// Has it seen to that the layer store is within its bounds, if it has any.
+    fn look_at_layers(&self) {
+        if let Some(collector) = self.collector.get() {
+            collector.look();
         }
     }
 
@@ -285,6 +298,7 @@ impl Shared {
         let removed = workspace.remove(why).await?;
         self.lock().remove(id);
         admission::admit(self);
+        self.look_at_layers();
         if removed {
             self.state.tally().removals.count(why.word());
         }
@@ -333,7 +347,9 @@ impl Workspaces {
         for workspace in all.values() {
             workspace.tenure.begin(to_keeper.clone(), None);
         }
+        let bounds = collect::Bounds::of(&config).filter(|_| usage == Use::Serve);
         let shared = Shared {
+            collector: OnceLock::new(),
             config,
             state,
             setups,
@@ -349,6 +365,12 @@ impl Workspaces {
         };
         let shared = Arc::new(shared);
         shared.note_present(None);
+        // Not before it is known what this config starts from.
+        if let Some(bounds) = bounds {
+            let _ = shared
+                .collector
+                .set(Collector::start(&shared.state, bounds));
+        }
         let keeper = tokio::spawn(lease::keep(Arc::downgrade(&shared), told));
         let _ = shared.keeper.set(AbortOnDropHandle::new(keeper));
         let this = Self { shared };

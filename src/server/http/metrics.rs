@@ -311,10 +311,20 @@ impl Collector for Shown {
                 (&[("state", "waiting")], figures.pool.waiting),
             ],
         )?;
-        match figures.layers {
-            Some(layers) => page.gauge("layers", "Layers on disk", layers),
-            None => Ok(()),
+        if let Some(layers) = figures.layers {
+            page.gauge("layers", "Layers on disk", layers)?;
         }
+        if let Some(bytes) = figures.layer_bytes {
+            page.bytes("layers", "What layers take up, as far as counted", bytes)?;
+        }
+        let (layers, mirrors, bytes) = figures.collected;
+        page.counters(
+            "collected",
+            "Layers and mirrors that were removed because nothing used them",
+            "what",
+            &[("layer", layers), ("mirror", mirrors)],
+        )?;
+        page.counter("collected_bytes", "Bytes of these", bytes)
     }
 }
 
@@ -330,6 +340,15 @@ impl Page<'_> {
             .0
             .encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(value).encode(encoder)
+    }
+
+    fn bytes(&mut self, name: &str, help: &str, bytes: u64) -> fmt::Result {
+        let unit = Some(&Unit::Bytes);
+        let encoder = self
+            .0
+            .encode_descriptor(name, help, unit, MetricType::Gauge)?;
+        // A gauge of the crate's is signed.
+        ConstGauge::new(i64::try_from(bytes).unwrap_or(i64::MAX)).encode(encoder)
     }
 
     fn gauges(&mut self, name: &str, help: &str, all: &[Series<'_>]) -> fmt::Result {

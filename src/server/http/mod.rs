@@ -19,6 +19,7 @@ mod execs;
 mod files;
 mod grant;
 mod guard;
+mod layers;
 mod leases;
 mod listener;
 mod metrics;

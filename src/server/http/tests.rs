@@ -26,10 +26,10 @@ use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Tokens, serve_as};
 use crate::provider::snapshots::{Fence, Forked, Snapshot, SnapshotId, Snapshots, Taken};
 use crate::provider::{
-    Asked, Capacity, Command, Description, Error, Events, Exec, ExecId, ExecRecord, Fetched,
-    Figures, FileContent, FilePath, Finished, Latitude, Lease, Level, Limits, LimitsChange,
-    NewWorkspace, Novelty, OpenFile, Outcome, Provider, Ran, Receipt, Requests, ResetWish, Session,
-    SessionRecord, State, WorkspaceId,
+    Asked, Bounds, Capacity, Collected, Command, Description, Error, Events, Exec, ExecId,
+    ExecRecord, Fetched, Figures, FileContent, FilePath, Finished, Kept, Latitude, Lease, Level,
+    Limits, LimitsChange, Mode, NewWorkspace, Novelty, OpenFile, Outcome, Provider, Ran, Receipt,
+    Requests, ResetWish, Session, SessionRecord, State, WorkspaceId,
 };
 use crate::tally::Timings;
 
@@ -293,6 +293,14 @@ impl Provider for Fake {
         Err(Error::Host("a fake has no host".to_owned()))
     }
 
+    async fn layers(&self) -> Result<Vec<Kept>, Error> {
+        Err(Error::Host("a fake has no host".to_owned()))
+    }
+
+    async fn collect(&self, _bounds: Bounds, _mode: Mode) -> Result<Collected, Error> {
+        Err(Error::Host("a fake has no host".to_owned()))
+    }
+
     fn figures(&self) -> Figures {
         let none = Timings::default().read();
         Figures {
@@ -310,6 +318,8 @@ impl Provider for Fake {
             quarantined: 0,
             pool: Level::default(),
             layers: None,
+            layer_bytes: None,
+            collected: (0, 0, 0),
             enforcement: vec![("identity", "full \"or\nnot\"".to_owned())],
             weaker: 0,
         }

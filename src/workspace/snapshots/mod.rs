@@ -357,6 +357,7 @@ fn meta(record: &Record, id: SnapshotId, shape: String) -> LayerMeta {
         parent: None,
         lineage: None,
         commits: Vec::new(),
+        mirrors: Vec::new(),
         created: crate::clock::seconds(),
         description: format!("snapshot {id} of workspace {}", record.id),
         output: None,
