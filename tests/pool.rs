@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::fs::XattrFlags;
 use serde_json::{Value, json};
 use support::{
     Derrick, Launch, Lives, Mode, Workspace, descendants, fixture, mode, namespaces, succeed,
@@ -290,6 +291,11 @@ fn what_a_workspace_gets_is_compared_with_what_its_layer_shows() {
         .join(layer.as_str().expect("a layer has a name"));
     let file = layer.join("tree/0/made/file");
     let before = std::fs::metadata(&file).expect("the layer has it");
+    // An attribute, which no time tells of that is looked at.
+    rustix::fs::setxattr(&file, "user.x", b"x", XattrFlags::empty()).expect("ext4 has them");
+    verified().problem(500);
+    rustix::fs::removexattr(&file, "user.x").expect("it is there");
+    verified().expect(200);
     // Of the same length, with the same times.
     succeed(Command::new("sh").arg("-c").arg(format!(
         "echo BY SETUP > {0}; touch -d @{1}.{2:09} {0}",

@@ -139,29 +139,29 @@ impl Channel {
     /// Those of recvmsg(2), `WouldBlock` included on a non-blocking socket; `InvalidData` for a
     /// message that is not of type `M`, cut off, or in a memfd from an untrusted peer.
     pub fn receive<M: DeserializeOwned>(&self) -> io::Result<Option<Received<M>>> {
-        let mut buffer = vec![0; INLINE + 1];
+        // As large as the message and no larger: in a process that was just forked each page of it is copied
+        // or cleared when it is touched.
+        let look = || {
+            let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
+            rustix::net::recv(&self.socket, &mut [0; 1], flags).map(|(_, length)| length)
+        };
+        let length = match unless_gone(look)? {
+            None | Some(0) => return Ok(None),
+            Some(length) => length.min(INLINE + 1),
+        };
+        let mut buffer = vec![0; length];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut next = || {
-            rustix::io::retry_on_intr(|| {
-                rustix::net::recvmsg(
-                    &self.socket,
-                    &mut [IoSliceMut::new(&mut buffer)],
-                    &mut control,
-                    RecvFlags::CMSG_CLOEXEC,
-                )
-            })
-        };
-        // The other side died with messages of ours unread. The kernel says so once, and first; what
-        // that side had said before is still there.
-        let received = match next() {
-            Err(rustix::io::Errno::CONNRESET) => next(),
-            first => first,
-        };
-        let received = match received {
-            Ok(received) => received,
-            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let received = unless_gone(|| {
+            rustix::net::recvmsg(
+                &self.socket,
+                &mut [IoSliceMut::new(&mut buffer)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )
+        })?;
+        let Some(received) = received else {
+            return Ok(None);
         };
         let mut descriptors: Vec<OwnedFd> = control
             .drain()
@@ -194,6 +194,19 @@ impl Channel {
             message,
             descriptors,
         }))
+    }
+}
+
+/// Does `call`; `None` where the other side died with messages of ours unread and has said nothing else. The
+/// kernel says so once, and first; what that side had said before is still there.
+fn unless_gone<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<Option<T>> {
+    let mut call = || rustix::io::retry_on_intr(&mut call);
+    match call() {
+        Err(rustix::io::Errno::CONNRESET) => match call() {
+            Err(rustix::io::Errno::CONNRESET) => Ok(None),
+            second => Ok(Some(second?)),
+        },
+        first => Ok(Some(first?)),
     }
 }
 
