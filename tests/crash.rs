@@ -39,9 +39,11 @@ enum Action {
     Delete,
     Put,
     Exec,
+    Snapshot,
 }
 
-const ACTIONS: [Action; 5] = [
+const ACTIONS: [Action; 6] = [
+    Action::Snapshot,
     Action::Create,
     Action::Reset,
     Action::Delete,
@@ -88,6 +90,8 @@ struct World {
     chance: Chance,
     measures: Measures,
     known: BTreeMap<String, Content>,
+    /// Likewise of snapshots.
+    snapshots: BTreeMap<String, Content>,
     /// Execs that ended, with what they printed: of which workspace, which.
     ended: Vec<(String, String, String)>,
     /// The setup that the config asks for now.
@@ -114,11 +118,13 @@ fn config(setup: u64) -> Value {
     })
 }
 
-/// Files that were not there, and none of those that were.
-fn dirt(number: u64) -> String {
+/// Files that were not there, and none of those that were; and a process that stays, or none.
+fn dirt(number: u64, stays: bool) -> String {
+    let process = "(sleep 1000 > /dev/null 2>&1 < /dev/null &)";
     format!(
         "mkdir /dirty; n=0; while [ $n -lt 200 ]; do echo {number} > /dirty/$n; n=$((n + 1)); done
-        rm -r /layer/files; (sleep 1000 > /dev/null 2>&1 < /dev/null &)"
+        rm -r /layer/files; {}",
+        if stays { process } else { ":" }
     )
 }
 
@@ -186,6 +192,7 @@ impl World {
             chance,
             measures: Measures::default(),
             known: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             ended: Vec::new(),
             setup: 1,
             next: 100,
@@ -274,6 +281,7 @@ impl World {
         }
         self.assert_whole(&settled);
         self.look_at_one();
+        self.look_at_a_snapshot();
     }
 
     /// Makes a workspace. The one request that the provider sent to a spawner of whose end it had not heard
@@ -313,7 +321,7 @@ impl World {
                     put: Some(number),
                     ..content.clone()
                 }),
-                Action::Create | Action::Exec => Some(content.clone()),
+                Action::Create | Action::Exec | Action::Snapshot => Some(content.clone()),
             };
             tried.before = Some(content);
             tried.id = Some(id);
@@ -351,9 +359,12 @@ impl World {
         // Known again when it is settled what it is.
         self.known.remove(&id);
         let workspace = self.workspace(&id);
-        if matches!(action, Action::Reset | Action::Delete) && content.dirt.is_none() {
+        let dirties = [Action::Reset, Action::Delete, Action::Snapshot];
+        if dirties.contains(&action) && content.dirt.is_none() {
             let number = self.number();
-            workspace.ok(&dirt(number));
+            // Of one in which nothing runs a snapshot is taken in another way.
+            let stays = self.chance.below(2) == 0;
+            workspace.ok(&dirt(number, stays));
             content.dirt = Some(number);
         }
         let ran = workspace.run("echo out; head -c 100000 /dev/zero | tr '\\0' x");
@@ -457,9 +468,62 @@ impl World {
         let found = found.unwrap_or_else(|| panic!("{id} shows {shown:?}: {tried:?}"));
         self.known.insert(id.clone(), found.clone());
         settled.insert(id.clone());
-        if tried.action == Action::Exec {
-            self.settle_exec(&id, tried);
+        match tried.action {
+            Action::Exec => self.settle_exec(&id, tried),
+            Action::Snapshot => self.settle_snapshot(&id, tried),
+            _ => {}
         }
+    }
+
+    /// A snapshot is there if that was said; if it was not, it is there whole or not at all.
+    fn settle_snapshot(&mut self, id: &str, tried: &Tried) {
+        let mut new = self.listed_snapshots();
+        new.retain(|snapshot, _| !self.snapshots.contains_key(snapshot));
+        if tried.is_done() {
+            let said = tried.answer.as_ref().expect("it was done").json();
+            let snapshot = said["id"].as_str().expect("an id");
+            assert!(new.contains_key(snapshot), "{tried:?}");
+        }
+        new.retain(|_, workspace| workspace == id);
+        for snapshot in new.into_keys() {
+            let content = self.known[id].clone();
+            self.snapshots.insert(snapshot, content);
+        }
+    }
+
+    /// What snapshots there are, and of which workspace each is.
+    fn listed_snapshots(&self) -> BTreeMap<String, String> {
+        let listed = self.api().get("/snapshots").expect(200).json();
+        let listed = listed["snapshots"].as_array().expect("a list").clone();
+        let word = |one: &Value, key: &str| one[key].as_str().expect("text").to_owned();
+        let named = |one| (word(one, "id"), word(one, "workspace"));
+        listed.iter().map(named).collect()
+    }
+
+    /// Starts from one and finds what was in its workspace; sometimes it goes, if nothing is on it.
+    fn look_at_a_snapshot(&mut self) {
+        let ids: Vec<_> = self.snapshots.keys().cloned().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let id = self.chance.one_of(&ids).clone();
+        let workspace = self.api().create_with(&json!({ "snapshot": id }));
+        assert_eq!(self.view(&workspace.id), self.snapshots[&id].shown());
+        assert!(workspace.delete());
+        if ids.len() > 4 {
+            self.delete_snapshot(&id);
+        }
+    }
+
+    /// Whether it went, which it does not where something is on it.
+    fn delete_snapshot(&mut self, id: &str) -> bool {
+        let answer = self.api().delete(&format!("/snapshots/{id}"));
+        let is_gone = answer.status != 409;
+        if is_gone {
+            answer.expect(200);
+            self.snapshots.remove(id);
+        }
+        is_gone
     }
 
     /// What was read of an exec is there; it started once at most; if it did not end it says so.
@@ -519,6 +583,12 @@ impl World {
             let all = entries(&state.join("workspaces").join(id));
             assert_eq!(all.len(), 3, "{all:?}");
         }
+        let listed: BTreeSet<String> = self.listed_snapshots().into_keys().collect();
+        let known: BTreeSet<String> = self.snapshots.keys().cloned().collect();
+        assert_eq!(listed, known, "settled: {settled:?}");
+        let records: BTreeSet<String> = entries(&state.join("snapshots")).into_iter().collect();
+        let expected = known.iter().map(|id| format!("{id}.json")).collect();
+        assert_eq!(records, expected);
         for layer in entries(&state.join("layers")) {
             assert_layer(&state.join("layers").join(layer));
         }
@@ -546,6 +616,17 @@ impl World {
         }
         for id in std::mem::take(&mut self.known).into_keys() {
             assert!(self.workspace(&id).delete());
+        }
+        for id in self
+            .snapshots
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>()
+            .iter()
+            .rev()
+        {
+            // Newer ones may be on it, and went before.
+            assert!(self.delete_snapshot(id), "{id}");
         }
         if let Some(first) = first {
             first.again(&self.derrick);
@@ -582,6 +663,7 @@ impl Tried {
             }
             Action::Reset => api.try_send("POST", &format!("{path}/reset"), &[], b""),
             Action::Delete => api.try_send("DELETE", &path, &[], b""),
+            Action::Snapshot => api.try_send("POST", &format!("{path}/snapshots"), &json, b"{}"),
             Action::Put => {
                 let kind = [("content-type", "application/octet-stream")];
                 api.try_send("PUT", &format!("{path}/files/put"), &kind, &large(number))
@@ -623,6 +705,7 @@ fn word(action: Action) -> &'static str {
         Action::Delete => "delete",
         Action::Put => "put",
         Action::Exec => "exec",
+        Action::Snapshot => "snapshot",
     }
 }
 

@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use support::{Answer, Derrick, Launch, Mode, Workspace, fixture, mode};
+use support::{Answer, Derrick, Launch, Mode, Workspace, fixture, mode, wait_until_gone};
 
 /// A small base, so that every file of it can be looked at.
 fn busybox() -> Value {
@@ -291,6 +291,11 @@ fn a_snapshot_is_kept_while_something_builds_on_it_and_the_answer_names_what() {
     workspace
         .post("reset", &json!({ "to": id(&first) }))
         .problem(404);
+    // What nobody finds again goes by itself.
+    for gone in [&first, &second] {
+        let layer = gone["layer"].as_str().expect("a digest");
+        wait_until_gone(&derrick.state().join("layers").join(layer));
+    }
 }
 
 #[test]

@@ -162,6 +162,7 @@ impl Bases<'_> {
             description: "what the host keeps to its root".into(),
             output: None,
             bytes: None,
+            by_record: false,
         };
         let tree = self.state.staging().join(Uuid::now_v7().to_string());
         let (store, digest, staged) = (self.store.clone(), digest.clone(), tree.clone());

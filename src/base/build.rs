@@ -183,6 +183,7 @@ impl Build {
             description: about.description,
             output: about.output,
             bytes: None,
+            by_record: false,
         };
         let (store, digest, upper) = (store.clone(), digest.clone(), self.directory.join("upper"));
         let commit = move || {

@@ -206,6 +206,39 @@ pub fn collect(state: &State, bounds: Bounds, mode: Mode) -> io::Result<Collecte
     Ok(collected)
 }
 
+/// Removes the layers that nobody finds again, as no record names them any more; how many of them somebody
+/// holds yet.
+///
+/// # Errors
+/// Those of reading the state directory and of removing.
+pub(super) fn remove_forgotten(state: &State) -> io::Result<usize> {
+    let root = state.path("");
+    let named = users(&root)?;
+    let mut held = 0;
+    for path in entries(&root.join("layers"))? {
+        let Some(digest) = path
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok())
+        else {
+            continue;
+        };
+        let by_record = || LayerMeta::read(&path).is_ok_and(|meta| meta.by_record);
+        if named.contains_key(&digest) || !by_record() {
+            continue;
+        }
+        match Alone::take(&path)? {
+            // Somebody named it, and then let go of it.
+            Some(_alone) if users(&root)?.contains_key(&digest) => {}
+            Some(_alone) => {
+                tracing::info!(layer = %digest, "removing a layer that no record names any more");
+                state.discard(&path)?;
+            }
+            None => held += 1,
+        }
+    }
+    Ok(held)
+}
+
 /// Those that were not removed.
 fn left<'k>(all: &'k [Kept], removed: &'k [Digest]) -> impl Iterator<Item = &'k Kept> + Clone {
     all.iter().filter(|layer| !removed.contains(&layer.digest))

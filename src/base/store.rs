@@ -168,6 +168,9 @@ pub struct LayerMeta {
     /// Its size, if it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Whether records alone lead to it, as to that of a snapshot: once none names it, nobody finds it again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_record: bool,
 }
 
 /// A layer on disk. Its files never change.
@@ -696,6 +699,7 @@ mod tests {
             description: "a test".to_owned(),
             output: None,
             bytes: None,
+            by_record: false,
         }
     }
 

@@ -255,7 +255,7 @@ struct Shared {
     to_keeper: mpsc::UnboundedSender<WorkspaceId>,
     keeper: OnceLock<AbortOnDropHandle<()>>,
     admission: Admission,
-    /// Where the config bounds the layer store.
+    /// Where a provider serves.
     collector: OnceLock<Collector>,
     /// Set when the provider is ending: nothing is started from then on.
     closed: AtomicBool,
@@ -278,7 +278,7 @@ impl Shared {
         }
     }
 
-    /// Has it seen to that the layer store is within its bounds, if it has any.
+    /// Has it seen to that nothing is in the layer store that is not to be kept.
     fn look_at_layers(&self) {
         if let Some(collector) = self.collector.get() {
             collector.look();
@@ -347,7 +347,7 @@ impl Workspaces {
         for workspace in all.values() {
             workspace.tenure.begin(to_keeper.clone(), None);
         }
-        let bounds = collect::Bounds::of(&config).filter(|_| usage == Use::Serve);
+        let bounds = collect::Bounds::of(&config);
         let shared = Shared {
             collector: OnceLock::new(),
             config,
@@ -366,7 +366,7 @@ impl Workspaces {
         let shared = Arc::new(shared);
         shared.note_present(None);
         // Not before it is known what this config starts from.
-        if let Some(bounds) = bounds {
+        if usage == Use::Serve {
             let _ = shared
                 .collector
                 .set(Collector::start(&shared.state, bounds));

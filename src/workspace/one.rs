@@ -560,6 +560,12 @@ impl Workspace {
                 return Err(error);
             }
         };
+        // The record on disk is as true as before, but the layers that it names would be kept for it.
+        if old.stack.digest != stack.digest
+            && let Err(error) = self.change_record(|_| ())
+        {
+            tracing::warn!(workspace = %self.id, %error, "the layers of a former state are kept until the record is written");
+        }
         let disposal = Disposal {
             ending,
             range,

@@ -115,6 +115,22 @@ pub(crate) fn entries(directory: &Path) -> Vec<String> {
 
 /// Waits until a directory has no entry; fails the test if it has one for longer than the guard.
 pub(crate) fn wait_until_empty(directory: &Path) {
+    wait_for_removals(directory, || {
+        let mut left = fs::read_dir(directory).expect("the directory is there");
+        left.next().map(|entry| format!("{entry:?}"))
+    });
+}
+
+/// Waits until a file or directory is gone, likewise.
+pub(crate) fn wait_until_gone(path: &Path) {
+    let directory = path.parent().expect("it is in a directory");
+    wait_for_removals(directory, || {
+        path.exists().then(|| path.display().to_string())
+    });
+}
+
+/// Waits until nothing is left of what is removed from a directory.
+fn wait_for_removals(directory: &Path, left: impl Fn() -> Option<String>) {
     let changes = inotify::init(CreateFlags::CLOEXEC).expect("cannot make an inotify instance");
     inotify::add_watch(
         &changes,
@@ -125,14 +141,11 @@ pub(crate) fn wait_until_empty(directory: &Path) {
     let deadline = Instant::now() + GUARD;
     let mut buffer = [0; 4096];
     // Looked at only once watched, so that no removal falls in between.
-    while let Some(entry) = fs::read_dir(directory)
-        .expect("the directory is there")
-        .next()
-    {
-        let left = deadline.saturating_duration_since(Instant::now());
+    while let Some(left) = left() {
+        let time = deadline.saturating_duration_since(Instant::now());
         assert!(
-            wait_for(changes.as_fd(), left),
-            "{entry:?} is still there after {GUARD:?}"
+            wait_for(changes.as_fd(), time),
+            "{left} is still there after {GUARD:?}"
         );
         rustix::io::read(&changes, &mut buffer).expect("there is an event to read");
     }

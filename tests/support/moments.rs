@@ -181,7 +181,7 @@ impl Changes {
             watch: watch.expect("cannot make an inotify instance"),
             places: BTreeMap::new(),
         };
-        for place in ["layers", "workspaces", "trash", "run"] {
+        for place in ["layers", "snapshots", "workspaces", "trash", "run"] {
             changes.add(&state.join(place), 2);
         }
         changes

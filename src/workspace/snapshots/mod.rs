@@ -362,6 +362,7 @@ fn meta(record: &Record, id: SnapshotId, shape: String) -> LayerMeta {
         description: format!("snapshot {id} of workspace {}", record.id),
         output: None,
         bytes: None,
+        by_record: true,
     }
 }
 
@@ -532,7 +533,8 @@ impl Workspaces {
             Removal::None => return Err(WorkspaceError::NoSnapshot(id)),
             Removal::Used(user) => return Err(WorkspaceError::SnapshotInUse { id, user }),
         }
-        // Its layer is collected as all are that nothing uses.
+        // Its layer is nobody's now.
+        self.shared.look_at_layers();
         Ok(())
     }
 
