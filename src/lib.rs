@@ -31,4 +31,5 @@ pub mod spawner;
 pub mod state;
 pub mod sys;
 pub mod tally;
+pub mod turns;
 pub mod workspace;

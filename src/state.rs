@@ -7,7 +7,7 @@
 mod images;
 
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +28,7 @@ use crate::sandbox::disk;
 use crate::sandbox::{Limits, Requests, Storage, Writable};
 pub use crate::spawner::protocol::Removed;
 use crate::tally::Tally;
+use crate::turns::Gate;
 use images::Images;
 
 /// Why a state directory cannot be used.
@@ -139,9 +140,17 @@ struct Shared {
 }
 
 enum Discard {
-    Remove(PathBuf, Option<oneshot::Sender<Removed>>),
+    Remove(Remove),
     /// Answered when all that came before is gone.
     Flush(oneshot::Sender<()>),
+}
+
+/// A directory in the trash.
+struct Remove {
+    path: PathBuf,
+    /// Whose files these were.
+    owner: Option<String>,
+    done: Option<oneshot::Sender<Removed>>,
 }
 
 impl State {
@@ -379,8 +388,20 @@ impl State {
     /// # Errors
     /// Those of rename(2).
     pub fn discard(&self, path: &Path) -> io::Result<()> {
-        if let Some(place) = self.take_away(path)? {
-            self.queue(Discard::Remove(place, None));
+        self.discard_of(None, path)
+    }
+
+    /// The same with files of a workspace of this owner: removals of different owners take turns.
+    ///
+    /// # Errors
+    /// Those of rename(2).
+    pub fn discard_of(&self, owner: Option<&str>, path: &Path) -> io::Result<()> {
+        if let Some(path) = self.take_away(path)? {
+            self.queue(Discard::Remove(Remove {
+                path,
+                owner: owner.map(str::to_owned),
+                done: None,
+            }));
         }
         Ok(())
     }
@@ -393,16 +414,20 @@ impl State {
         }
     }
 
-    /// As `discard`, and waits until it is removed; what that was, if it was there and is gone.
+    /// As `discard_of`, and waits until it is removed; what that was, if it was there and is gone.
     ///
     /// # Errors
     /// Those of rename(2).
-    pub async fn remove(&self, path: &Path) -> io::Result<Option<Removed>> {
-        let Some(place) = self.take_away(path)? else {
+    pub async fn remove(&self, owner: Option<&str>, path: &Path) -> io::Result<Option<Removed>> {
+        let Some(path) = self.take_away(path)? else {
             return Ok(None);
         };
         let (done, removed) = oneshot::channel();
-        self.queue(Discard::Remove(place, Some(done)));
+        self.queue(Discard::Remove(Remove {
+            path,
+            owner: owner.map(str::to_owned),
+            done: Some(done),
+        }));
         // Whoever removes has said why it could not.
         Ok(removed.await.ok())
     }
@@ -422,17 +447,18 @@ impl State {
         self.shared.endings.spawn(work);
     }
 
-    /// Removes in the background what was put into the trash by its path.
-    ///
-    /// # Errors
-    /// Those of listing it.
-    pub fn empty_trash(&self) -> io::Result<()> {
+    /// Removes in the background what others left in the trash.
+    fn empty_trash(&self) -> io::Result<()> {
         // A throw-away process does not wait for what others left.
         if self.shared.usage == Use::Throwaway {
             return Ok(());
         }
         for entry in std::fs::read_dir(self.path("trash"))? {
-            self.queue(Discard::Remove(entry?.path(), None));
+            self.queue(Discard::Remove(Remove {
+                path: entry?.path(),
+                owner: None,
+                done: None,
+            }));
         }
         Ok(())
     }
@@ -516,17 +542,19 @@ impl State {
 /// block that becomes free is discarded on it.
 const REMOVALS: usize = 8;
 
-/// Begins removals in the order in which they were asked for.
+/// Begins removals in the order in which they were asked for, those of different owners in turn.
 async fn remove_in_turn(spawner: Spawner, mut queue: mpsc::UnboundedReceiver<Discard>) {
+    let gate = Gate::new(REMOVALS);
     let mut removals = JoinSet::new();
     while let Some(discard) = queue.recv().await {
         match discard {
-            Discard::Remove(path, done) => {
+            Discard::Remove(Remove { path, owner, done }) => {
                 while removals.try_join_next().is_some() {}
-                if removals.len() >= REMOVALS {
-                    removals.join_next().await;
-                }
-                removals.spawn(remove_one(spawner.clone(), path, done));
+                let (turn, spawner) = (gate.enter(owner.as_deref()), spawner.clone());
+                removals.spawn(async move {
+                    let _pass = turn.await;
+                    remove_one(spawner, path, done).await;
+                });
             }
             Discard::Flush(sender) => {
                 while removals.join_next().await.is_some() {}
@@ -583,6 +611,31 @@ fn spread(directory: &Path) {
         let flags = rustix::fs::ioctl_getflags(&open)?;
         rustix::fs::ioctl_setflags(&open, flags | IFlags::TOPDIR)
     });
+}
+
+/// When what is written must be on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// Once the kernel finds time: it survives the end of any process, not that of the host.
+    Soon,
+    /// At once.
+    Now,
+}
+
+/// Replaces the file at `path`, whole or not at all, by way of one called `.new` besides.
+///
+/// # Errors
+/// Those of writing it.
+pub fn replace_file(path: &Path, content: &[u8], written: Written) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let mut file = File::create(&temporary)?;
+    file.write_all(content)?;
+    if written == Written::Now {
+        file.sync_all()?;
+    }
+    drop(file);
+    std::fs::rename(temporary, path)
 }
 
 fn make_private(path: &Path) -> io::Result<()> {

@@ -84,6 +84,85 @@ fn who_waits_is_let_in_in_order_and_nobody_gets_past() {
 }
 
 #[test]
+fn owners_take_turns_and_none_fills_the_queue() {
+    const ALL: &str = "0123456789abcdef0123456789abcdef";
+    const A: &str = "00112233445566778899aabbccddee01";
+    const B: &str = "00112233445566778899aabbccddee02";
+    let derrick = Launch::new(busybox(&json!({ "max_workspaces": 1 })))
+        .token(&format!(
+            "{ALL}\n{A} name=a scope=own\n{B} name=b scope=own\n"
+        ))
+        .start();
+    let (a, b) = (
+        derrick.api.with_token(Some(A)),
+        derrick.api.with_token(Some(B)),
+    );
+    let mut last = a.create();
+    let ask = |api: &Api, number: u64, count: u64| {
+        let pending = api.start("/workspaces?wait=1000", json!({ "ttl": number }));
+        until_waiting(&derrick.api, count);
+        pending
+    };
+    let waiting = [
+        ask(&a, 1001, 1),
+        ask(&a, 1002, 2),
+        ask(&a, 1003, 3),
+        ask(&b, 2001, 4),
+        ask(&b, 2002, 5),
+    ];
+    let mut order = Vec::new();
+    for left in (0..5).rev() {
+        assert!(last.delete());
+        until_waiting(&derrick.api, left);
+        let guard = Instant::now() + GUARD;
+        last = loop {
+            if let [id] = derrick.api.list().as_slice() {
+                break derrick.api.workspace(id);
+            }
+            assert!(Instant::now() < guard, "none is made");
+            std::thread::park_timeout(Duration::from_millis(5));
+        };
+        order.push(last.describe()["ttl"].as_f64().expect("it has one"));
+    }
+    assert_eq!(order, [1001.0, 2001.0, 1002.0, 2002.0, 1003.0]);
+    for pending in waiting {
+        made(pending.answer());
+    }
+
+    let request = format!(
+        "POST /workspaces?wait=1000 HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {A}\r\n\
+         Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}",
+        derrick.api.address()
+    );
+    let _waiting: Vec<_> = (0..256)
+        .map(|_| {
+            let mut stream = TcpStream::connect(derrick.api.address()).expect("it listens");
+            stream.write_all(request.as_bytes()).expect("it reads");
+            stream
+        })
+        .collect();
+    until_waiting(&derrick.api, 256);
+    let detail = refused(a.post("/workspaces?wait=1000", &json!({})));
+    assert_eq!(
+        detail,
+        "256 creates of this owner wait for a place, which is as many as may; 256 other requests wait"
+    );
+    // Of another one there is none before it.
+    let pending = b.start("/workspaces?wait=1000", json!({ "ttl": 2003 }));
+    until_waiting(&derrick.api, 257);
+    assert!(last.delete());
+    until_waiting(&derrick.api, 256);
+    let guard = Instant::now() + GUARD;
+    while derrick.api.list().is_empty() {
+        assert!(Instant::now() < guard, "none is made");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    let first = derrick.api.list().remove(0);
+    assert!(derrick.api.workspace(&first).delete());
+    made(pending.answer());
+}
+
+#[test]
 fn who_goes_away_waits_no_more() {
     let derrick = Derrick::start(busybox(&json!({ "max_workspaces": 1 })));
     let first = derrick.create();

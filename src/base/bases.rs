@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::build::{About, Build, Confinement};
-use super::hold::Holds;
+use super::claim::Claims;
 use super::host::{BaseError, host_base, withheld, without_nested};
 use super::skeleton::skeleton_tar;
 use super::stack::Owner;
@@ -65,7 +65,7 @@ impl Bases<'_> {
             owner: Owner::Sandbox,
             commits: BTreeMap::new(),
             depth: 0,
-            holds: Holds::default(),
+            claims: Claims::default(),
         }
     }
 

@@ -192,10 +192,6 @@ impl Build {
         };
         let committed = tokio::task::spawn_blocking(commit).await;
         self.state.discard_or_say(&self.directory);
-        // Where it was not committed, or another one was there.
-        if let Err(error) = self.state.empty_trash() {
-            tracing::warn!(%error, "cannot empty the trash; the next start tries again");
-        }
         committed
             .map_err(|error| SetupError::host("keeping a layer")(error.into()))?
             .map_err(SetupError::host("keeping a layer"))

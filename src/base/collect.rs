@@ -2,7 +2,7 @@
 //! in use.
 //!
 //! A layer is in use by what is written in the state directory: workspaces, served or not, snapshots, the
-//! config that was served last; by whoever holds it (`base::hold`); and by the layers on top of it. What
+//! config that was served last; by whoever claims it (`base::claim`); and by the layers on top of it. What
 //! is written is looked at as text: whatever names the digest uses the layer, also a record of another
 //! version. So a snapshot, which a client made, goes only when a client removes it.
 //!
@@ -20,11 +20,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Digest;
-use super::hold::{self, Alone, USED};
+use super::claim::{self, Alone, USED};
 use super::store::LayerMeta;
 use crate::config::WorkspaceConfig;
 use crate::git;
-use crate::state::State;
+use crate::state::{State, Written, replace_file};
 
 /// In the state directory: the layers of the config that was served last.
 const PRESENT: &str = "present.json";
@@ -169,7 +169,7 @@ pub fn collect(state: &State, bounds: Bounds, mode: Mode) -> io::Result<Collecte
         return Ok(told(&all, first, &mirrors));
     }
     for used in all.iter().filter(|layer| !layer.used_by.is_empty()) {
-        hold::note(&layer(&root, &used.digest));
+        claim::note(&layer(&root, &used.digest));
     }
     // Nobody begins to use one of these from here on; then what is written is looked at once more.
     let mut alone = HashMap::new();
@@ -333,9 +333,11 @@ fn choose(all: &[Kept], bounds: Bounds, now: u64) -> Vec<Digest> {
 
 /// Notes the layers that the present config starts from.
 pub(super) fn note_present(state: &State, layers: &BTreeSet<Digest>) -> io::Result<()> {
-    let temporary = state.path(&format!("{PRESENT}.new"));
-    fs::write(&temporary, serde_json::to_vec(layers)?)?;
-    fs::rename(temporary, state.path(PRESENT))
+    replace_file(
+        &state.path(PRESENT),
+        &serde_json::to_vec(layers)?,
+        Written::Soon,
+    )
 }
 
 /// Who uses which layer, by what is written in the state directory.

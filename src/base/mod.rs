@@ -3,16 +3,16 @@
 //! A `Stack` is what a sandbox starts from: its overlays, with the base's directories and the layers
 //! on top of them. Reading order: `setup` makes it, `bases` what it stands on, `repositories` what
 //! goes into it, `build` each layer; then where the parts come from: `host`, `skeleton`, `tarball`,
-//! `whiteouts` for what is hidden of the host, and `store`, where layers are kept; `hold` keeps them there,
+//! `whiteouts` for what is hidden of the host, and `store`, where layers are kept; `claim` keeps them there,
 //! and `collect` does not; `collector` does that in the background.
 
 mod archive;
 mod bases;
 mod build;
+mod claim;
 pub mod collect;
 pub mod collector;
 mod error;
-mod hold;
 pub mod host;
 mod repositories;
 mod setup;

@@ -47,12 +47,10 @@ impl Setups {
     /// # Errors
     /// Where the base cannot be used.
     pub async fn open(config: Arc<WorkspaceConfig>, state: &State) -> Result<Self, SetupError> {
-        let store = LayerStore::open(state.path("layers"), state.path("trash"))
+        let discarding = state.clone();
+        let discard = move |path: &Path| discarding.discard(path);
+        let store = LayerStore::open(state.path("layers"), discard)
             .map_err(SetupError::host("opening the layer store"))?;
-        // What it found half made.
-        state
-            .empty_trash()
-            .map_err(SetupError::host("emptying the trash"))?;
         let mirrors = Mirrors::open(state.path("mirrors"));
         let base = Bases {
             config: &config,

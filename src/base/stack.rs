@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::hold::Holds;
+use super::claim::Claims;
 use super::{Digest, Layer};
 use crate::git::CommitId;
 use crate::pool::ranges::Range;
@@ -29,7 +29,7 @@ pub struct Stack {
     pub depth: usize,
     /// Keeps its layers where they are, until it is recorded; what was recorded is kept for that.
     #[serde(skip)]
-    pub(super) holds: Holds,
+    pub(super) claims: Claims,
 }
 
 /// Who root inside is on disk, where ids are subordinate.
@@ -91,8 +91,8 @@ impl Stack {
         let mut stack = self.clone();
         stack.digest = layer.digest().clone();
         stack.depth += 1;
-        if let Some(hold) = layer.hold() {
-            stack.holds.add(Arc::clone(hold));
+        if let Some(claim) = layer.claim() {
+            stack.claims.add(Arc::clone(claim));
         }
         for (number, overlay) in stack.overlays.iter_mut().enumerate() {
             if overlay.access == Access::Writable {

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::hold::{Alone, Hold};
+use super::claim::{Alone, Claim};
 
 /// The `format` of the layers that this version writes and reads.
 pub const LAYER_FORMAT: u32 = 1;
@@ -180,7 +180,7 @@ pub struct Layer {
     path: PathBuf,
     meta: LayerMeta,
     /// None for one that is not used, or was not yet when this was made.
-    hold: Option<Arc<Hold>>,
+    claim: Option<Arc<Claim>>,
 }
 
 impl LayerMeta {
@@ -192,9 +192,9 @@ impl LayerMeta {
 }
 
 impl Layer {
-    fn held(self, hold: Arc<Hold>) -> Self {
+    fn claimed(self, claim: Arc<Claim>) -> Self {
         Self {
-            hold: Some(hold),
+            claim: Some(claim),
             ..self
         }
     }
@@ -218,8 +218,8 @@ impl Layer {
     }
 
     /// What keeps it from being collected.
-    pub(super) fn hold(&self) -> Option<&Arc<Hold>> {
-        self.hold.as_ref()
+    pub(super) fn claim(&self) -> Option<&Arc<Claim>> {
+        self.claim.as_ref()
     }
 
     /// What is known about it.
@@ -229,35 +229,53 @@ impl Layer {
     }
 }
 
+/// What takes something away at once, by its path; no error if it is not there.
+#[derive(Clone)]
+struct Discard(Arc<TakeAway>);
+
+type TakeAway = dyn Fn(&Path) -> io::Result<()> + Send + Sync;
+
+impl fmt::Debug for Discard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Discard")
+    }
+}
+
 /// All layers of a state directory; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct LayerStore {
     layers: PathBuf,
-    trash: PathBuf,
+    /// Takes away what is to go.
+    discard: Discard,
     /// One for each layer that somebody in this process is making or waits for.
     making: Arc<Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>>,
     /// One for each layer that somebody in this process uses.
-    held: Arc<Mutex<HashMap<Digest, Weak<Hold>>>>,
+    claims: Arc<Mutex<HashMap<Digest, Weak<Claim>>>>,
 }
 
 impl LayerStore {
-    /// Opens the store in the directory `layers`, making it if need be; what is to go is renamed into `trash`.
+    /// Opens the store in the directory `layers`, making it if need be; `discard` takes away what is to go.
     ///
-    /// Both must be on one filesystem. What a crashed process was committing is swept.
+    /// What a crashed process was committing is swept.
     ///
     /// # Errors
     ///
     /// When a directory cannot be made or read.
-    pub fn open(layers: impl Into<PathBuf>, trash: impl Into<PathBuf>) -> io::Result<Self> {
+    pub fn open(
+        layers: impl Into<PathBuf>,
+        discard: impl Fn(&Path) -> io::Result<()> + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let store = Self {
             layers: layers.into(),
-            trash: trash.into(),
+            discard: Discard(Arc::new(discard)),
             making: Arc::default(),
-            held: Arc::default(),
+            claims: Arc::default(),
         };
-        for dir in [&store.layers, &store.trash] {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        }
+        let layers = &store.layers;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(layers)?;
         store.sweep()?;
         Ok(store)
     }
@@ -267,9 +285,9 @@ impl LayerStore {
     #[must_use]
     pub fn get(&self, digest: &Digest) -> Option<Layer> {
         let path = self.layers.join(digest.as_str());
-        let held = read_layer(digest, &path)
-            .and_then(|layer| Ok(self.hold(digest, &path)?.map(|hold| layer.held(hold))));
-        match held {
+        let claimed = read_layer(digest, &path)
+            .and_then(|layer| Ok(self.claim(digest, &path)?.map(|claim| layer.claimed(claim))));
+        match claimed {
             Ok(layer) => layer,
             Err(e) if e.kind() == io::ErrorKind::NotFound && !path.exists() => None,
             Err(e) => {
@@ -280,26 +298,26 @@ impl LayerStore {
     }
 
     /// What keeps a layer from being collected; none if it is gone.
-    fn hold(&self, digest: &Digest, path: &Path) -> io::Result<Option<Arc<Hold>>> {
+    fn claim(&self, digest: &Digest, path: &Path) -> io::Result<Option<Arc<Claim>>> {
         let known = {
-            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-            held.get(digest).and_then(Weak::upgrade)
+            let claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+            claims.get(digest).and_then(Weak::upgrade)
         };
         // Somebody may have removed it by hand, and it may have been made anew.
-        let hold = match known.filter(|hold| hold.is_of(path)) {
-            Some(hold) => hold,
+        let claim = match known.filter(|claim| claim.is_of(path)) {
+            Some(claim) => claim,
             None => {
-                let Some(hold) = Hold::take(path)?.map(Arc::new) else {
+                let Some(claim) = Claim::take(path)?.map(Arc::new) else {
                     return Ok(None);
                 };
-                let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-                held.retain(|_, hold| hold.strong_count() > 0);
-                held.insert(digest.clone(), Arc::downgrade(&hold));
-                hold
+                let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+                claims.retain(|_, claim| claim.strong_count() > 0);
+                claims.insert(digest.clone(), Arc::downgrade(&claim));
+                claim
             }
         };
-        hold.note();
-        Ok(Some(hold))
+        claim.note();
+        Ok(Some(claim))
     }
 
     /// All layers, in no order; none is used by that.
@@ -367,7 +385,7 @@ impl LayerStore {
         Ok(match revealed? {
             Revealed::Ours(path) => Layer {
                 digest: digest.clone(),
-                hold: self.hold(digest, &path)?,
+                claim: self.claim(digest, &path)?,
                 path,
                 meta,
             },
@@ -382,7 +400,7 @@ impl LayerStore {
             digest: digest.clone(),
             path: self.path_of(digest),
             meta,
-            hold: None,
+            claim: None,
         }
     }
 
@@ -395,12 +413,12 @@ impl LayerStore {
     /// # Errors
     /// When a step fails; `tree` is where it was then.
     pub fn take_in(&self, layer: Layer, tree: &Path) -> io::Result<Layer> {
-        let hold = loop {
+        let claim = loop {
             let mut builder = DirBuilder::new();
             builder.recursive(true).mode(0o700).create(&layer.path)?;
             // Before it is a layer, so that it is never one that nobody uses.
-            match self.hold(&layer.digest, &layer.path) {
-                Ok(Some(hold)) => break hold,
+            match self.claim(&layer.digest, &layer.path) {
+                Ok(Some(claim)) => break claim,
                 // Somebody swept the directory, which was no layer.
                 Ok(None) => {}
                 Err(error) => return Err(error),
@@ -418,7 +436,7 @@ impl LayerStore {
                 return Err(error);
             }
         }
-        Ok(layer.held(hold))
+        Ok(layer.claimed(claim))
     }
 
     /// The layer that a path below it belongs to, if it is one of this store's.
@@ -494,12 +512,9 @@ impl LayerStore {
         Ok(Revealed::Ours(target))
     }
 
-    /// Moves something to the trash; somebody else having done so is fine.
+    /// Has something taken away; somebody else having done so is fine.
     fn discard(&self, path: &Path) -> io::Result<()> {
-        match fs::rename(path, self.trash.join(Uuid::now_v7().to_string())) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        self.discard.0(path)
     }
 
     /// Discards what crashed processes left; what a living one works on is locked.
@@ -650,7 +665,7 @@ fn read_layer(digest: &Digest, path: &Path) -> io::Result<Layer> {
         digest: digest.clone(),
         path: path.to_path_buf(),
         meta,
-        hold: None,
+        claim: None,
     })
 }
 
@@ -683,7 +698,14 @@ mod tests {
     }
 
     fn open(dir: &Path) -> LayerStore {
-        LayerStore::open(dir.join("layers"), dir.join("trash")).unwrap()
+        let trash = dir.join("trash");
+        fs::create_dir_all(&trash).unwrap();
+        let discard =
+            move |path: &Path| match fs::rename(path, trash.join(Uuid::now_v7().to_string())) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => Ok(()),
+            };
+        LayerStore::open(dir.join("layers"), discard).unwrap()
     }
 
     fn meta(created: u64) -> LayerMeta {

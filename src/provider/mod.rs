@@ -61,7 +61,7 @@ pub trait Provider: files::Files + snapshots::Snapshots + Send + Sync + 'static 
         latitude: Latitude,
     ) -> Result<Lease, Error>;
     /// Counts as a use of a workspace until what this gives is dropped; nothing where there is none.
-    fn hold(&self, _id: &WorkspaceId) -> Option<InUse> {
+    fn begin_use(&self, _id: &WorkspaceId) -> Option<InUse> {
         None
     }
     /// Starts one command, unless its key says that it was started before; answers when it runs.

@@ -189,8 +189,8 @@ impl Provider for NsProvider {
         renewed.map_err(|error| error_of(error, ""))
     }
 
-    fn hold(&self, id: &WorkspaceId) -> Option<InUse> {
-        Some(self.get(id).ok()?.hold())
+    fn begin_use(&self, id: &WorkspaceId) -> Option<InUse> {
+        Some(self.get(id).ok()?.begin_use())
     }
 
     async fn start(
@@ -226,7 +226,7 @@ impl Provider for NsProvider {
             output_limit: command.output_limit,
             key: command.key,
             further: Vec::new(),
-            in_use: Some(workspace.hold()),
+            in_use: Some(workspace.begin_use()),
             after,
         };
         to_its_end(async move {

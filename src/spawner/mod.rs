@@ -192,11 +192,14 @@ impl Spawner {
     }
 
     fn hear_remover(&mut self, provider: &Channel, place: usize) -> std::io::Result<()> {
-        match self.removers.hear(self.one, place) {
-            Some((id, Ok(removed))) => provider.send(&Reply::Removed(id, removed), &[]),
-            Some((id, Err(failure))) => provider.send(&Reply::Failed(id, failure), &[]),
-            None => Ok(()),
-        }
+        let answers = self.removers.hear(self.one, place);
+        answers.into_iter().try_for_each(|(id, removed)| {
+            let reply = match removed {
+                Ok(removed) => Reply::Removed(id, removed),
+                Err(failure) => Reply::Failed(id, failure),
+            };
+            provider.send(&reply, &[])
+        })
     }
 
     /// Has a child copy a directory.

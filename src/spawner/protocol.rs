@@ -49,12 +49,12 @@ pub enum Reply {
     Failed(RequestId, Failure),
 }
 
-/// What was in a directory that was removed.
+/// What a workspace had written to a directory that was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removed {
     /// Files, directories, links and whatever else has a name.
     pub files: u64,
-    /// What they took up on disk; that of a file with several names once, with the last of them.
+    /// What the files took up on disk; that of one with several names once, with the last of them.
     pub bytes: u64,
 }
 

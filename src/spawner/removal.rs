@@ -1,13 +1,13 @@
 //! Removes what a workspace left: any depth, any names, any modes, and never a step outside.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fchmod, openat, openat2, renameat,
-    statat, unlinkat,
+    AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, fchmod, openat, openat2, renameat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
@@ -16,12 +16,18 @@ use super::protocol::Removed;
 /// Directories that are held open on the way down; deeper ones are moved up first.
 const MAX_DEPTH: usize = 128;
 
+/// What is too deep is called in `root`, with a number.
+const MOVED: &str = ".derrick-moved-";
+
 /// Removes `root` and everything in it; no error if it is not there.
 ///
 /// Each directory is opened below the one before it without following a link, and every removal
 /// names one entry of an open directory: what a hostile tree is swapped for changes nothing outside.
 /// A directory that is too deep is renamed into `root` and removed from there, so that neither the
 /// depth of a tree nor the length of a path counts.
+///
+/// What is told is what a workspace wrote, below `upper/<part>/`, and not the directories that derrick made
+/// for that.
 pub(super) fn remove(root: &Path) -> io::Result<Removed> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let top = match openat(CWD, root, flags, Mode::empty()) {
@@ -67,11 +73,13 @@ fn empty(top: &OwnedFd, moved: &mut u64, removed: &mut Removed) -> io::Result<()
                 if name.as_c_str() == c"." || name.as_c_str() == c".." {
                     continue;
                 }
+                let written = is_written(&levels, &name);
+                let current = &levels[levels.len() - 1];
                 let bytes = bytes_of_last_name(&current.directory, &name);
                 match unlinkat(&current.directory, &name, AtFlags::empty()) {
                     Ok(()) => {
-                        removed.files += 1;
-                        removed.bytes += bytes;
+                        removed.files += u64::from(written);
+                        removed.bytes += if written { bytes } else { 0 };
                         continue;
                     }
                     Err(Errno::NOENT) => continue,
@@ -80,29 +88,21 @@ fn empty(top: &OwnedFd, moved: &mut u64, removed: &mut Removed) -> io::Result<()
                 }
                 // Most directories are empty, or soon will be.
                 if unlinkat(&current.directory, &name, AtFlags::REMOVEDIR).is_ok() {
-                    removed.files += 1;
-                    removed.bytes += bytes;
+                    removed.files += u64::from(written);
                     continue;
                 }
                 if levels.len() < MAX_DEPTH {
-                    let current = &levels[levels.len() - 1];
                     let next = level(&current.directory, &name)?;
                     levels.push(next);
                 } else {
                     *moved += 1;
-                    let current = &levels[levels.len() - 1];
-                    renameat(
-                        &current.directory,
-                        &name,
-                        top,
-                        format!(".derrick-moved-{moved}"),
-                    )?;
+                    renameat(&current.directory, &name, top, format!("{MOVED}{moved}"))?;
                 }
             }
             None => {
                 let done = levels.pop().map(|level| level.name);
                 if let (Some(name), Some(parent)) = (done, levels.last()) {
-                    removed.files += 1;
+                    removed.files += u64::from(is_written(&levels, &name));
                     gone(unlinkat(&parent.directory, &name, AtFlags::REMOVEDIR))?;
                 }
             }
@@ -111,13 +111,23 @@ fn empty(top: &OwnedFd, moved: &mut u64, removed: &mut Removed) -> io::Result<()
     Ok(())
 }
 
+/// Whether `name`, in the last one of these directories, was written by a workspace.
+fn is_written(levels: &[Level], name: &CStr) -> bool {
+    let was_moved = |name: &CStr| name.to_bytes().starts_with(MOVED.as_bytes());
+    match levels {
+        [] => false,
+        [_] => was_moved(name),
+        [_, first, rest @ ..] => {
+            was_moved(&first.name) || (first.name.as_c_str() == c"upper" && !rest.is_empty())
+        }
+    }
+}
+
 /// What is taken up on disk by what has this one name, or no other than this any more.
-fn bytes_of_last_name(directory: &OwnedFd, name: &std::ffi::CStr) -> u64 {
+fn bytes_of_last_name(directory: &OwnedFd, name: &CStr) -> u64 {
     let status = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
     status.map_or(0, |status| {
-        let is_last =
-            status.st_nlink == 1 || FileType::from_raw_mode(status.st_mode) == FileType::Directory;
-        if is_last {
+        if status.st_nlink == 1 {
             u64::try_from(status.st_blocks).unwrap_or(0) * 512
         } else {
             0
@@ -125,7 +135,7 @@ fn bytes_of_last_name(directory: &OwnedFd, name: &std::ffi::CStr) -> u64 {
     })
 }
 
-fn level(parent: &OwnedFd, name: &std::ffi::CStr) -> io::Result<Level> {
+fn level(parent: &OwnedFd, name: &CStr) -> io::Result<Level> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let below = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let open = || openat2(parent, name, flags, Mode::empty(), below);
@@ -161,6 +171,8 @@ fn has_entries(directory: &OwnedFd) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -168,13 +180,17 @@ mod tests {
         let outside = tempfile::tempdir().expect("tempdir");
         let canary = outside.path().join("canary");
         std::fs::write(&canary, "alive").expect("canary");
-        let tree = outside.path().join("tree");
-        std::fs::create_dir(&tree).expect("tree");
+        let root = outside.path().join("generation-0");
+        let tree = root.join("upper/0");
+        std::fs::create_dir_all(&tree).expect("tree");
+        std::fs::create_dir_all(root.join("work/0/work")).expect("work");
+        std::fs::write(root.join("beginning.json"), "{}").expect("derrick's own");
         std::os::unix::fs::symlink(outside.path(), tree.join("link")).expect("link");
         std::fs::write(tree.join("new\nline"), "").expect("file");
         let closed = tree.join("closed");
         std::fs::create_dir(&closed).expect("directory");
-        std::fs::write(closed.join("file"), "").expect("file");
+        std::fs::write(closed.join("file"), "text").expect("file");
+        let bytes = std::fs::metadata(closed.join("file")).map(|file| file.blocks() * 512);
         rustix::fs::chmod(&closed, Mode::empty()).expect("chmod");
         // Deeper than any path can name.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -183,11 +199,13 @@ mod tests {
             rustix::fs::mkdirat(&deep, "d", Mode::RWXU).expect("mkdir");
             deep = openat(&deep, "d", flags, Mode::empty()).expect("open");
         }
-        let removed = remove(&tree).expect("removed");
+        let removed = remove(&root).expect("removed");
         // The directories, three of them beside the deep ones, the files and the link.
         assert_eq!(removed.files, 5000 + 1 + 2 + 1);
-        assert!(!tree.exists());
+        // Directories are none.
+        assert_eq!(removed.bytes, bytes.expect("it was there"));
+        assert!(!root.exists());
         assert_eq!(std::fs::read_to_string(&canary).expect("canary"), "alive");
-        remove(&tree).expect("what is gone already is no error");
+        remove(&root).expect("what is gone already is no error");
     }
 }

@@ -78,7 +78,22 @@ impl Removers {
 
     /// Takes what the remover at this place among [`Self::channels`] says. The places of others may be
     /// other ones then, but for those before it.
-    pub(super) fn hear(&mut self, one: OneThread, place: usize) -> Option<Answer> {
+    pub(super) fn hear(&mut self, one: OneThread, place: usize) -> Vec<Answer> {
+        let answer = self.take_word(place);
+        let failure = self.hand_out(one);
+        // Where no process is left, and none can be made, nobody would come for what waits.
+        let given_up = failure.filter(|_| self.all.is_empty()).map(|failure| {
+            let waiting = std::mem::take(&mut self.waiting);
+            let answer = move |(id, _)| (id, Err(failure.clone()));
+            waiting.into_iter().map(answer)
+        });
+        answer
+            .into_iter()
+            .chain(given_up.into_iter().flatten())
+            .collect()
+    }
+
+    fn take_word(&mut self, place: usize) -> Option<Answer> {
         let remover = &mut self.all[place];
         let word = remover.channel.receive::<Word>();
         let answer = match word.ok().flatten().map(|word| word.message) {
@@ -92,13 +107,10 @@ impl Removers {
             // Somebody killed it, which is no errno.
             None => {
                 let busy = self.all.swap_remove(place).busy;
-                self.hand_out(one);
                 return busy.map(|id| (id, Err(failed(0))));
             }
         };
-        let id = remover.busy.take()?;
-        self.hand_out(one);
-        Some((id, answer))
+        Some((remover.busy.take()?, answer))
     }
 
     /// The processes.

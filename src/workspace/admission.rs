@@ -1,9 +1,10 @@
-//! Who may be made now: places for workspaces, and memory for them. Who has to wait is let in in order.
+//! Who may be made now: places for workspaces, and memory for them. Who has to wait is let in in turn: one of
+//! each owner, and those of one owner in order.
 //!
 //! A create takes a place, which counts until the workspace is among the others, or is not made after all.
 //! Nobody gets past those who wait: while there are any, who does not want to wait is refused.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,9 +14,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
 use super::memory::Memory;
 use super::{Shared, Workspace, WorkspaceError, WorkspaceId, promised};
+use crate::turns::Turns;
 
-/// Requests that wait at once.
+/// Requests that wait at once: of all whose tokens have no name, and of each name.
 const MOST_WAITING: usize = 1024;
+const MOST_WAITING_OF_NAME: usize = 256;
 
 /// How often the first one that waits looks whether there is memory: nothing tells when there is.
 const LOOK: Duration = Duration::from_millis(200);
@@ -56,6 +59,11 @@ pub enum Shortage {
     },
     /// Those before it.
     Turn,
+    /// Room to wait: so many of its owner's do already.
+    Waiting {
+        /// How many may.
+        most: usize,
+    },
 }
 
 impl std::fmt::Display for Shortage {
@@ -94,6 +102,10 @@ impl std::fmt::Display for Shortage {
                 most.display().iec()
             ),
             Self::Turn => write!(f, "others wait for a place"),
+            Self::Waiting { most } => write!(
+                f,
+                "{most} creates of this owner wait for a place, which is as many as may"
+            ),
         }
     }
 }
@@ -109,14 +121,12 @@ struct Queue {
     coming_memory: u64,
     /// What of that is requested.
     coming_promised: u64,
-    next: u64,
-    waiting: VecDeque<Waiter>,
+    waiting: Turns<Waiter>,
     closed: bool,
 }
 
 #[derive(Debug)]
 struct Waiter {
-    number: u64,
     requested: u64,
     place: oneshot::Sender<Place>,
 }
@@ -140,13 +150,22 @@ impl Drop for Place {
 impl Place {
     fn give_back(&mut self) -> Option<Arc<Shared>> {
         let shared = self.shared.take()?;
-        {
-            let mut queue = shared.admission.lock();
-            queue.coming -= 1;
-            queue.coming_memory -= self.requested.max(LEAST);
-            queue.coming_promised -= self.requested;
-        }
+        shared.admission.lock().forget(self.requested);
         Some(shared)
+    }
+
+    /// Becomes that of `workspace`, which is among all from then on: at no moment both count, or none.
+    pub(super) fn fill(mut self, workspace: &Arc<Workspace>) {
+        let Some(shared) = self.shared.take() else {
+            return;
+        };
+        {
+            let mut all = shared.lock();
+            all.insert(workspace.id().clone(), Arc::clone(workspace));
+            shared.admission.lock().forget(self.requested);
+        }
+        // What it was taken to need may be more than it does.
+        admit(&shared);
     }
 }
 
@@ -158,9 +177,7 @@ struct Turn<'s> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let number = self.number;
-        let waiting = &mut self.shared.admission.lock().waiting;
-        waiting.retain(|waiter| waiter.number != number);
+        self.shared.admission.lock().waiting.remove(self.number);
     }
 }
 
@@ -169,15 +186,19 @@ impl Admission {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many are being made, and how many requests wait.
-    pub(super) fn counts(&self) -> (usize, usize) {
-        let queue = self.lock();
-        (queue.coming, queue.waiting.len())
+    /// How many requests wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().waiting.len()
     }
 
-    /// Memory for those that are being made, in bytes.
-    pub(super) fn coming_memory(&self) -> u64 {
-        self.lock().coming_memory
+    /// Those that are being made.
+    pub(super) fn coming(&self) -> Coming {
+        let queue = self.lock();
+        Coming {
+            count: queue.coming,
+            memory: queue.coming_memory,
+            promised: queue.coming_promised,
+        }
     }
 
     /// Lets nobody in any more.
@@ -188,9 +209,20 @@ impl Admission {
     }
 }
 
-/// A place for a workspace that requests so much memory, waited for in order for so long.
+/// Workspaces that are being made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Coming {
+    pub(super) count: usize,
+    /// For all of them, in bytes.
+    pub(super) memory: u64,
+    /// What of that is requested.
+    pub(super) promised: u64,
+}
+
+/// A place for a workspace of this owner that requests so much memory, waited for in turn for so long.
 pub(super) async fn enter(
     shared: &Arc<Shared>,
+    owner: Option<&str>,
     requested: u64,
     patience: Duration,
 ) -> Result<Place, WorkspaceError> {
@@ -219,18 +251,17 @@ pub(super) async fn enter(
             None => Shortage::Turn,
             Some(shortage) => shortage,
         };
-        if patience.is_zero() || queue.waiting.len() >= MOST_WAITING {
-            let waiting = queue.waiting.len();
+        let waiting = queue.waiting.len();
+        if patience.is_zero() {
+            return Err(WorkspaceError::Full { shortage, waiting });
+        }
+        let most = owner.map_or(MOST_WAITING, |_| MOST_WAITING_OF_NAME);
+        if queue.waiting.len_of(owner) >= most {
+            let shortage = Shortage::Waiting { most };
             return Err(WorkspaceError::Full { shortage, waiting });
         }
         let (place, coming) = oneshot::channel();
-        let number = queue.next;
-        queue.next += 1;
-        queue.waiting.push_back(Waiter {
-            number,
-            requested,
-            place,
-        });
+        let number = queue.waiting.push(owner, Waiter { requested, place });
         (coming, Turn { shared, number })
     };
     let waited = timeout(patience, async {
@@ -241,7 +272,7 @@ pub(super) async fn enter(
                 biased;
                 place = &mut coming => return place,
                 _ = looks.tick() => {
-                    let first = shared.admission.lock().waiting.front().map(|first| first.number);
+                    let first = shared.admission.lock().waiting.first().map(|(number, _)| number);
                     if first == Some(turn.number) {
                         admit(shared);
                     }
@@ -273,7 +304,7 @@ pub(super) async fn enter(
     }
 }
 
-/// Lets in whoever can be, in order.
+/// Lets in whoever can be, in turn.
 pub(super) fn admit(shared: &Arc<Shared>) {
     loop {
         if shared.admission.lock().waiting.is_empty() {
@@ -283,14 +314,14 @@ pub(super) fn admit(shared: &Arc<Shared>) {
         let (place, waiter) = {
             let all = shared.lock();
             let mut queue = shared.admission.lock();
-            let Some(first) = queue.waiting.front() else {
+            let Some((_, first)) = queue.waiting.first() else {
                 return;
             };
             let requested = first.requested;
             if shortage(shared, &queue, &all, &memory, requested).is_some() {
                 return;
             }
-            let Some(waiter) = queue.waiting.pop_front() else {
+            let Some(waiter) = queue.waiting.pop() else {
                 return;
             };
             (queue.place(shared, requested), waiter)
@@ -303,6 +334,13 @@ pub(super) fn admit(shared: &Arc<Shared>) {
 }
 
 impl Queue {
+    /// Counts a place out.
+    fn forget(&mut self, requested: u64) {
+        self.coming -= 1;
+        self.coming_memory -= requested.max(LEAST);
+        self.coming_promised -= requested;
+    }
+
     fn place(&mut self, shared: &Arc<Shared>, requested: u64) -> Place {
         self.coming += 1;
         self.coming_memory += requested.max(LEAST);

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::admission::LEAST;
+use super::admission::{Coming, LEAST};
 use super::memory::Memory;
 use super::{WorkspaceError, Workspaces};
 use crate::base;
@@ -107,15 +107,19 @@ impl Workspaces {
     /// Where the host does not say how full it is.
     pub fn room(&self) -> Result<Headroom, WorkspaceError> {
         let shared = &self.shared;
-        let all: Vec<_> = self.lock().values().cloned().collect();
-        let (coming, waiting) = shared.admission.counts();
+        let (all, coming): (Vec<_>, _) = {
+            // One that has just been made is among the one or the other.
+            let all = self.lock();
+            (all.values().cloned().collect(), shared.admission.coming())
+        };
+        let waiting = shared.admission.waiting();
         let sandboxes: Vec<_> = all.iter().filter_map(|one| one.current()).collect();
         let limit = shared.config.max_workspaces;
-        let count = (all.len() + coming) as u64;
+        let count = (all.len() + coming.count) as u64;
         let workspaces = Places {
             running: sandboxes.len(),
             stopped: all.len() - sandboxes.len(),
-            coming,
+            coming: coming.count,
             limit,
             more: limit.map(|limit| u64::from(limit).saturating_sub(count)),
         };
@@ -140,7 +144,7 @@ impl Workspaces {
         };
         let more = match memory.is_pressed(floor) {
             true => 0,
-            false => there.count(requested, shared.admission.coming_memory()),
+            false => there.count(requested, coming),
         };
         let disk = shared.state.disk().map_err(WorkspaceError::host(
             "asking how full the state directory is",
@@ -182,14 +186,14 @@ impl Headroom {
 }
 
 impl MemoryRoom {
-    /// How many more there is memory for, with so much on its way to others.
-    fn count(&self, requested: Option<u64>, coming: u64) -> u64 {
-        let free = self.available.saturating_sub(coming);
+    /// How many more there is memory for beside those that are being made.
+    fn count(&self, requested: Option<u64>, coming: Coming) -> u64 {
+        let free = self.available.saturating_sub(coming.memory);
         let fit = free.saturating_sub(self.floor) / self.per_workspace.max(1);
         let promised = requested.filter(|requested| *requested > 0);
         let promised = promised.map(|requested| {
             let most = self.total.saturating_sub(self.floor);
-            most.saturating_sub(self.promised) / requested
+            most.saturating_sub(self.promised + coming.promised) / requested
         });
         promised.map_or(fit, |promised| promised.min(fit))
     }
@@ -253,10 +257,21 @@ mod tests {
             basis: Basis::Assumed,
             more: 0,
         };
-        assert_eq!(memory.count(None, 0), 12);
-        assert_eq!(memory.count(None, 99 * MIB), 10);
-        assert_eq!(memory.count(Some(50 * MIB), 0), 8);
-        assert_eq!(memory.count(None, 700 * MIB), 0);
+        for (requested, memory_of_coming, promised_to_coming, more) in [
+            (None, 0, 0, 12),
+            (None, 99, 0, 10),
+            (Some(50), 0, 0, 8),
+            (Some(50), 100, 100, 6),
+            (None, 700, 0, 0),
+        ] {
+            let coming = Coming {
+                count: 1,
+                memory: memory_of_coming * MIB,
+                promised: promised_to_coming * MIB,
+            };
+            let requested = requested.map(|requested: u64| requested * MIB);
+            assert_eq!(memory.count(requested, coming), more, "{coming:?}");
+        }
         let room = |places, free, disk, waiting| Headroom {
             more: 0,
             workspaces: Places {

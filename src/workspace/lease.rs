@@ -269,7 +269,7 @@ impl Tenure {
         }
     }
 
-    fn hold(self: &Arc<Self>) -> InUse {
+    fn begin_use(self: &Arc<Self>) -> InUse {
         self.lock().users += 1;
         InUse(Arc::clone(self))
     }
@@ -318,8 +318,8 @@ impl Workspace {
 
     /// Counts as a use of it until what this gives is dropped.
     #[must_use]
-    pub fn hold(&self) -> InUse {
-        self.tenure.hold()
+    pub fn begin_use(&self) -> InUse {
+        self.tenure.begin_use()
     }
 
     /// Has its time to live begin anew, with another length if one is given.
@@ -332,26 +332,15 @@ impl Workspace {
         latitude: Latitude,
     ) -> Result<Lease, WorkspaceError> {
         check("ttl", ttl, self.config.ttl.map(span), latitude)?;
-        let mut record = self.lock_record();
-        let mut changed = record.clone();
-        changed.lease.ttl = ttl.map(|ttl| ttl.as_secs_f64()).or(record.lease.ttl);
-        if changed.lease.ttl.is_none() {
-            return Err(WorkspaceError::Endless);
-        }
-        changed.lease = changed.lease.renewed();
-        if self.tenure.lock().over.is_some() {
-            return Err(WorkspaceError::Moved);
-        }
-        changed
-            .write(&self.directory)
-            .map_err(|error| match error.kind() {
-                // It was removed just now.
-                std::io::ErrorKind::NotFound => WorkspaceError::Moved,
-                _ => WorkspaceError::host("writing a workspace's record")(error),
-            })?;
-        let lease = changed.lease;
-        *record = changed;
-        drop(record);
+        let lease = self.try_change_record(|record| {
+            let ttl = ttl.map(|ttl| ttl.as_secs_f64()).or(record.lease.ttl);
+            record.lease.ttl = Some(ttl.ok_or(WorkspaceError::Endless)?);
+            record.lease = record.lease.renewed();
+            match self.tenure.lock().over {
+                Some(_) => Err(WorkspaceError::Moved),
+                None => Ok(record.lease),
+            }
+        })?;
         {
             let mut state = self.tenure.lock();
             if state.over.is_some() {
@@ -448,7 +437,9 @@ pub(super) async fn keep(workspaces: Weak<Shared>, mut told: mpsc::UnboundedRece
 /// The id again if it could not be removed.
 async fn remove(shared: &Arc<Shared>, id: WorkspaceId, why: Why) -> Result<(), WorkspaceId> {
     match shared.remove(&id, why).await {
-        Ok(_) => {
+        // Somebody else did, and has told it.
+        Ok(false) => Ok(()),
+        Ok(true) => {
             tracing::info!(workspace = %id, why = why.word(), "removed a workspace");
             Ok(())
         }
@@ -523,7 +514,7 @@ mod tests {
         let (keeper, mut told) = mpsc::unbounded_channel();
         tenure.begin(keeper, None);
         told.try_recv().expect("it is to be watched");
-        let (first, second) = (tenure.hold(), tenure.hold());
+        let (first, second) = (tenure.begin_use(), tenure.begin_use());
         assert_eq!(tenure.judge(), Verdict::Keep(None));
         drop(first);
         told.try_recv().expect_err("somebody uses it");
@@ -532,7 +523,7 @@ mod tests {
         let Verdict::Keep(Some(looks)) = tenure.judge() else {
             panic!("it is idle");
         };
-        drop(tenure.hold());
+        drop(tenure.begin_use());
         told.try_recv()
             .expect_err("it looks before the later moment");
         let later = tenure.judge();

@@ -442,7 +442,8 @@ impl Workspaces {
             &asked.requests,
         )?;
         let requested = asked.requests.memory.unwrap_or(0);
-        let place = admission::enter(shared, requested, asked.wait).await?;
+        let owner = asked.owner.as_deref();
+        let place = admission::enter(shared, owner, requested, asked.wait).await?;
         Ok(Admitted { asked, place })
     }
 
@@ -453,10 +454,7 @@ impl Workspaces {
     pub async fn make(&self, admitted: Admitted) -> Result<Arc<Workspace>, WorkspaceError> {
         let started = Instant::now();
         let shared = &self.shared;
-        let Admitted {
-            mut asked,
-            place: _place,
-        } = admitted;
+        let Admitted { mut asked, place } = admitted;
         let tie = asked.lease.tie.clone();
         // Held until the workspace is found by whoever would remove it.
         let snapshot = asked.snapshot.map(|id| self.snapshot_for(id)).transpose()?;
@@ -488,8 +486,7 @@ impl Workspaces {
                 .pool
                 .prefer(&workspace.kind(&workspace.record().stack));
         }
-        self.lock()
-            .insert(workspace.id().clone(), Arc::clone(&workspace));
+        place.fill(&workspace);
         workspace.tenure.begin(shared.to_keeper.clone(), tie);
         shared.state.tally().creates.count(started.elapsed());
         Ok(workspace)
@@ -521,7 +518,7 @@ impl Workspaces {
     /// How many creates wait for a place.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.shared.admission.counts().1
+        self.shared.admission.waiting()
     }
 
     /// Ends a workspace and discards its files; `false` if there is none.

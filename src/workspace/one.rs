@@ -511,7 +511,7 @@ impl Workspace {
             Verify::Usual => None,
             Verify::Full => Some(self.pool.fingerprint(&kind).await?),
         };
-        let leave = self.pool.leave().await;
+        let leave = self.pool.leave(self.owner().as_deref()).await;
         let old = self.record();
         let old_files = writable(&self.directory, old.generation);
         let mut ending = None;
@@ -684,7 +684,7 @@ impl Workspace {
         self.end_current(Gone::Removed).await?;
         self.execs.close().await;
         self.state
-            .discard(&self.directory)
+            .discard_of(self.owner().as_deref(), &self.directory)
             .map_err(WorkspaceError::host("discarding a workspace"))?;
         lifecycle.closed = true;
         lifecycle.range = None;
@@ -835,14 +835,29 @@ impl Workspace {
         &self,
         change: impl FnOnce(&mut Record),
     ) -> Result<(), WorkspaceError> {
+        self.try_change_record(|record| {
+            change(record);
+            Ok(())
+        })
+    }
+
+    /// The same, unless `change` refuses to; what it gives.
+    pub(super) fn try_change_record<T>(
+        &self,
+        change: impl FnOnce(&mut Record) -> Result<T, WorkspaceError>,
+    ) -> Result<T, WorkspaceError> {
         let mut record = self.lock_record();
         let mut changed = record.clone();
-        change(&mut changed);
+        let given = change(&mut changed)?;
         changed
             .write(&self.directory)
-            .map_err(WorkspaceError::host("writing a workspace's record"))?;
+            .map_err(|error| match error.kind() {
+                // It was removed just now.
+                io::ErrorKind::NotFound => WorkspaceError::Moved,
+                _ => WorkspaceError::host("writing a workspace's record")(error),
+            })?;
         *record = changed;
-        Ok(())
+        Ok(given)
     }
 
     /// Notes a commit that was brought into the files of `generation`; what it replaces.
@@ -852,21 +867,17 @@ impl Workspace {
         path: &Path,
         commit: &CommitId,
     ) -> Result<CommitId, WorkspaceError> {
-        let mut record = self.lock_record();
-        if record.generation != generation {
-            return Err(WorkspaceError::Moved);
-        }
-        let mut changed = record.clone();
-        let before = changed.commits.insert(path.to_owned(), commit.clone());
-        changed
-            .write(&self.directory)
-            .map_err(WorkspaceError::host("writing a workspace's record"))?;
-        *record = changed;
-        Ok(before.unwrap_or_else(|| commit.clone()))
+        self.try_change_record(|record| {
+            if record.generation != generation {
+                return Err(WorkspaceError::Moved);
+            }
+            let before = record.commits.insert(path.to_owned(), commit.clone());
+            Ok(before.unwrap_or_else(|| commit.clone()))
+        })
     }
 
     pub(super) fn discard(&self, path: &Path) {
-        if let Err(error) = self.state.discard(path) {
+        if let Err(error) = self.state.discard_of(self.owner().as_deref(), path) {
             tracing::warn!(workspace = %self.id, %error, "cannot discard files; the next start tries again");
         }
     }

@@ -2,14 +2,13 @@
 //! workspaces are done with.
 
 use std::collections::VecDeque;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OnceCell;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -23,6 +22,7 @@ use crate::pool::stock::{Bounds, Level, Maker, Stock};
 use crate::pool::{Ending, Gone, Pristine};
 use crate::sandbox::{Limits, Requests, SandboxSpec, Storage};
 use crate::state::{Removed, State};
+use crate::turns::{Gate, Pass};
 
 /// Sandboxes of one kind that are kept ready where the config does not say.
 const SIZE: u32 = 16;
@@ -30,7 +30,7 @@ const SIZE: u32 = 16;
 const MEMORY: u64 = 64 << 20;
 /// What one that is ready takes of that: its processes, and what the kernel keeps for it.
 const MEMORY_OF_ONE: u64 = 2 << 20;
-/// Sandboxes that are disposed of at once. Whoever wants to give up one more waits.
+/// Sandboxes that are disposed of at once. Whoever wants to give up one more waits for a turn among owners.
 const DISPOSALS: usize = 64;
 
 /// Fingerprints that are kept, those asked for last.
@@ -40,7 +40,7 @@ const FINGERPRINTS: usize = 64;
 #[derive(Debug, Clone)]
 pub(super) struct Pool {
     stock: Stock<Nursery>,
-    disposals: Arc<Semaphore>,
+    disposals: Gate,
     /// What sandboxes show, as the first of its kind that was looked at did; the last asked for last.
     fingerprints: Arc<Mutex<VecDeque<(Shown, Looked)>>>,
     state: State,
@@ -93,7 +93,8 @@ pub(super) struct Fresh {
 /// Leave to dispose of one sandbox.
 #[derive(Debug)]
 pub(super) struct Leave {
-    _permit: Option<OwnedSemaphorePermit>,
+    _pass: Pass,
+    owner: Option<String>,
     pub(super) waited: Duration,
 }
 
@@ -142,7 +143,7 @@ impl Pool {
         };
         Self {
             stock: Stock::new(nursery, bounds),
-            disposals: Arc::new(Semaphore::new(DISPOSALS)),
+            disposals: Gate::new(DISPOSALS),
             fingerprints: Arc::default(),
             state: state.clone(),
         }
@@ -198,7 +199,7 @@ impl Pool {
             range: Some(range),
             storage: kind.storage,
             directory,
-            leave: self.leave().await,
+            leave: self.leave(None).await,
         })
         .await;
         Ok(fingerprint?)
@@ -209,23 +210,14 @@ impl Pool {
         self.stock.level()
     }
 
-    /// Waits, in turn, until one more sandbox may be disposed of: what is on its way out takes memory, ids
-    /// and disk as well.
-    pub(super) async fn leave(&self) -> Leave {
-        let started = Instant::now();
-        let permit = match Arc::clone(&self.disposals).try_acquire_owned() {
-            Ok(permit) => {
-                return Leave {
-                    _permit: Some(permit),
-                    waited: Duration::ZERO,
-                };
-            }
-            // It is never closed.
-            Err(_) => Arc::clone(&self.disposals).acquire_owned().await.ok(),
-        };
+    /// Waits for this owner's turn, until one more sandbox may be disposed of: what is on its way out takes
+    /// memory, ids and disk as well.
+    pub(super) async fn leave(&self, owner: Option<&str>) -> Leave {
+        let pass = self.disposals.enter(owner).await;
         Leave {
-            _permit: permit,
-            waited: started.elapsed(),
+            waited: pass.waited(),
+            owner: owner.map(str::to_owned),
+            _pass: pass,
         }
     }
 
@@ -253,7 +245,7 @@ impl Pool {
                 room: None,
             },
         };
-        let removed = self.remove(&directory).await;
+        let removed = self.remove(leave.owner.as_deref(), &directory).await;
         drop(leave);
         let (files, bytes) = match (storage, left.room) {
             (Storage::Directory, _) => {
@@ -273,8 +265,8 @@ impl Pool {
         }
     }
 
-    async fn remove(&self, directory: &Path) -> Option<Removed> {
-        match self.state.remove(directory).await {
+    async fn remove(&self, owner: Option<&str>, directory: &Path) -> Option<Removed> {
+        match self.state.remove(owner, directory).await {
             Ok(removed) => removed,
             Err(error) => {
                 tracing::warn!(%error, "cannot discard files; the next start tries again");
@@ -349,14 +341,14 @@ impl Maker for Nursery {
             range,
             directory,
         } = item;
-        let ended = sandbox.end().await;
-        drop(range);
-        let discarded = ended
-            .map_err(io::Error::other)
-            .and_then(|()| self.state.discard(&directory));
-        if let Err(error) = discarded {
-            tracing::warn!(%error, "cannot put away a pristine sandbox; the next start does");
+        if let Err(error) = sandbox.end().await {
+            tracing::error!(%error, "cannot end a pristine sandbox; its files and ids are kept until the next start");
+            // As in `dispose`: nobody else gets the ids while something may live.
+            std::mem::forget(range);
+            return;
         }
+        drop(range);
+        self.state.discard_or_say(&directory);
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use super::snapshots::{Snapshot, SnapshotId};
 use crate::base::Stack;
 use crate::git::CommitId;
 use crate::sandbox::{IdMap, Limits, Requests, Storage};
+use crate::state::{Written, replace_file};
 
 /// The record of one workspace.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,11 +97,8 @@ impl Record {
     ///
     /// Not synced: what the kernel has survives the end of any process.
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
-        let temporary = directory.join(format!("{NAME}.new"));
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        drop(file);
-        std::fs::rename(temporary, directory.join(NAME))
+        let record = serde_json::to_vec_pretty(self)?;
+        replace_file(&directory.join(NAME), &record, Written::Soon)
     }
 
     pub(super) fn read(directory: &Path) -> io::Result<Self> {

@@ -96,7 +96,7 @@ fn told(snapshot: &workspace::Snapshot) -> Snapshot {
         workspace: snapshot.workspace.clone(),
         owner: snapshot.owner.clone(),
         created: snapshot.created,
-        layer: snapshot.id.layer().to_string(),
+        layer: snapshot.stack.digest.to_string(),
         depth: snapshot.stack.deepest(),
         durable: snapshot.unwritten.is_none(),
     }

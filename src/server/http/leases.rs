@@ -18,7 +18,6 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::App;
-use super::body;
 use super::events::tell;
 use super::execs::duration;
 use super::grant::Caller;
@@ -47,7 +46,7 @@ impl Visit {
             return;
         }
         if let Some(visit) = parts.extensions.get::<Self>() {
-            *visit.0.lock().unwrap_or_else(PoisonError::into_inner) = app.provider.hold(id);
+            *visit.0.lock().unwrap_or_else(PoisonError::into_inner) = app.provider.begin_use(id);
         }
     }
 
@@ -57,7 +56,7 @@ impl Visit {
     }
 }
 
-#[derive(Deserialize, ToSchema)]
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "an object")]
 struct RenewRequest {
     /// Seconds from now on; as many as before if absent.
@@ -86,19 +85,14 @@ async fn renew(
     caller: Caller,
     request: Request,
 ) -> Result<Json<Lease>, Problem> {
-    let body = app.collect_optional(request).await?;
-    let request: Option<RenewRequest> = match body.bytes.is_empty() {
-        true => None,
-        false => Some(body::parse(&body.bytes)?),
-    };
-    let ttl = request.and_then(|request| request.ttl);
-    let ttl = ttl.map(|ttl| duration("ttl", ttl)).transpose()?;
+    let request: RenewRequest = app.collect_or_default(request).await?;
+    let ttl = request.ttl.map(|ttl| duration("ttl", ttl)).transpose()?;
     Ok(Json(app.provider.renew(&id, ttl, caller.latitude()).await?))
 }
 
 /// The answer that a workspace ends with: it is told as an event, then what happens to it, for as long
 /// as the client listens.
-pub(super) fn hold(id: &WorkspaceId, events: Arc<Events>, tie: DropGuard) -> Response {
+pub(super) fn tied(id: &WorkspaceId, events: Arc<Events>, tie: DropGuard) -> Response {
     let created = Event::default().event("created");
     let created = created.data(json!({ "id": id }).to_string());
     let beginning = events.beginning();

@@ -183,7 +183,7 @@ async fn create(
         None => Ok(Json(Workspace { id }).into_response()),
         Some(tie) => {
             let events = app.provider.events(&id)?;
-            Ok(leases::hold(&id, events, tie))
+            Ok(leases::tied(&id, events, tie))
         }
     }
 }

@@ -266,7 +266,9 @@ impl Snapshots {
     /// The one whose layer this is, if it is one's.
     pub(crate) fn of_layer(&self, layer: &Digest) -> Option<SnapshotId> {
         let all = self.lock();
-        all.keys().copied().find(|id| id.layer() == *layer)
+        let mut all = all.values();
+        all.find(|snapshot| snapshot.stack.digest == *layer)
+            .map(|snapshot| snapshot.id)
     }
 
     /// All of them, oldest first.

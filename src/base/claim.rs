@@ -20,7 +20,7 @@ use tokio::runtime::RuntimeFlavor;
 /// In a layer's directory: what is locked.
 pub(super) const USED: &str = "used";
 
-/// How often, and how long, a lock is tried that a collector holds while it looks.
+/// How often, and how long, a lock is tried that a collector claims while it looks.
 const TRIES: u32 = 2000;
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -29,13 +29,13 @@ const NOTED: u64 = 60;
 
 /// A layer is not collected until this is dropped.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(super) struct Claim {
     file: File,
     /// When its last use was noted, in seconds since 1970.
     noted: AtomicU64,
 }
 
-impl Hold {
+impl Claim {
     /// That of the layer in the directory `layer`; none if it is gone.
     ///
     /// Waits for a collector that looks at it just now, which takes milliseconds; what else the runtime has
@@ -61,7 +61,7 @@ impl Hold {
                 Err(error) => return Err(error.into()),
             }
         }
-        let stuck = "somebody who collects layers holds it and does not go on";
+        let stuck = "somebody who collects layers claims it and does not go on";
         Err(io::Error::new(io::ErrorKind::TimedOut, stuck))
     }
 
@@ -94,14 +94,14 @@ pub(super) fn note(layer: &Path) {
     }
 }
 
-/// A layer that nobody holds, for who may collect it.
+/// A layer that nobody claims, for who may collect it.
 #[derive(Debug)]
 pub(super) struct Alone {
     _file: File,
 }
 
 impl Alone {
-    /// That of the layer in the directory `layer`; none if somebody holds it, or it is gone.
+    /// That of the layer in the directory `layer`; none if somebody claims it, or it is gone.
     pub(super) fn take(layer: &Path) -> io::Result<Option<Self>> {
         let path = layer.join(USED);
         let file = match open(&path) {
@@ -117,23 +117,23 @@ impl Alone {
     }
 }
 
-/// The holds of all layers of a stack. Which they are is no part of what the stack is.
+/// The claims of all layers of a stack. Which they are is no part of what the stack is.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Holds(Vec<Arc<Hold>>);
+pub(super) struct Claims(Vec<Arc<Claim>>);
 
-impl Holds {
-    pub(super) fn add(&mut self, hold: Arc<Hold>) {
-        self.0.push(hold);
+impl Claims {
+    pub(super) fn add(&mut self, claim: Arc<Claim>) {
+        self.0.push(claim);
     }
 }
 
-impl PartialEq for Holds {
+impl PartialEq for Claims {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
 
-impl Eq for Holds {}
+impl Eq for Claims {}
 
 /// Waits for a moment. A worker of the runtime leaves what it would do next to others.
 fn pause() {
@@ -173,17 +173,19 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let layer = scratch.path().join("layer");
         fs::create_dir(&layer).unwrap();
-        let held = Hold::take(&layer).unwrap().expect("it is there");
-        let also = Hold::take(&layer).unwrap().expect("any number may hold it");
+        let claimed = Claim::take(&layer).unwrap().expect("it is there");
+        let also = Claim::take(&layer)
+            .unwrap()
+            .expect("any number may claim it");
         assert!(Alone::take(&layer).unwrap().is_none());
-        drop(held);
+        drop(claimed);
         assert!(Alone::take(&layer).unwrap().is_none());
         assert!(also.is_of(&layer));
         drop(also);
-        let alone = Alone::take(&layer).unwrap().expect("nobody holds it");
+        let alone = Alone::take(&layer).unwrap().expect("nobody claims it");
         // Whoever comes now waits, and finds that it is gone.
         std::thread::scope(|scope| {
-            let comer = scope.spawn(|| Hold::take(&layer).unwrap());
+            let comer = scope.spawn(|| Claim::take(&layer).unwrap());
             fs::rename(&layer, scratch.path().join("trash")).unwrap();
             drop(alone);
             assert!(comer.join().unwrap().is_none());
@@ -198,13 +200,13 @@ mod tests {
         let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let file = File::create(&used).unwrap();
         file.set_modified(old).unwrap();
-        let held = Hold::take(scratch.path()).unwrap().unwrap();
+        let claimed = Claim::take(scratch.path()).unwrap().unwrap();
         let noted = || fs::metadata(&used).unwrap().modified().unwrap();
-        assert_eq!(noted(), old, "to hold is no use");
-        held.note();
+        assert_eq!(noted(), old, "to claim is no use");
+        claimed.note();
         assert!(noted() > old);
         file.set_modified(old).unwrap();
-        held.note();
+        claimed.note();
         assert_eq!(noted(), old, "noted twice within a minute");
     }
 }
