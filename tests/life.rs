@@ -12,8 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use support::{
-    Derrick, Launch, Lives, Scratch, descendants, entries, fixture, mounts_below, open_files,
-    succeed, wait_until_empty,
+    Derrick, Launch, Lives, Mode, Scratch, descendants, entries, fixture, mode, mounts_below,
+    open_files, succeed, wait_until_empty,
 };
 
 #[test]
@@ -40,6 +40,73 @@ fn ctrl_c_ends_the_provider_and_all_that_it_started() {
     assert!(matches!(status.code(), Some(0 | 130)), "{status}");
     lives.assert_gone();
     assert_eq!(mounts_below(&derrick.state()), Vec::<String>::new());
+}
+
+/// A process that stands still until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn stop(process: i32) -> Self {
+        let process = Pid::from_raw(process);
+        kill(process, Signal::SIGSTOP).expect("it can be signalled");
+        Self(process)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // Whoever killed it was quicker.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn ids_are_free_when_the_last_process_is_gone_however_the_provider_ends() {
+    if mode() != Mode::Root {
+        // All sandboxes of an ordinary user have the same ids.
+        return;
+    }
+    let config = json!({
+        "name": "test",
+        "base": { "type": "tarball", "path": fixture("busybox.tar") },
+        "pool": { "size": 0 },
+    });
+    let mut first = Derrick::start(config.clone());
+    let workspace = first.create();
+    workspace.ok("echo text > /file");
+    let lives = Lives::below(first.pid());
+    let all = descendants(first.pid());
+    let is_init = |process: &&i32| {
+        let name = fs::read_to_string(format!("/proc/{process}/comm"));
+        name.is_ok_and(|name| name.trim() == "derrick-init")
+    };
+    let init = *all.iter().find(is_init).expect("it has an init");
+    let _init = Stopped::stop(init);
+    let spawner = Stopped::stop(all[0]);
+    first.kill9();
+    assert!(Path::new(&format!("/proc/{init}")).exists());
+
+    // Another derrick, with a copy of these files, has to have the ids that they are written with.
+    let scratch = Scratch::new();
+    let state = scratch.join("state");
+    fs::create_dir(&state).expect("a scratch directory");
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).expect("its owner");
+    for part in ["layers", "workspaces", "present.json"] {
+        let from = first.state().join(part);
+        succeed(Command::new("cp").arg("-a").args([from, state.join(part)]));
+    }
+    let second = Launch::new(config).state(&state).start();
+    let workspace = second.api.workspace(&workspace.id);
+    let line = json!({ "cmd": "cat /file" });
+    let path = format!("/workspaces/{}/cmd_with_output", workspace.id);
+    let refused = second.api.post(&path, &line);
+    let detail = refused.problem(500)["detail"].to_string();
+    assert!(detail.contains("is in use by another derrick"), "{detail}");
+
+    // It kills what stands still, and ends.
+    drop(spawner);
+    lives.assert_gone();
+    assert_eq!(workspace.ok("cat /file"), "text\n");
 }
 
 #[test]

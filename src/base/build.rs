@@ -103,7 +103,7 @@ impl Build {
             memory_files: MemoryFiles::default(),
             without: state.spawner().without().clone(),
         };
-        let adopted = match state.spawner().create(spec).await {
+        let adopted = match state.spawner().create(spec, &range).await {
             Ok(pristine) => pristine.adopt("setup".to_owned()).await,
             Err(error) => Err(error),
         };

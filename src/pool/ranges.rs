@@ -1,11 +1,13 @@
 //! Ranges of ids: each sandbox of root has one of its own, on the whole host.
 //!
 //! A range is taken by locking a file of its number below `/run`, shared by every derrick of this
-//! host whatever its state directory; the lock ends with the process that holds it.
+//! host whatever its state directory. The spawner has the lock as well while a sandbox has processes, so a
+//! range is not free before the last of them is gone, however the provider ends.
 
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
 
@@ -61,7 +63,7 @@ fn locked(locks: &str, device: u64) -> HashSet<u64> {
 pub struct Range {
     number: u32,
     ids: IdMap,
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl Range {
@@ -74,7 +76,7 @@ impl Range {
             return Ok(Self {
                 number: 0,
                 ids: identity.map(0),
-                _lock: None,
+                lock: None,
             });
         }
         // Somewhere, so that derricks that do not know of each other's files on disk seldom meet.
@@ -107,6 +109,12 @@ impl Range {
                 format!("id range {number} is in use by another derrick of this host; try again when it is free"),
             )
         })
+    }
+
+    /// What keeps it taken, for who makes a sandbox with it.
+    #[must_use]
+    pub fn lock(&self) -> Option<BorrowedFd<'_>> {
+        self.lock.as_ref().map(AsFd::as_fd)
     }
 
     /// Its number, for the workspace's record.
@@ -146,7 +154,7 @@ impl Range {
             Ok(()) => Ok(Some(Self {
                 number,
                 ids: identity.map(number),
-                _lock: Some(file),
+                lock: Some(file),
             })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),

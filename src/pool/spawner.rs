@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::channel::AsyncChannel;
 use super::is_full;
 use super::pristine::Pristine;
+use super::ranges::Range;
 use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::{Failure, SandboxSpec, Step, Without};
@@ -146,16 +147,20 @@ impl Spawner {
         self.shared.created.load(Ordering::Relaxed)
     }
 
-    /// Makes a sandbox that waits to be adopted.
+    /// Makes a sandbox that waits to be adopted, with the ids of `range`, which is taken until its last process
+    /// is gone.
     ///
     /// # Errors
     /// The step that failed; nothing of the sandbox is left then but its directories.
-    pub async fn create(&self, spec: SandboxSpec) -> Result<Pristine, SpawnerError> {
+    pub async fn create(&self, spec: SandboxSpec, range: &Range) -> Result<Pristine, SpawnerError> {
         let group = spec.group.clone().map(|group| self.own(group));
         let storage = spec.writable.storage;
         let memory_files = spec.memory_files;
         let mut reply = self
-            .ask(|id| Request::Create(id, Box::new(spec)), &[])
+            .ask(
+                |id| Request::Create(id, Box::new(spec)),
+                range.lock().as_slice(),
+            )
             .await?;
         let init = reply.descriptors.pop();
         let socket = reply.descriptors.pop();

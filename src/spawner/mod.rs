@@ -78,17 +78,27 @@ struct Spawner {
     removers: Removers,
     /// Copies under way, by the child that does each.
     copies: HashMap<i32, (RequestId, Child)>,
-    /// Pidfds of the living inits, by process id.
-    inits: HashMap<i32, OwnedFd>,
+    /// The living inits, by process id.
+    inits: HashMap<i32, Living>,
     /// The provider's own control groups, in which those of its sandboxes are; it removes these while
     /// it lives.
     group_parents: BTreeSet<PathBuf>,
+}
+
+/// A sandbox that was made.
+struct Living {
+    /// A pidfd of init.
+    init: OwnedFd,
+    /// The lock on its ids: its last process is gone when init is reaped, which waits for all others,
+    /// pid_namespaces(7).
+    _ids: Option<OwnedFd>,
 }
 
 /// A sandbox on its way.
 struct Attended {
     id: RequestId,
     spec: Box<SandboxSpec>,
+    ids: Option<OwnedFd>,
     /// Its first process, until that is reaped.
     first: Option<Child>,
     channel: Channel,
@@ -158,7 +168,7 @@ impl Spawner {
 
     fn answer(&mut self, provider: &Channel, received: Received<Request>) -> std::io::Result<()> {
         match received.message {
-            Request::Create(id, spec) => match self.begin(id, spec) {
+            Request::Create(id, spec) => match self.begin(id, spec, received.descriptors) {
                 Ok(birth) => {
                     self.births.push(birth);
                     Ok(())
@@ -237,9 +247,10 @@ impl Spawner {
     fn end_everything(&mut self) {
         // Whoever is on its way waits for a word that does not come.
         self.births.clear();
-        for init in self.inits.values() {
+        for living in self.inits.values() {
             // One that is gone already needs no signal.
-            let _ = rustix::process::pidfd_send_signal(init, rustix::process::Signal::KILL);
+            let kill = rustix::process::Signal::KILL;
+            let _ = rustix::process::pidfd_send_signal(&living.init, kill);
         }
         for remover in self.removers.processes() {
             remover.kill();
@@ -258,7 +269,12 @@ impl Spawner {
     }
 
     /// Forks a sandbox's first process, which is attended to from then on.
-    fn begin(&mut self, id: RequestId, spec: Box<SandboxSpec>) -> Result<Attended, Failure> {
+    fn begin(
+        &mut self,
+        id: RequestId,
+        spec: Box<SandboxSpec>,
+        mut ids: Vec<OwnedFd>,
+    ) -> Result<Attended, Failure> {
         if let Some(group) = &spec.group {
             self.group_parents
                 .extend(group.parents().map(Path::to_owned));
@@ -280,6 +296,7 @@ impl Spawner {
         Ok(Attended {
             id,
             spec,
+            ids: ids.pop(),
             first: Some(first),
             channel,
             provider_end: provider_end.into_socket(),
@@ -288,9 +305,9 @@ impl Spawner {
 
     /// Does what the birth at this place among all is waiting for.
     fn attend(&mut self, provider: &Channel, place: usize) -> std::io::Result<()> {
-        let birth = self.births.swap_remove(place);
+        let mut birth = self.births.swap_remove(place);
         let done = match hear(&birth.channel) {
-            Ok(word) => self.take_word(&birth, word),
+            Ok(word) => self.take_word(&mut birth, word),
             Err(failure) => Err(failure),
         };
         match done {
@@ -314,7 +331,7 @@ impl Spawner {
     /// Takes a word of the child's; its init, once that is ready.
     fn take_word(
         &mut self,
-        birth: &Attended,
+        birth: &mut Attended,
         mut word: Received<Birth>,
     ) -> Result<Option<OwnedFd>, Failure> {
         match (word.message, birth.first, word.descriptors.pop()) {
@@ -326,7 +343,11 @@ impl Spawner {
                 let step = Step::Process;
                 let kept = init.try_clone().at(step, "keeping a pidfd of init")?;
                 let pid = process_id(&kept).at(step, "finding init's process id")?;
-                self.inits.insert(pid, kept);
+                let living = Living {
+                    init: kept,
+                    _ids: birth.ids.take(),
+                };
+                self.inits.insert(pid, living);
                 Ok(Some(init))
             }
             (Birth::Failed(failure), ..) => Err(failure),

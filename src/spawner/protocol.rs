@@ -23,7 +23,7 @@ pub type RequestId = u64;
 /// Asked by the provider.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Make a sandbox, up to where it waits to be adopted.
+    /// Make a sandbox, up to where it waits to be adopted. Comes with the lock on its ids, where they have one.
     Create(RequestId, Box<SandboxSpec>),
     /// Make control groups and move the sandbox there whose init this comes with a pidfd of.
     Enclose(RequestId, Box<Group>),

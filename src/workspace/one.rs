@@ -406,8 +406,8 @@ impl Workspace {
         if matches!(storage, Storage::Memory(_)) {
             return self.start_anew(lifecycle).await;
         }
-        let (generation, ids) = self.ids(lifecycle)?;
-        let sandbox = self.start_sandbox(generation, storage, ids).await?;
+        let (generation, range) = self.ids(lifecycle)?;
+        let sandbox = self.start_sandbox(generation, storage, range).await?;
         self.set_current(Some(sandbox.clone()));
         Ok(sandbox)
     }
@@ -713,7 +713,7 @@ impl Workspace {
     }
 
     /// Its generation, and its ids, which are taken again if they are not held.
-    fn ids(&self, lifecycle: &mut Lifecycle) -> Result<(u64, IdMap), WorkspaceError> {
+    fn ids<'l>(&self, lifecycle: &'l mut Lifecycle) -> Result<(u64, &'l Range), WorkspaceError> {
         let record = self.record();
         let range = match lifecycle.range.take() {
             Some(range) => range,
@@ -722,15 +722,14 @@ impl Workspace {
                 .retake_range(self.state.spawner().identity(), record.range)
                 .map_err(WorkspaceError::host("taking the ids of a workspace"))?,
         };
-        let ids = range.ids();
-        lifecycle.range = Some(range);
-        if ids != record.ids {
+        let range = lifecycle.range.insert(range);
+        if range.ids() != record.ids {
             let changed = "this host gave derrick other ids when the workspace was made; its files cannot be used with these";
             return Err(WorkspaceError::host("taking the ids of a workspace")(
                 io::Error::other(changed),
             ));
         }
-        Ok((record.generation, ids))
+        Ok((record.generation, range))
     }
 
     /// What its next generation is kept on.
@@ -765,7 +764,7 @@ impl Workspace {
         &self,
         generation: u64,
         storage: Storage,
-        ids: IdMap,
+        range: &Range,
     ) -> Result<Sandbox, WorkspaceError> {
         let files = writable(&self.directory, generation);
         let kind = Kind {
@@ -773,8 +772,8 @@ impl Workspace {
             ..self.kind(&self.record().stack)
         };
         let confinement = Confinement::of(&self.config);
-        let spec = pool::spec(&self.state, confinement, &kind, files, ids).await?;
-        let started = self.state.spawner().create(spec).await?;
+        let spec = pool::spec(&self.state, confinement, &kind, files, range.ids()).await?;
+        let started = self.state.spawner().create(spec, range).await?;
         Ok(started.adopt(self.hostname()).await?)
     }
 

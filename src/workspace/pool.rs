@@ -310,7 +310,7 @@ impl Maker for Nursery {
             kind.begin(&range)
                 .write(&directory)
                 .map_err(WorkspaceError::host("noting what a sandbox begins with"))?;
-            Ok(self.state.spawner().create(spec).await?)
+            Ok(self.state.spawner().create(spec, &range).await?)
         };
         match started.await {
             Ok(sandbox) => Ok(Ready {
