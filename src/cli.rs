@@ -16,8 +16,9 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{
-    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, FenceArgs, ForkArgs, LimitsArgs,
-    LogsArgs, LsArgs, PauseArgs, RenewArgs, ResetArgs, ResumeArgs, RmArgs, SnapshotArgs,
+    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, FenceArgs, ForgetArgs, ForkArgs,
+    LabelArgs, LimitsArgs, LogsArgs, LsArgs, PauseArgs, RenewArgs, ResetArgs, ResumeArgs, RmArgs,
+    ShowArgs, SnapshotArgs, SnapshotsArgs,
 };
 use store::{GcArgs, LayersArgs};
 
@@ -71,10 +72,18 @@ pub enum Command {
     Gc(GcArgs),
     /// List the layers, and who uses them.
     Layers(LayersArgs),
-    /// Return a workspace to the state right after setup.
+    /// Return a workspace to the state that it started from, or to a snapshot.
     Reset(ResetArgs),
     /// Keep what a workspace is now as a snapshot.
     Snapshot(SnapshotArgs),
+    /// List snapshots.
+    Snapshots(SnapshotsArgs),
+    /// Show what is known of a snapshot.
+    Show(ShowArgs),
+    /// Call a snapshot something else, or nothing.
+    Label(LabelArgs),
+    /// Remove snapshots that nothing builds on.
+    Forget(ForgetArgs),
     /// Make workspaces that start from what another one is now.
     Fork(ForkArgs),
     /// End all that runs in a workspace at an instant, and keep what it wrote until then as a snapshot.

@@ -1608,3 +1608,38 @@ fn files_are_listed_with_what_they_are() {
     let said = refused(&run(&server, &["ls", &inside("/none")]), 1);
     assert!(said.contains("/none"), "{said}");
 }
+
+#[test]
+fn snapshots_are_listed_labelled_started_from_and_forgotten() {
+    let derrick = Derrick::on_host();
+    let server = url(&derrick);
+    let say = |arguments: &[&str]| ok(&run(&server, arguments)).trim_end().to_owned();
+    let workspace = say(&["create"]);
+    say(&["exec", &workspace, "--cmd", "echo one > /tmp/file"]);
+    let taken = say(&["snapshot", "--label", "first \u{1b}[1m", &workspace]);
+    assert_eq!(say(&["snapshots", "-q"]), taken);
+    let list = say(&["snapshots", &workspace]);
+    assert!(
+        list.contains(&taken) && list.contains("first") && !list.contains('\u{1b}'),
+        "{list}"
+    );
+    let shown: Value = serde_json::from_str(&say(&["show", "--json", &taken])).expect("JSON");
+    assert_eq!(shown["workspace"], workspace.as_str(), "{shown}");
+    assert!(say(&["show", &taken]).contains("depth"));
+    assert_eq!(say(&["label", &taken, "second"]), "");
+    let end = &taken[taken.len() - 8..];
+    let other = say(&["create", "--snapshot", end]);
+    assert_eq!(say(&["exec", &other, "--cmd", "cat /tmp/file"]), "one");
+    say(&["exec", &other, "--cmd", "echo two > /tmp/file"]);
+    say(&["reset", "--to", &taken, &other]);
+    assert_eq!(say(&["exec", &other, "--cmd", "cat /tmp/file"]), "one");
+    // Both build on it.
+    let refused = run(&server, &["forget", &taken]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    say(&["rm", &workspace, &other]);
+    assert_eq!(say(&["label", &taken]), "");
+    let shown: Value = serde_json::from_str(&say(&["show", "--json", &taken])).expect("JSON");
+    assert_eq!(shown["label"], Value::Null, "{shown}");
+    assert_eq!(say(&["forget", &taken]), taken);
+    assert_eq!(say(&["snapshots", "-q"]), "");
+}

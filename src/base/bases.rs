@@ -65,6 +65,7 @@ impl Bases<'_> {
             owner: Owner::Sandbox,
             commits: BTreeMap::new(),
             depth: 0,
+            snapshots: Vec::new(),
             claims: Claims::default(),
         }
     }

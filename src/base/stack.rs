@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +28,9 @@ pub struct Stack {
     pub commits: BTreeMap<PathBuf, CommitId>,
     /// Layers on top of the base.
     pub depth: usize,
+    /// Of each layer on top that is of snapshots, the uppermost first: how many snapshots are in it.
+    #[serde(default)]
+    pub snapshots: Vec<u64>,
     /// Keeps its layers where they are, until it is recorded; what was recorded is kept for that.
     #[serde(skip)]
     pub(super) claims: Claims,
@@ -83,6 +87,44 @@ impl Stack {
             Owner::Sandbox => range,
             Owner::Caller => range.owned_by_caller(),
         }
+    }
+
+    /// The stack with the layer of a snapshot on top of it.
+    #[must_use]
+    pub fn with_snapshot(&self, layer: &Layer, first_id: u32) -> Self {
+        let mut stack = self.with_layer(layer, first_id);
+        stack.snapshots.insert(0, 1);
+        stack
+    }
+
+    /// The same stack with `layer` in the place of those that were merged into it.
+    #[must_use]
+    pub fn with_merged(&self, layer: &Layer, merged: ops::Range<usize>) -> Self {
+        let mut stack = self.clone();
+        stack.depth = (stack.depth + 1).saturating_sub(merged.len());
+        let snapshots = stack.snapshots[merged.clone()].iter().sum();
+        stack.snapshots.splice(merged.clone(), [snapshots]);
+        if let Some(claim) = layer.claim() {
+            stack.claims.add(Arc::clone(claim));
+        }
+        for (number, overlay) in stack.overlays.iter_mut().enumerate() {
+            if overlay.access == Access::Writable {
+                let lower = Lower {
+                    path: layer.part(number),
+                    first_id: layer.meta().first_id.unwrap_or(0),
+                };
+                overlay.lowers.splice(merged.clone(), [lower]);
+            }
+        }
+        stack
+    }
+
+    /// The uppermost directory of what is written to.
+    #[must_use]
+    pub fn top(&self) -> Option<&Path> {
+        let mut overlays = self.overlays.iter();
+        let written = overlays.find(|overlay| overlay.access == Access::Writable)?;
+        Some(&written.lowers.first()?.path)
     }
 
     /// The stack with `layer`, written by the sandbox whose root was `first_id`, on top of it.

@@ -70,6 +70,9 @@ pub struct CreateArgs {
     /// Set a variable for every command in it. Repeatable.
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<Variable>,
+    /// Have it start from this snapshot: its id, or the beginning or end of it.
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub snapshot: Option<IdPart>,
     /// Have it removed after so long, unless it is renewed.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub ttl: Option<Duration>,
@@ -582,6 +585,9 @@ pub struct ResetArgs {
     /// How to print the receipt.
     #[command(flatten)]
     pub format: FormatArgs,
+    /// To this snapshot, this time: its id, or the beginning or end of it.
+    #[arg(long, value_name = "SNAPSHOT")]
+    pub to: Option<IdPart>,
     /// The workspace: its id, or the beginning or end of it.
     pub workspace: IdPart,
 }
@@ -629,6 +635,81 @@ pub struct SnapshotArgs {
     pub label: Option<String>,
     /// The workspace: its id, or the beginning or end of it.
     pub workspace: IdPart,
+}
+
+/// Snapshots to be listed.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct SnapshotsArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the list.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// Print ids and nothing else.
+    #[arg(short, long, conflicts_with = "json")]
+    quiet: bool,
+    /// Those of this workspace alone: its id, or the beginning or end of it.
+    pub workspace: Option<IdPart>,
+}
+
+impl SnapshotsArgs {
+    /// How much to say of each.
+    #[must_use]
+    pub fn columns(&self) -> Columns {
+        if self.quiet {
+            Columns::NameOnly
+        } else {
+            Columns::All
+        }
+    }
+}
+
+/// A snapshot to be shown.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ShowArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print it.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// The snapshot: its id, or the beginning or end of it.
+    pub snapshot: IdPart,
+}
+
+/// A snapshot to be called something else.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct LabelArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text nothing is.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// The snapshot: its id, or the beginning or end of it.
+    pub snapshot: IdPart,
+    /// What to call it; nothing if absent.
+    #[arg(value_name = "TEXT")]
+    pub label: Option<String>,
+}
+
+/// Snapshots to be removed.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ForgetArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text it is the ids of those that were removed.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// The snapshots: their ids, or the beginning or end of them.
+    #[arg(required = true, value_name = "SNAPSHOT")]
+    pub snapshots: Vec<IdPart>,
 }
 
 /// Workspaces to be made of another one.

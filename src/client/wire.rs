@@ -56,12 +56,32 @@ pub struct Discarded {
 pub struct Create {
     /// Its environment, on top of the config's.
     pub env: BTreeMap<String, String>,
+    /// The snapshot that it starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// Seconds until it is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<f64>,
     /// Seconds without a use until it is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<f64>,
+}
+
+/// What a list tells of a snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: String,
+    /// What it was called.
+    #[serde(default)]
+    pub label: Option<String>,
+    /// The workspace that it was taken of.
+    pub workspace: String,
+    /// When, in seconds since 1970.
+    pub created: f64,
+    /// What else the provider tells.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, serde_json::Value>,
 }
 
 /// How many more workspaces can be made now.

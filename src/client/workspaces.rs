@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::events::lines;
-use super::wire::{Capacity, Create, Exec, Lease, Receipt, Start, WireSize, Workspace};
+use super::wire::{Capacity, Create, Exec, Lease, Receipt, Snapshot, Start, WireSize, Workspace};
 use super::{Client, Error};
 use crate::cli::client::IdPart;
 use crate::sys::terminal::Size;
@@ -181,13 +181,80 @@ impl Client {
         self.send_json(request, &target, patch).await?.json().await
     }
 
-    /// Returns a workspace to the state right after setup, and waits until what was discarded is gone.
+    /// Returns a workspace to the state that it started from, or to a snapshot, and waits until what was
+    /// discarded is gone.
     ///
     /// # Errors
     /// Why it is not reset.
-    pub async fn reset(&self, workspace: &str) -> Result<Receipt, Error> {
+    pub async fn reset(&self, workspace: &str, to: Option<&str>) -> Result<Receipt, Error> {
         let target = format!("/workspaces/{workspace}/reset?wait=disposal");
-        self.json(Method::POST, &target).await
+        match to {
+            None => self.json(Method::POST, &target).await,
+            Some(snapshot) => self.post(&target, &json!({ "to": snapshot })).await,
+        }
+    }
+
+    /// All snapshots, or those of a workspace, oldest first.
+    ///
+    /// # Errors
+    /// Why they are not known.
+    pub async fn snapshots(&self, of: Option<&str>) -> Result<Vec<Snapshot>, Error> {
+        #[derive(Deserialize)]
+        struct Snapshots {
+            snapshots: Vec<Snapshot>,
+        }
+        let target = match of {
+            None => "/snapshots".to_owned(),
+            Some(workspace) => format!("/workspaces/{workspace}/snapshots"),
+        };
+        let list: Snapshots = self.json(Method::GET, &target).await?;
+        Ok(list.snapshots)
+    }
+
+    /// The id that a part of it stands for, of a snapshot.
+    ///
+    /// # Errors
+    /// As [`workspace_id`](Self::workspace_id).
+    pub async fn snapshot_id(&self, part: &IdPart) -> Result<String, Error> {
+        if part.as_str().len() == WHOLE {
+            return Ok(part.to_string());
+        }
+        let snapshots = self.snapshots(None).await?.into_iter();
+        let ids: Result<Vec<_>, _> = snapshots.map(|snapshot| checked(snapshot.id)).collect();
+        only("snapshot", part, &ids?)
+    }
+
+    /// All that is told of a snapshot.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub async fn show_snapshot(&self, snapshot: &str) -> Result<Snapshot, Error> {
+        self.json(Method::GET, &format!("/snapshots/{snapshot}"))
+            .await
+    }
+
+    /// Calls a snapshot something, or nothing; all that is told of it then.
+    ///
+    /// # Errors
+    /// Why it is not called that.
+    pub async fn label_snapshot(
+        &self,
+        snapshot: &str,
+        label: Option<&str>,
+    ) -> Result<Snapshot, Error> {
+        let request = Request::builder().method(Method::PATCH);
+        let target = format!("/snapshots/{snapshot}");
+        let patch = json!({ "label": label });
+        self.send_json(request, &target, &patch).await?.json().await
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// Why it is still there, or was not.
+    pub async fn remove_snapshot(&self, snapshot: &str) -> Result<bool, Error> {
+        self.json(Method::DELETE, &format!("/snapshots/{snapshot}"))
+            .await
     }
 
     /// Stops all processes of a workspace until it is resumed; all that is told of it then.

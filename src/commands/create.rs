@@ -16,8 +16,9 @@ use crate::client::{Create, printable};
 /// Why there is none.
 pub fn create(arguments: &CreateArgs) -> anyhow::Result<ExitCode> {
     let seconds = |span: &Option<Duration>| span.as_ref().map(Duration::as_secs_f64);
-    let asked = Create {
+    let mut asked = Create {
         env: environment(&arguments.env),
+        snapshot: None,
         ttl: seconds(&arguments.ttl),
         idle_timeout: seconds(&arguments.idle_timeout),
     };
@@ -29,6 +30,9 @@ pub fn create(arguments: &CreateArgs) -> anyhow::Result<ExitCode> {
     };
     telling_no(remote::talk(&arguments.provider, async |client| {
         let wait = arguments.wait;
+        if let Some(snapshot) = &arguments.snapshot {
+            asked.snapshot = Some(client.snapshot_id(snapshot).await?);
+        }
         match arguments.tie() {
             Tie::None => tell(&client.create(&asked, wait).await?)?,
             Tie::ToThisCommand => {

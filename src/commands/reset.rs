@@ -1,4 +1,4 @@
-//! `derrick reset`: a workspace as it was right after setup.
+//! `derrick reset`: a workspace as it was at its start, or at a snapshot.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,7 +19,11 @@ use crate::client::printable::{self, printable};
 pub fn reset(arguments: &ResetArgs) -> anyhow::Result<ExitCode> {
     telling_no(remote::talk(&arguments.provider, async |client| {
         let workspace = client.workspace_id(&arguments.workspace).await?;
-        let receipt = client.reset(&workspace).await?;
+        let to = match &arguments.to {
+            Some(snapshot) => Some(client.snapshot_id(snapshot).await?),
+            None => None,
+        };
+        let receipt = client.reset(&workspace, to.as_deref()).await?;
         print(&match arguments.format.format() {
             ReportFormat::Text => format!(
                 "{workspace} is on layer {} again, after {:?}; discarded {}",

@@ -1,13 +1,22 @@
-//! `derrick snapshot`, `derrick fork` and `derrick fence`: what a workspace is now, kept.
+//! `derrick snapshot`, `derrick fork` and `derrick fence`: what a workspace is now, kept; and what becomes of
+//! it: `snapshots`, `show`, `label` and `forget`.
 
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::remote::{self, print, telling_no};
+use super::remote::{self, complain, is_no, print, refused, telling_no};
+use super::table::{moment, shortened, table};
 use crate::cli::ReportFormat;
-use crate::cli::client::{FenceArgs, ForkArgs, FormatArgs, SnapshotArgs};
+use crate::cli::client::{
+    Columns, FenceArgs, ForgetArgs, ForkArgs, FormatArgs, LabelArgs, ShowArgs, SnapshotArgs,
+    SnapshotsArgs,
+};
+use crate::client::Snapshot;
 use crate::client::printable::{self, printable};
+
+/// Characters of a label that are shown in a list.
+const LABEL: usize = 40;
 
 /// Takes a snapshot and prints its id.
 ///
@@ -20,6 +29,133 @@ pub fn snapshot(arguments: &SnapshotArgs) -> anyhow::Result<ExitCode> {
         let taken = client.snapshot(&workspace, &asked).await?;
         told(&arguments.format, &taken, &[&taken["id"]])
     }))
+}
+
+/// Lists snapshots.
+///
+/// # Errors
+/// Why they cannot be listed.
+pub fn snapshots(arguments: &SnapshotsArgs) -> anyhow::Result<ExitCode> {
+    telling_no(remote::talk(&arguments.provider, async |client| {
+        let of = match &arguments.workspace {
+            Some(workspace) => Some(client.workspace_id(workspace).await?),
+            None => None,
+        };
+        let snapshots = client.snapshots(of.as_deref()).await?;
+        let text = match (arguments.format.format(), arguments.columns()) {
+            (ReportFormat::Json, _) => printable::json(&json!({ "snapshots": snapshots })),
+            (ReportFormat::Text, Columns::NameOnly) => {
+                let ids = snapshots.iter().map(|snapshot| printable(&snapshot.id));
+                ids.collect::<Vec<_>>().join("\n")
+            }
+            (ReportFormat::Text, Columns::All) => list(&snapshots),
+        };
+        if !text.is_empty() {
+            print(&text)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }))
+}
+
+fn list(snapshots: &[Snapshot]) -> String {
+    let head = ["ID", "CREATED", "WORKSPACE", "LABEL"].map(str::to_owned);
+    let row = |snapshot: &Snapshot| {
+        let label = snapshot.label.as_deref().unwrap_or_default();
+        [
+            printable(&snapshot.id),
+            moment(snapshot.created),
+            printable(&snapshot.workspace),
+            shortened(&printable(label), LABEL),
+        ]
+    };
+    let rows = snapshots.iter().map(row);
+    table(&[head].into_iter().chain(rows).collect::<Vec<_>>())
+}
+
+/// Prints what is known of a snapshot.
+///
+/// # Errors
+/// Why it is not known.
+pub fn show(arguments: &ShowArgs) -> anyhow::Result<ExitCode> {
+    telling_no(remote::talk(&arguments.provider, async |client| {
+        let id = client.snapshot_id(&arguments.snapshot).await?;
+        let snapshot = client.show_snapshot(&id).await?;
+        print(&match arguments.format.format() {
+            ReportFormat::Json => printable::json(&snapshot),
+            ReportFormat::Text => all_of(&snapshot),
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }))
+}
+
+/// A line for each thing that is known.
+fn all_of(snapshot: &Snapshot) -> String {
+    let plain = |value: &Value| match value {
+        Value::String(text) => printable(text),
+        other => printable(&other.to_string()),
+    };
+    let mut rows = vec![
+        ["id".to_owned(), printable(&snapshot.id)],
+        ["created".to_owned(), moment(snapshot.created)],
+        ["workspace".to_owned(), printable(&snapshot.workspace)],
+    ];
+    if let Some(label) = &snapshot.label {
+        rows.push(["label".to_owned(), printable(label)]);
+    }
+    let rest = snapshot.rest.iter();
+    rows.extend(rest.map(|(name, value)| [printable(name), plain(value)]));
+    table(&rows)
+}
+
+/// Calls a snapshot something, or nothing.
+///
+/// # Errors
+/// Why it is not called that.
+pub fn label(arguments: &LabelArgs) -> anyhow::Result<ExitCode> {
+    telling_no(remote::talk(&arguments.provider, async |client| {
+        let id = client.snapshot_id(&arguments.snapshot).await?;
+        let label = arguments.label.as_deref();
+        let snapshot = client.label_snapshot(&id, label).await?;
+        if arguments.format.format() == ReportFormat::Json {
+            print(&printable::json(&snapshot))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }))
+}
+
+/// Removes each of the snapshots, whatever becomes of the others, and prints the ids of those that are gone.
+///
+/// # Errors
+/// Why derrick cannot be reached.
+pub fn forget(arguments: &ForgetArgs) -> anyhow::Result<ExitCode> {
+    remote::talk(&arguments.provider, async |client| {
+        let mut removed = Vec::new();
+        let mut code = ExitCode::SUCCESS;
+        for part in &arguments.snapshots {
+            let result = async {
+                let id = client.snapshot_id(part).await?;
+                client.remove_snapshot(&id).await.map(|_| id)
+            };
+            match result.await.map_err(anyhow::Error::from) {
+                Ok(id) => {
+                    if arguments.format.format() == ReportFormat::Text {
+                        print(&id)?;
+                    }
+                    removed.push(id);
+                }
+                Err(error) if is_no(&error) => {
+                    complain(&format!("{error:#}"));
+                    code = refused();
+                }
+                // The others would fare no better.
+                Err(error) => return Err(error),
+            }
+        }
+        if arguments.format.format() == ReportFormat::Json {
+            print(&printable::json(&json!({ "removed": removed })))?;
+        }
+        Ok(code)
+    })
 }
 
 /// Makes workspaces on a snapshot of another one and prints their ids.

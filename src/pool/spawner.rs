@@ -20,7 +20,7 @@ use super::pristine::Pristine;
 use super::ranges::Range;
 use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
-use crate::sandbox::{Failure, SandboxSpec, Step, Without};
+use crate::sandbox::{Failure, Merge, SandboxSpec, Step, Without};
 use crate::spawner::NAME;
 use crate::spawner::protocol::{Hello, Removed, Reply, Request, RequestId};
 use crate::sys::channel::{Channel, Peer, Received};
@@ -221,6 +221,15 @@ impl Spawner {
     /// The step that failed; part of it may be there.
     pub async fn copy(&self, from: PathBuf, into: PathBuf) -> Result<(), SpawnerError> {
         done(self.ask(|id| Request::Copy(id, from, into), &[]).await?)
+    }
+
+    /// Makes one layer of several.
+    ///
+    /// # Errors
+    /// The step that failed; part of it may be there.
+    pub async fn merge(&self, merge: Merge) -> Result<(), SpawnerError> {
+        let merge = Box::new(merge);
+        done(self.ask(|id| Request::Merge(id, merge), &[]).await?)
     }
 
     /// Removes `group` when the sandbox's last handle is gone.

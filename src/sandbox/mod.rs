@@ -23,7 +23,7 @@ pub mod without;
 
 pub use failure::{At, Failure, Step};
 pub use spec::{
-    Access, Capacity, Enforcement, IdMap, Keyring, Landlock, Limits, Lower, MemoryFiles, Network,
-    Overlay, Profile, Requests, Requirement, SandboxSpec, Storage, Writable,
+    Access, Capacity, Enforcement, IdMap, Keyring, Landlock, Limits, Lower, MemoryFiles, Merge,
+    Merged, Network, Overlay, Profile, Requests, Requirement, SandboxSpec, Storage, Writable,
 };
 pub use without::{Restriction, Without};

@@ -6,7 +6,7 @@
 //! 255 bytes that fsconfig(2) takes are enough for `MAX_LOWERS`.
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -19,7 +19,8 @@ use rustix::process::{chdir, fchdir};
 
 use super::identity::{Identity, Maps};
 use super::{
-    Access, At, Failure, IdMap, Lower, Overlay, Restriction, SandboxSpec, Step, Without, disk,
+    Access, At, Failure, IdMap, Lower, Merge, Overlay, Restriction, SandboxSpec, Step, Without,
+    disk,
 };
 use crate::sys::mount::{Restrict, Scope, restrict};
 use crate::sys::process::OneThread;
@@ -173,6 +174,66 @@ pub fn mount_all(
     })
 }
 
+/// Lowers of an overlay by themselves, and what is below them.
+#[derive(Debug)]
+pub struct Chain {
+    /// The uppermost first, with the owners that a sandbox sees.
+    pub layers: Vec<OwnedFd>,
+    /// An overlay of what is below.
+    pub below: OwnedFd,
+}
+
+impl Chain {
+    /// Every mount of it.
+    pub fn all(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let all = self.layers.iter().chain([&self.below]);
+        all.map(AsFd::as_fd)
+    }
+}
+
+/// Opens the layers of each of these overlays, each by itself; attached nowhere, and nothing can be written.
+///
+/// # Errors
+/// The failed step.
+pub fn open_chains(
+    one: OneThread,
+    scratch: &mut Scratch,
+    merge: &Merge,
+    identity: Identity,
+) -> Result<Vec<(usize, Chain)>, Failure> {
+    scratch.on_stage(|maps| {
+        let namespace = if identity == Identity::Ranges {
+            let base = maps.namespace(one, 0, merge.ids)?;
+            base.try_clone_to_owned()
+        } else {
+            // No layer is another's.
+            std::fs::File::open("/proc/self/ns/user").map(OwnedFd::from)
+        };
+        let namespace = namespace.at(Step::Overlay, "keeping a user namespace")?;
+        let mut mounting = Mounting {
+            one,
+            ids: merge.ids,
+            identity,
+            namespace: &namespace,
+            maps,
+            attributes: attributes(&Without::default()),
+        };
+        let chains = merge.overlays.iter().map(|overlay| -> Result<_, Failure> {
+            let layers = overlay.layers.iter();
+            let layers = layers.map(|lower| open_lower(&mut mounting, lower));
+            let layers = layers.collect::<Result<Vec<_>, _>>()?;
+            let below = Overlay {
+                at: "layers to be merged".into(),
+                lowers: overlay.below.clone(),
+                access: Access::ReadOnly,
+            };
+            let below = mount_one(&mut mounting, overlay.number, &below)?;
+            Ok((overlay.number, Chain { layers, below }))
+        });
+        chains.collect()
+    })
+}
+
 /// What all overlays of one sandbox share.
 struct Mounting<'a> {
     one: OneThread,
@@ -228,32 +289,38 @@ fn mount_one(
     }
 }
 
-/// Attaches each lower below its number, on top of what the overlay before left there; through an
-/// idmapped mount where its files are another range's.
+/// Attaches each lower below its number, on top of what the overlay before left there.
 fn attach_lowers(mounting: &mut Mounting<'_>, lowers: &[Lower]) -> Result<(), Failure> {
     for (number, lower) in lowers.iter().enumerate() {
+        let tree = open_lower(mounting, lower)?;
         let path = lower.path.display();
-        let tree = clone_tree(&lower.path).at(Step::Overlay, format_args!("opening {path}"))?;
-        let mapped = mounting.identity == Identity::Ranges && lower.first_id != mounting.ids.first;
-        let namespace = match (mapped, lower.first_id) {
-            (false, _) => None,
-            (true, 0) => Some(mounting.namespace.as_fd()),
-            (true, first) => Some(mounting.maps.namespace(mounting.one, first, mounting.ids)?),
-        };
-        restrict(
-            tree.as_fd(),
-            &[Restrict::ReadOnly, Restrict::NoSuid, Restrict::NoDev],
-            Scope::This,
-            namespace,
-        )
-        .at(
-            Step::Overlay,
-            format_args!("idmapping {path} (its filesystem must support idmapped mounts)"),
-        )?;
         attach(&tree, Path::new(&number.to_string()))
             .at(Step::Overlay, format_args!("attaching {path}"))?;
     }
     Ok(())
+}
+
+/// Opens a lower, through an idmapped mount where its files are another range's.
+fn open_lower(mounting: &mut Mounting<'_>, lower: &Lower) -> Result<OwnedFd, Failure> {
+    let path = lower.path.display();
+    let tree = clone_tree(&lower.path).at(Step::Overlay, format_args!("opening {path}"))?;
+    let mapped = mounting.identity == Identity::Ranges && lower.first_id != mounting.ids.first;
+    let namespace = match (mapped, lower.first_id) {
+        (false, _) => None,
+        (true, 0) => Some(mounting.namespace.as_fd()),
+        (true, first) => Some(mounting.maps.namespace(mounting.one, first, mounting.ids)?),
+    };
+    restrict(
+        tree.as_fd(),
+        &[Restrict::ReadOnly, Restrict::NoSuid, Restrict::NoDev],
+        Scope::This,
+        namespace,
+    )
+    .at(
+        Step::Overlay,
+        format_args!("idmapping {path} (its filesystem must support idmapped mounts)"),
+    )?;
+    Ok(tree)
 }
 
 fn create(mounting: &Mounting<'_>, number: usize, overlay: &Overlay) -> Result<OwnedFd, Failure> {

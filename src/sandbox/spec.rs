@@ -228,6 +228,28 @@ pub struct Lower {
     pub first_id: u32,
 }
 
+/// Layers that are to become one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Merge {
+    /// Whose they are to be.
+    pub ids: IdMap,
+    /// Those of each overlay.
+    pub overlays: Vec<Merged>,
+    /// The directory in which the new layer is made, as `tree`.
+    pub into: PathBuf,
+}
+
+/// What is to be merged of one overlay.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Merged {
+    /// The number of the overlay.
+    pub number: usize,
+    /// What is merged, the uppermost first.
+    pub layers: Vec<Lower>,
+    /// What is below that, and stays.
+    pub below: Vec<Lower>,
+}
+
 /// Whether an overlay has an upper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Access {

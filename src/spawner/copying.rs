@@ -54,11 +54,7 @@ pub(super) fn copy(from: &Path, into: &Path) -> io::Result<()> {
         from: openat(CWD, parent, DIRECTORY, Mode::empty())?,
         to: openat(CWD, into, DIRECTORY, Mode::empty())?,
     };
-    mkdirat(&parents.to, LINKS, Mode::RWXU)?;
-    let mut copy = Copy {
-        links: openat(&parents.to, LINKS, DIRECTORY, Mode::empty())?,
-        clones: Clones::Tried,
-    };
+    let mut copy = Copy::begin(&parents.to)?;
     let status = statat(&parents.from, &name, AtFlags::SYMLINK_NOFOLLOW)?;
     mkdirat(&parents.to, c"tree", Mode::RWXU)?;
     let top = Pair {
@@ -67,24 +63,18 @@ pub(super) fn copy(from: &Path, into: &Path) -> io::Result<()> {
     };
     copy.walk(top)?;
     set_attributes(&parents, &name, c"tree", &status)?;
-    for entry in Dir::read_from(&copy.links)? {
-        let entry = entry?;
-        if !is_dots(entry.file_name()) {
-            unlinkat(&copy.links, entry.file_name(), AtFlags::empty())?;
-        }
-    }
-    Ok(unlinkat(&parents.to, LINKS, AtFlags::REMOVEDIR)?)
+    copy.finish(&parents.to)
 }
 
-const DIRECTORY: OFlags = OFlags::RDONLY
+pub(super) const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
 
 /// A directory and its copy.
-struct Pair {
-    from: OwnedFd,
-    to: OwnedFd,
+pub(super) struct Pair {
+    pub(super) from: OwnedFd,
+    pub(super) to: OwnedFd,
 }
 
 /// A directory on the way down.
@@ -105,12 +95,32 @@ enum Clones {
     Refused,
 }
 
-struct Copy {
+pub(super) struct Copy {
     links: OwnedFd,
     clones: Clones,
 }
 
 impl Copy {
+    /// Begins one below the directory `into`.
+    pub(super) fn begin(into: &OwnedFd) -> io::Result<Self> {
+        mkdirat(into, LINKS, Mode::RWXU)?;
+        Ok(Self {
+            links: openat(into, LINKS, DIRECTORY, Mode::empty())?,
+            clones: Clones::Tried,
+        })
+    }
+
+    /// Removes what was only there on the way.
+    pub(super) fn finish(self, into: &OwnedFd) -> io::Result<()> {
+        for entry in Dir::read_from(&self.links)? {
+            let entry = entry?;
+            if !is_dots(entry.file_name()) {
+                unlinkat(&self.links, entry.file_name(), AtFlags::empty())?;
+            }
+        }
+        Ok(unlinkat(into, LINKS, AtFlags::REMOVEDIR)?)
+    }
+
     fn walk(&mut self, top: Pair) -> io::Result<()> {
         let mut levels = vec![Level::new(c"".to_owned(), top)?];
         while let Some(current) = levels.last_mut() {
@@ -163,7 +173,7 @@ impl Copy {
     }
 
     /// Copies what is no directory.
-    fn copy_one(&mut self, pair: &Pair, name: &CStr, status: &Stat) -> io::Result<()> {
+    pub(super) fn copy_one(&mut self, pair: &Pair, name: &CStr, status: &Stat) -> io::Result<()> {
         if status.st_nlink < 2 {
             return self.make(pair, name, status);
         }
@@ -246,11 +256,15 @@ impl Level {
     }
 }
 
-fn is_dots(name: &CStr) -> bool {
+pub(super) fn is_dots(name: &CStr) -> bool {
     name == c"." || name == c".."
 }
 
-fn open_below(parent: &OwnedFd, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_below(
+    parent: &OwnedFd,
+    name: &CStr,
+    flags: OFlags,
+) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let below = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     openat2(parent, name, flags, Mode::empty(), below)
@@ -258,7 +272,12 @@ fn open_below(parent: &OwnedFd, name: &CStr, flags: OFlags) -> rustix::io::Resul
 
 /// Gives what is called `copy` what `name` has: owner first, as a change of that takes capabilities and
 /// modes away, and times last.
-fn set_attributes(pair: &Pair, name: &CStr, copy: &CStr, status: &Stat) -> io::Result<()> {
+pub(super) fn set_attributes(
+    pair: &Pair,
+    name: &CStr,
+    copy: &CStr,
+    status: &Stat,
+) -> io::Result<()> {
     let owner = (Uid::from_raw(status.st_uid), Gid::from_raw(status.st_gid));
     let flags = AtFlags::SYMLINK_NOFOLLOW;
     chownat(&pair.to, copy, Some(owner.0), Some(owner.1), flags)?;

@@ -6,6 +6,7 @@
 //! its socket closes.
 
 mod copying;
+mod merging;
 pub mod protocol;
 mod removal;
 mod removers;
@@ -24,7 +25,7 @@ use crate::sandbox::cgroups::{self, Group};
 use crate::sandbox::identity::{self, Identity};
 use crate::sandbox::overlay::{self, Scratch};
 use crate::sandbox::seccomp::Filters;
-use crate::sandbox::{At, Failure, Profile, SandboxSpec, Step};
+use crate::sandbox::{At, Failure, Merge, Profile, SandboxSpec, Step};
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::events::Events;
 use crate::sys::process::{
@@ -76,7 +77,7 @@ struct Spawner {
     /// Sandboxes on their way.
     births: Vec<Attended>,
     removers: Removers,
-    /// Copies under way, by the child that does each.
+    /// Copies and merges under way, by the child that does each.
     copies: HashMap<i32, (RequestId, Child)>,
     /// The living inits, by process id.
     inits: HashMap<i32, Living>,
@@ -194,6 +195,10 @@ impl Spawner {
                 Ok(()) => Ok(()),
                 Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
             },
+            Request::Merge(id, merge) => match self.begin_merge(id, &merge) {
+                Ok(()) => Ok(()),
+                Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
+            },
             Request::Remove(id, path) => match self.removers.remove(self.one, id, path) {
                 Ok(()) => Ok(()),
                 Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
@@ -223,6 +228,25 @@ impl Spawner {
             }
         })
         .at(Step::Process, "forking to copy a directory")?;
+        self.copies.insert(child.id(), (id, child));
+        Ok(())
+    }
+
+    /// Has a child merge layers, which are opened here, where their mounts are at home.
+    fn begin_merge(&mut self, id: RequestId, merge: &Merge) -> Result<(), Failure> {
+        let opened = overlay::open_chains(self.one, &mut self.scratch, merge, self.identity)?;
+        let identity = self.identity;
+        let child = fork_child(self.one, || {
+            let _ = rustix::process::nice(NICE);
+            let descriptors: Vec<_> = opened.iter().flat_map(|(_, chain)| chain.all()).collect();
+            let merged = let_go_of_all_but(&descriptors)
+                .and_then(|()| merging::merge(&opened, &merge.into, identity));
+            match merged {
+                Ok(()) => 0,
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            }
+        })
+        .at(Step::Process, "forking to merge layers")?;
         self.copies.insert(child.id(), (id, child));
         Ok(())
     }
@@ -393,7 +417,7 @@ impl Spawner {
                             errno => Err(Failure {
                                 step: Step::Upper,
                                 errno: errno.unwrap_or(0),
-                                detail: "copying what a workspace wrote".into(),
+                                detail: "copying what workspaces wrote".into(),
                             }),
                         };
                         provider.send(&Reply::to(id, copied), &[])?;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
-use crate::sandbox::{Failure, SandboxSpec};
+use crate::sandbox::{Failure, Merge, SandboxSpec};
 
 /// The spawner's first message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ pub enum Request {
     /// Copy a directory with all that is in it, whoever owns it, to `tree` in another one. Nothing may
     /// change it meanwhile.
     Copy(RequestId, PathBuf, PathBuf),
+    /// Make one layer of several.
+    Merge(RequestId, Box<Merge>),
     /// Remove a directory with all that is in it, whoever owns it.
     Remove(RequestId, PathBuf),
 }
@@ -43,7 +45,7 @@ pub enum Reply {
     Created(RequestId),
     /// The directory is gone, with all this.
     Removed(RequestId, Removed),
-    /// The sandbox is dying, or in its groups; or the copy is made.
+    /// The sandbox is dying, or in its groups; or the copy or the layer is made.
     Done(RequestId),
     /// It could not be done.
     Failed(RequestId, Failure),

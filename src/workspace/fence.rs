@@ -83,7 +83,7 @@ impl Workspaces {
         let lifecycle = workspace.lifecycle.lock().await;
         lifecycle.check_open()?;
         workspace.check_fence()?;
-        workspace.check_freezable(Then::End)?;
+        workspace.check_freezable()?;
         let snapshot = workspace.fence().map(|fence| fence.snapshot);
         let fence = Fence {
             at,

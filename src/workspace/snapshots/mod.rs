@@ -5,6 +5,7 @@
 //! runs, it is held, the upper is copied, and it goes on. A fence does not go on: what runs is ended, and
 //! what it wrote until then is the snapshot.
 
+mod flatten;
 mod records;
 
 use std::path::Path;
@@ -24,12 +25,13 @@ use super::one::{AccessTo, Lifecycle, Workspace};
 use super::record::{Frozen, Record, writable};
 use super::{Asked, WorkspaceError, WorkspaceId, Workspaces};
 use crate::base::store::{LAYER_FORMAT, LayerMeta};
-use crate::base::{Digest, Layer, LayerStore};
+use crate::base::{Digest, Layer, LayerStore, Stack};
 use crate::chain;
 use crate::pool::{Gone, Sandbox};
 use crate::sandbox::Storage;
 use crate::sandbox::overlay::MAX_LOWERS;
 use crate::state::State;
+use flatten::{Missing, flatten, flatten_later};
 use records::boot;
 
 /// How long it is waited for whoever holds a sandbox in which nothing runs, such as a request that tells
@@ -118,22 +120,39 @@ impl Workspace {
     /// Refuses to freeze what cannot be.
     ///
     /// # Errors
-    /// `NotOnDisk`, `TooDeep`.
-    pub(super) fn check_freezable(&self, then: Then) -> Result<(), WorkspaceError> {
-        let record = self.lock_record();
-        let depth = record.stack.deepest();
+    /// `NotOnDisk`.
+    pub(super) fn check_freezable(&self) -> Result<(), WorkspaceError> {
+        if self.lock_record().storage == Storage::Directory {
+            Ok(())
+        } else {
+            Err(WorkspaceError::NotOnDisk)
+        }
+    }
+
+    /// What it stands on, with room for one more layer: flattened as far as it has been, and further only
+    /// where that does not do.
+    ///
+    /// # Errors
+    /// `TooDeep`, and those of the host.
+    async fn room_for_one_more(
+        &self,
+        store: &LayerStore,
+        before: &Record,
+        then: Then,
+    ) -> Result<Stack, WorkspaceError> {
         let most = match then {
             // One is left for a fence.
             Then::GoOn => MAX_LOWERS - 1,
             Then::End => MAX_LOWERS,
         };
-        if record.storage != Storage::Directory {
-            Err(WorkspaceError::NotOnDisk)
-        } else if depth >= most {
-            Err(WorkspaceError::TooDeep(depth))
-        } else {
-            Ok(())
+        let mut stack = before.stack.clone();
+        for missing in [Missing::Left, Missing::Made] {
+            stack = flatten(&self.state, store, stack, missing).await?;
+            if stack.deepest() < most {
+                return Ok(stack);
+            }
         }
+        Err(WorkspaceError::TooDeep(stack.deepest()))
     }
 
     pub(super) async fn freeze(
@@ -147,14 +166,16 @@ impl Workspace {
     ) -> Result<Taken, WorkspaceError> {
         let started = Instant::now();
         let before = self.record();
-        self.check_freezable(then)?;
+        self.check_freezable()?;
+        let under = self.room_for_one_more(store, &before, then).await?;
         let shape = self.state.spawner().identity().shape();
+        let on = under.top().and_then(|top| store.digest_of(top));
         let meta = LayerMeta {
-            parent: Some(before.stack.digest.clone()),
+            parent: Some(on.unwrap_or_else(|| under.digest.clone())),
             ..meta(&before, id, shape.clone())
         };
         let layer = store.place(&id.layer(), meta);
-        let mut stack = before.stack.with_layer(&layer, before.ids.first);
+        let mut stack = under.with_snapshot(&layer, before.ids.first);
         stack.commits.clone_from(&before.commits);
         let snapshot = Snapshot {
             id,
@@ -208,6 +229,7 @@ impl Workspace {
             }
         };
         write_out(&self.state, snapshots, id);
+        flatten_later(&self.state, snapshots, store, &snapshot);
         let duration = started.elapsed();
         self.events().tell(match then {
             Then::GoOn => Event::Snapshotted { snapshot: id, way },
@@ -438,9 +460,9 @@ impl Workspaces {
     /// What takes a snapshot of a workspace after the end of a command in it.
     ///
     /// # Errors
-    /// `NotOnDisk`, `TooDeep`, for there would be none.
+    /// `NotOnDisk`, for there would be none.
     pub fn keep_after(&self, workspace: &Arc<Workspace>) -> Result<After, WorkspaceError> {
-        workspace.check_freezable(Then::GoOn)?;
+        workspace.check_freezable()?;
         let (this, workspace) = (self.clone(), Arc::downgrade(workspace));
         Ok(After::new(async move |sandbox| {
             let Some(workspace) = workspace.upgrade() else {
@@ -512,7 +534,8 @@ impl Workspaces {
         let store = self.store();
         let builds = |stack: &crate::base::Stack, layer: &Digest| {
             let mut layers = stack.paths().filter_map(|path| store.digest_of(path));
-            layers.any(|other| other == *layer)
+            // Where it was flattened it is still what somebody started from.
+            stack.digest == *layer || layers.any(|other| other == *layer)
         };
         let removed = self.snapshots().remove(id, |layer, others| {
             let workspaces = self.lock();

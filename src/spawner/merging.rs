@@ -1,0 +1,455 @@
+//! Merges layers that lie on each other into one that shows the same.
+//!
+//! What an overlay of them would find is looked up as the kernel does it (`ovl_lookup` of fs/overlayfs/namei.c):
+//! the first of the layers that has a name decides, directories of that name in the layers below join it until
+//! one is opaque, and a directory that was renamed says under which name those below have it. What is below all
+//! of them is mounted as an overlay of its own, so that the kernel itself tells what is there: a whiteout is
+//! kept where there is something that it hides, a directory is opaque where there is one that it does not join.
+
+use std::collections::BTreeSet;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, XattrFlags, fgetxattr,
+    fremovexattr, fsetxattr, mkdirat, mknodat, openat, openat2, statat,
+};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::copying::{Copy, DIRECTORY, Pair, is_dots, open_below, set_attributes};
+use crate::sandbox::identity::Identity;
+use crate::sandbox::overlay::Chain;
+
+/// Directories below each other, at most.
+const DEEPEST: usize = 10_000;
+
+/// The longest value of an attribute that is looked at.
+const LARGEST: usize = 64 * 1024;
+
+/// Merges the layers of each of these overlays, by its number, to `tree/<number>` in the directory `into`.
+pub(super) fn merge(chains: &[(usize, Chain)], into: &Path, identity: Identity) -> io::Result<()> {
+    allow_open_files()?;
+    let into = openat(CWD, into, DIRECTORY, Mode::empty())?;
+    mkdirat(&into, c"tree", Mode::RWXU)?;
+    let tree = openat(&into, c"tree", DIRECTORY, Mode::empty())?;
+    for (number, chain) in chains {
+        let name = CString::new(number.to_string())?;
+        mkdirat(&tree, &name, Mode::RWXU)?;
+        let copy = openat(&tree, &name, DIRECTORY, Mode::empty())?;
+        let layers = chain.layers.iter();
+        let layers = layers.map(|layer| openat(layer, c".", DIRECTORY, Mode::empty()));
+        let mut merge = Merge {
+            layers: layers.collect::<Result<_, _>>()?,
+            below: openat(&chain.below, c".", DIRECTORY, Mode::empty())?,
+            marks: Marks::of(identity),
+            copy: Copy::begin(&into)?,
+        };
+        merge.walk(copy)?;
+        merge.copy.finish(&into)?;
+    }
+    Ok(())
+}
+
+/// Each directory on the way down holds some.
+fn allow_open_files() -> io::Result<()> {
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: most,
+        maximum: most,
+    };
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+/// What an overlay calls the attributes in which it notes things.
+struct Marks {
+    opaque: &'static CStr,
+    redirect: &'static CStr,
+}
+
+impl Marks {
+    fn of(identity: Identity) -> Self {
+        if identity == Identity::Ranges {
+            Self {
+                opaque: c"trusted.overlay.opaque",
+                redirect: c"trusted.overlay.redirect",
+            }
+        } else {
+            Self {
+                opaque: c"user.overlay.opaque",
+                redirect: c"user.overlay.redirect",
+            }
+        }
+    }
+}
+
+struct Merge {
+    /// The roots of the layers, the uppermost first.
+    layers: Vec<OwnedFd>,
+    /// The root of what is below them.
+    below: OwnedFd,
+    marks: Marks,
+    copy: Copy,
+}
+
+/// A directory of the layers together.
+struct Merged {
+    /// Where it is, by the number of the layer, the uppermost first.
+    parts: Vec<(usize, OwnedFd)>,
+    /// The directory below all layers that it joins, if it joins one.
+    below: Option<OwnedFd>,
+}
+
+/// A directory on the way down.
+struct Level {
+    directory: Merged,
+    copy: OwnedFd,
+    /// Names in it that are still to be looked up.
+    names: Vec<CString>,
+    /// What it is called, and its attributes, which are set when it is filled.
+    name: CString,
+    status: Stat,
+    marks: Marked,
+}
+
+/// What is to be noted of a directory.
+struct Marked {
+    opaque: bool,
+    redirect: Option<Vec<u8>>,
+}
+
+/// What there is of a name.
+enum Found {
+    /// It was deleted.
+    Whiteout,
+    /// No directory: in this part of the directory that it is in.
+    File(usize, Stat),
+    Directory(Directory),
+}
+
+struct Directory {
+    merged: Merged,
+    status: Stat,
+    /// The name under which it was looked for below.
+    wanted: Vec<u8>,
+}
+
+/// What is looked for, and how far.
+struct Lookup {
+    /// A name, or a path from the root.
+    wanted: Vec<u8>,
+    is_directory: bool,
+    /// Nothing below is part of it.
+    stop: bool,
+}
+
+/// What there is of a name in one layer.
+enum One {
+    Nothing,
+    Whiteout,
+    File(Stat),
+    Directory(OwnedFd),
+}
+
+impl Merge {
+    fn walk(&mut self, copy: OwnedFd) -> io::Result<()> {
+        let parts = self.layers.iter().map(OwnedFd::try_clone);
+        let parts: Vec<OwnedFd> = parts.collect::<io::Result<_>>()?;
+        let root = Merged {
+            parts: parts.into_iter().enumerate().collect(),
+            below: Some(self.below.try_clone()?),
+        };
+        let status = statat(&self.layers[0], c".", AtFlags::SYMLINK_NOFOLLOW)?;
+        let pair = Pair {
+            from: self.layers[0].try_clone()?,
+            to: copy.try_clone()?,
+        };
+        let names = names(&root)?;
+        let mut levels = vec![Level {
+            directory: root,
+            copy,
+            names,
+            name: c".".to_owned(),
+            status,
+            marks: Marked {
+                opaque: false,
+                redirect: None,
+            },
+        }];
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                if let Some(done) = levels.pop()
+                    && let Some(parent) = levels.last()
+                {
+                    self.close(parent, &done)?;
+                }
+                continue;
+            };
+            let directory = &level.directory;
+            match self.look_up(directory, &name)? {
+                Found::Whiteout => {
+                    if let Some(below) = &directory.below
+                        && exists(below, &name)?
+                    {
+                        mknodat(
+                            &level.copy,
+                            &name,
+                            FileType::CharacterDevice,
+                            Mode::empty(),
+                            0,
+                        )?;
+                    }
+                }
+                Found::File(part, status) => {
+                    let pair = Pair {
+                        from: directory.parts[part].1.try_clone()?,
+                        to: level.copy.try_clone()?,
+                    };
+                    self.copy.copy_one(&pair, &name, &status)?;
+                }
+                Found::Directory(found) => {
+                    if levels.len() >= DEEPEST {
+                        return Err(Errno::NAMETOOLONG.into());
+                    }
+                    let next = open_level(&levels[levels.len() - 1], name, found)?;
+                    levels.push(next);
+                }
+            }
+        }
+        set_attributes(&pair, c".", c".", &status)
+    }
+
+    /// Gives a directory that is filled what it has.
+    fn close(&self, parent: &Level, done: &Level) -> io::Result<()> {
+        let Some((_, first)) = parent.directory.parts.iter().find(|(layer, _)| {
+            let first = done.directory.parts.first();
+            first.is_some_and(|(own, _)| own == layer)
+        }) else {
+            return Err(io::Error::other(
+                "a directory is in a layer where its parent is not",
+            ));
+        };
+        let pair = Pair {
+            from: first.try_clone()?,
+            to: parent.copy.try_clone()?,
+        };
+        set_attributes(&pair, &done.name, &done.name, &done.status)?;
+        let opaque = done.marks.opaque.then_some(&b"y"[..]);
+        mark(&done.copy, self.marks.opaque, opaque)?;
+        mark(
+            &done.copy,
+            self.marks.redirect,
+            done.marks.redirect.as_deref(),
+        )?;
+        // To set a mark changes no time that is shown but that of the change.
+        Ok(())
+    }
+
+    fn look_up(&self, parent: &Merged, name: &CStr) -> io::Result<Found> {
+        let mut lookup = Lookup {
+            wanted: name.to_bytes().to_vec(),
+            is_directory: false,
+            stop: false,
+        };
+        let mut parts: Vec<(usize, OwnedFd)> = Vec::new();
+        let mut relative = parent.parts.iter().enumerate();
+        let mut next = 0;
+        while !lookup.stop {
+            let (place, layer, base) = if lookup.wanted.starts_with(b"/") {
+                // Whatever the parent is part of.
+                let Some(root) = self.layers.get(next) else {
+                    break;
+                };
+                (None, next, root)
+            } else {
+                let Some((place, (layer, base))) = relative.next() else {
+                    break;
+                };
+                (Some(place), *layer, base)
+            };
+            next = layer + 1;
+            match (self.look_up_in(base, &mut lookup)?, place) {
+                (One::Whiteout, _) if parts.is_empty() => return Ok(Found::Whiteout),
+                (One::File(status), Some(place)) => return Ok(Found::File(place, status)),
+                (One::Directory(part), _) => parts.push((layer, part)),
+                (One::File(_), None) | (One::Nothing | One::Whiteout, _) => {}
+            }
+        }
+        let Some((_, first)) = parts.first() else {
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
+        };
+        let status = rustix::fs::fstat(first)?;
+        let below = match (lookup.stop, &parent.below) {
+            (true, _) => None,
+            (false, _) if lookup.wanted.starts_with(b"/") => {
+                open_directory(&self.below, &lookup.wanted[1..])?
+            }
+            (false, Some(below)) => open_directory(below, &lookup.wanted)?,
+            (false, None) => None,
+        };
+        Ok(Found::Directory(Directory {
+            merged: Merged { parts, below },
+            status,
+            wanted: lookup.wanted,
+        }))
+    }
+
+    /// As `ovl_lookup_layer`: what is wanted in one layer, below `base`, which is its root for a path.
+    fn look_up_in(&self, base: &OwnedFd, lookup: &mut Lookup) -> io::Result<One> {
+        if !lookup.wanted.starts_with(b"/") {
+            let name = lookup.wanted.clone();
+            return self.look_up_one(base, lookup, &name, 0, b"");
+        }
+        // Counted from the end, since what is before it can change.
+        let mut left = lookup.wanted.len() - 1;
+        let mut at = base.try_clone()?;
+        loop {
+            let start = lookup.wanted.len() - left;
+            let rest = &lookup.wanted[start..];
+            let length = rest.iter().position(|byte| *byte == b'/');
+            let (name, after) = rest.split_at(length.unwrap_or(rest.len()));
+            let (name, after) = (name.to_vec(), after.to_vec());
+            match self.look_up_one(&at, lookup, &name, start, &after)? {
+                One::Directory(next) if !after.is_empty() => at = next,
+                found => return Ok(found),
+            }
+            left = left.saturating_sub(name.len() + 1);
+        }
+    }
+
+    /// As `ovl_lookup_single`: one name, which is what is wanted without the `before` bytes before it and
+    /// what is `after` it.
+    fn look_up_one(
+        &self,
+        base: &OwnedFd,
+        lookup: &mut Lookup,
+        name: &[u8],
+        before: usize,
+        after: &[u8],
+    ) -> io::Result<One> {
+        let name = CString::new(name)?;
+        let is_last = after.is_empty();
+        let status = match statat(base, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(status) => status,
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => return Ok(One::Nothing),
+            Err(error) => return Err(error.into()),
+        };
+        let kind = FileType::from_raw_mode(status.st_mode);
+        if kind == FileType::CharacterDevice && status.st_rdev == 0 {
+            lookup.stop = true;
+            return Ok(One::Whiteout);
+        }
+        if kind != FileType::Directory {
+            lookup.stop = true;
+            let counts = is_last && !lookup.is_directory;
+            return Ok(if counts {
+                One::File(status)
+            } else {
+                One::Nothing
+            });
+        }
+        let directory = open_below(base, &name, DIRECTORY)?;
+        lookup.is_directory |= is_last;
+        if attribute(&directory, self.marks.opaque)?.as_deref() == Some(b"y") {
+            lookup.stop = true;
+            return Ok(One::Directory(directory));
+        }
+        if let Some(redirect) = attribute(&directory, self.marks.redirect)? {
+            if redirect.starts_with(b"/") {
+                lookup.stop = false;
+                lookup.wanted = redirect;
+            } else {
+                lookup.wanted.truncate(before);
+                lookup.wanted.extend(redirect);
+            }
+            lookup.wanted.extend(after);
+        }
+        Ok(One::Directory(directory))
+    }
+}
+
+/// Makes the copy of a directory that was found in `parent`.
+fn open_level(parent: &Level, name: CString, found: Directory) -> io::Result<Level> {
+    mkdirat(&parent.copy, &name, Mode::RWXU)?;
+    let copy = open_below(&parent.copy, &name, DIRECTORY)?;
+    let marks = Marked {
+        opaque: found.merged.below.is_none(),
+        redirect: (found.merged.below.is_some() && found.wanted != name.to_bytes())
+            .then_some(found.wanted),
+    };
+    Ok(Level {
+        names: names(&found.merged)?,
+        directory: found.merged,
+        copy,
+        name,
+        status: found.status,
+        marks,
+    })
+}
+
+/// All that any part has in it; the last first.
+fn names(directory: &Merged) -> io::Result<Vec<CString>> {
+    let mut all = BTreeSet::new();
+    for (_, part) in &directory.parts {
+        for entry in Dir::read_from(part)? {
+            let entry = entry?;
+            if !is_dots(entry.file_name()) {
+                all.insert(entry.file_name().to_owned());
+            }
+        }
+    }
+    Ok(all.into_iter().rev().collect())
+}
+
+fn exists(directory: &OwnedFd, name: &CStr) -> io::Result<bool> {
+    match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The directory of that path below another one, if there is one.
+fn open_directory(base: &OwnedFd, path: &[u8]) -> io::Result<Option<OwnedFd>> {
+    let path = std::ffi::OsStr::from_bytes(path);
+    let below = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    match openat2(
+        base,
+        path,
+        DIRECTORY | OFlags::NOFOLLOW,
+        Mode::empty(),
+        below,
+    ) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn attribute(directory: &OwnedFd, name: &CStr) -> io::Result<Option<Vec<u8>>> {
+    let mut value = vec![0; 256];
+    loop {
+        match fgetxattr(directory, name, &mut value[..]) {
+            Ok(length) => {
+                value.truncate(length);
+                return Ok(Some(value));
+            }
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => return Ok(None),
+            Err(Errno::RANGE) if value.len() < LARGEST => value.resize(LARGEST, 0),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn mark(directory: &OwnedFd, name: &CStr, value: Option<&[u8]>) -> io::Result<()> {
+    match value {
+        Some(value) => Ok(fsetxattr(directory, name, value, XattrFlags::empty())?),
+        None => match fremovexattr(directory, name) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
