@@ -263,6 +263,9 @@ impl Time {
 /// Seconds from 1970 to a time as RFC 3339 has it, whatever its offset.
 fn parse_time(text: &str) -> Option<f64> {
     let (local, offset) = split_offset(text)?;
+    if !local.ends_with(|last: char| last.is_ascii_digit()) {
+        return None;
+    }
     let at = humantime::parse_rfc3339(&format!("{}Z", local.to_ascii_uppercase())).ok()?;
     let at = at.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs_f64() - offset;
     (0.0..=LATEST).contains(&at).then_some(at)
