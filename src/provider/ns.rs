@@ -356,7 +356,9 @@ impl Provider for NsProvider {
         .await?;
         let microseconds =
             |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        // Else it goes when this returns: what it wakes is not run before the answer is written.
         let discarded = if wish.wait_for_disposal {
+            drop(reset.reprieve);
             Some(reset.discarded.await.unwrap_or_default())
         } else {
             None

@@ -151,6 +151,9 @@ pub struct Reset {
     pub verified: Option<Fingerprint>,
     /// What was discarded, once it is gone; dropped where nobody knows.
     pub discarded: oneshot::Receiver<Discarded>,
+    /// Dropped when the answer is on its way: what is discarded is killed from then on. A crowd that dies takes
+    /// all processors, and the answer would wait for them.
+    pub reprieve: oneshot::Sender<()>,
 }
 
 /// A sandbox that is the workspace's, and not yet its present one.
@@ -178,6 +181,7 @@ pub(super) struct Swapped {
     pub(super) waited: Duration,
     pub(super) verified: Option<Fingerprint>,
     pub(super) discarded: oneshot::Receiver<Discarded>,
+    pub(super) reprieve: oneshot::Sender<()>,
 }
 
 impl Workspace {
@@ -492,6 +496,7 @@ impl Workspace {
             duration,
             verified: swapped.verified,
             discarded: swapped.discarded,
+            reprieve: swapped.reprieve,
         })
     }
 
@@ -573,20 +578,30 @@ impl Workspace {
             directory: old_files,
             leave,
         };
+        let (reprieve, over) = oneshot::channel();
         Ok(Swapped {
             generation,
             upper_entries,
             waited,
             verified: expected,
-            discarded: self.dispose(disposal, generation),
+            discarded: self.dispose(disposal, generation, over),
+            reprieve,
         })
     }
 
-    /// Disposes of what it is done with in the background, and tells what that was.
-    fn dispose(&self, disposal: Disposal, generation: u64) -> oneshot::Receiver<Discarded> {
+    /// Disposes of what it is done with in the background, once `over` has nobody any more who could send, and
+    /// tells what that was.
+    fn dispose(
+        &self,
+        disposal: Disposal,
+        generation: u64,
+        over: oneshot::Receiver<()>,
+    ) -> oneshot::Receiver<Discarded> {
         let (done, discarded) = oneshot::channel();
         let (pool, events) = (self.pool.clone(), Arc::clone(&self.events));
         self.state.in_background(async move {
+            // Nothing is ever sent.
+            let _ = over.await;
             let all = pool.dispose(disposal).await;
             events.tell(Event::Disposed {
                 generation,
