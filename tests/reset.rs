@@ -129,6 +129,28 @@ fn the_id_stays_and_the_receipt_tells_what_was_discarded() {
 }
 
 #[test]
+fn an_exec_that_was_to_leave_a_snapshot_ends_before_the_reset_that_ends_it() {
+    let derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    let events = workspace.events(None);
+    let exec = workspace.exec(&json!({ "cmd": "sleep 1000", "snapshot": "after" }));
+    workspace.reset();
+    let events: Vec<_> = events.take(3).collect();
+    let names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
+    assert_eq!(names, ["exec_started", "exec_ended", "reset"]);
+    let ended = &events[1].data;
+    assert_eq!(ended["id"], json!(exec.id), "{ended}");
+    assert_eq!(ended["outcome"]["kind"], "reset", "{ended}");
+    assert_eq!(ended["snapshot"], Value::Null, "{ended}");
+    let log = derrick.log();
+    assert!(!log.contains("do not end with their sandbox"), "{log}");
+    assert_eq!(
+        derrick.api.get("/snapshots").expect(200).json()["snapshots"],
+        json!([])
+    );
+}
+
+#[test]
 fn no_process_survives_a_reset() {
     let derrick = Derrick::on_host();
     let workspace = derrick.create();

@@ -90,11 +90,14 @@ impl Conversation {
     /// # Errors
     /// See [`Silence`].
     pub(super) async fn hear<M: DeserializeOwned>(&mut self) -> Result<Received<M>, Silence> {
-        match self.channel.receive::<M>().await {
-            Ok(Some(received)) => Ok(received),
+        let hearing = async { Ok::<_, SandboxError>(self.channel.receive::<M>().await) };
+        // It may go on in a sandbox that is gone: nobody is to take what it does there for done.
+        match self.program.sandbox.unless_gone(hearing).await {
+            Ok(Ok(Some(received))) => Ok(received),
             // Its end of the socket is closed: it has ended, or was never started.
-            Ok(None) => Err(self.program.silence().await),
-            Err(_) => Err(Silence::Garbled),
+            Ok(Ok(None)) => Err(self.program.silence().await),
+            Ok(Err(_)) => Err(Silence::Garbled),
+            Err(gone) => Err(Silence::Sandbox(gone)),
         }
     }
 
@@ -107,6 +110,11 @@ impl Conversation {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Silence::Garbled),
             _ => Ok(()),
         }
+    }
+
+    /// Where it runs.
+    pub(super) fn sandbox(&self) -> &Sandbox {
+        &self.program.sandbox
     }
 
     /// It has said its last word, and ends by itself.

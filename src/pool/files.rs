@@ -340,13 +340,16 @@ impl Sandbox {
         drop((archive, report));
         let to_archive = pipe::Sender::from_owned_fd(to_archive).map_err(watching)?;
         let from_report = pipe::Receiver::from_owned_fd(from_report).map_err(watching)?;
-        // With the archive's pipe, which this closes, the unpacker ends.
-        feed(to_archive, content).await?;
-        let report = moving(ARCHIVE, async {
-            unpacker.started().await?;
-            read_report(from_report).await
-        })
-        .await?;
+        let unpacking = async {
+            // With the archive's pipe, which this closes, the unpacker ends.
+            feed(to_archive, content).await?;
+            moving(ARCHIVE, async {
+                unpacker.started().await?;
+                read_report(from_report).await
+            })
+            .await
+        };
+        let report = self.unless_gone(unpacking).await?;
         match serde_json::from_slice(&report) {
             Ok(Unpacked::Done(summary)) => {
                 unpacker.finish();
@@ -522,8 +525,10 @@ async fn carry_archive(
     reader: pipe::Receiver,
     sender: mpsc::Sender<Result<Bytes, FileError>>,
 ) {
+    let sandbox = conversation.sandbox().clone();
+    let carrying = carry_to_end(&mut conversation, reader, &sender);
     let carried = tokio::select! {
-        carried = carry_to_end(&mut conversation, reader, &sender) => carried,
+        carried = sandbox.unless_gone(carrying) => carried,
         // The client is gone.
         () = sender.closed() => return,
     };

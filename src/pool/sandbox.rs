@@ -5,12 +5,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{self, oneshot};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 
 use super::channel::{AsyncChannel, watch};
@@ -112,7 +112,8 @@ struct Connection {
     channel: AsyncChannel,
     /// `None` once the sandbox ended.
     waiting: Mutex<Option<HashMap<RequestId, Waiter>>>,
-    gone: OnceLock<Gone>,
+    /// Why nothing is asked of it any more, once that is so.
+    gone: sync::watch::Sender<Option<Gone>>,
     /// Who waits for its end.
     ending: Mutex<Option<Awaited>>,
     group: Mutex<Option<OwnedGroup>>,
@@ -134,7 +135,8 @@ struct Awaited {
 pub struct Ending {
     sandbox: Sandbox,
     stage: Stage,
-    _hurry: Hurry,
+    /// Once it is being killed.
+    hurry: Option<Hurry>,
 }
 
 #[derive(Debug)]
@@ -223,7 +225,7 @@ impl Sandbox {
             channel,
             ending: Mutex::default(),
             waiting: Mutex::new(Some(HashMap::new())),
-            gone: OnceLock::new(),
+            gone: sync::watch::Sender::default(),
             group: Mutex::new(group),
             uncounted: AtomicBool::new(false),
             hurried: Mutex::default(),
@@ -527,15 +529,29 @@ impl Sandbox {
         Arc::strong_count(&self.shared)
     }
 
-    /// Waits until it has ended.
+    /// Waits until nothing is asked of it any more, whether or not its processes were killed.
     pub async fn until_gone(&self) {
-        self.wait_for_end().await;
+        let mut gone = self.shared.connection.gone.subscribe();
+        // It fails only without the sender, which is there as long as this is.
+        let _ = gone.wait_for(Option::is_some).await;
     }
 
-    /// Why it ended, if it did.
+    /// What comes of `work` in it, unless it is gone before that is done.
+    pub(super) async fn unless_gone<T, E: From<SandboxError>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        tokio::select! {
+            biased;
+            () = self.until_gone() => Err(self.ended().into()),
+            done = work => done,
+        }
+    }
+
+    /// Why nothing is asked of it any more, if that is so.
     #[must_use]
     pub fn gone(&self) -> Option<Gone> {
-        self.shared.connection.gone.get().copied()
+        *self.shared.connection.gone.borrow()
     }
 
     /// Asks for a command. `descriptors` are stdout and stderr, or stdin, stdout and stderr.
@@ -608,7 +624,7 @@ impl Sandbox {
         Ending {
             sandbox: self.clone(),
             stage: awaited.map_or(Stage::Untold, |(killed, ended)| Stage::Left(killed, ended)),
-            _hurry: self.hurry(),
+            hurry: None,
         }
     }
 
@@ -728,6 +744,7 @@ impl Ending {
     /// # Errors
     /// Where the spawner cannot kill it and it does not end by itself.
     pub async fn kill(&mut self) -> Result<(), SpawnerError> {
+        self.hurry.get_or_insert_with(|| self.sandbox.hurry());
         let by_init = match std::mem::replace(&mut self.stage, Stage::Untold) {
             Stage::Left(killed, ended) => {
                 let shared = &self.sandbox.shared;
@@ -875,7 +892,9 @@ impl Connection {
 
     /// Has nothing more be asked, since it is to end; what init says then, for whoever asks first.
     fn leave(&self, reason: Gone) -> Option<(oneshot::Receiver<Room>, oneshot::Receiver<u64>)> {
-        self.gone.set(reason).ok()?;
+        if !self.set_gone(reason) {
+            return None;
+        }
         let (killed, was_killed) = oneshot::channel();
         let (ended, has_ended) = oneshot::channel();
         *self.ending.lock().unwrap_or_else(PoisonError::into_inner) = Some(Awaited {
@@ -887,6 +906,15 @@ impl Connection {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         Some((was_killed, has_ended))
+    }
+
+    /// Tells that it is gone; `false` if that was told before.
+    fn set_gone(&self, reason: Gone) -> bool {
+        self.gone.send_if_modified(|gone| {
+            let is_first = gone.is_none();
+            gone.get_or_insert(reason);
+            is_first
+        })
     }
 
     fn count_hurried(&self, count: impl FnOnce(usize) -> usize) {
@@ -930,7 +958,7 @@ impl Connection {
             Gone::Lost if ran_out() => Gone::OutOfMemory,
             reason => reason,
         };
-        let _ = self.gone.set(reason);
+        self.set_gone(reason);
         self.channel.shut_down();
         self.waiting
             .lock()

@@ -309,7 +309,8 @@ impl Derrick {
         self.provider.as_ref().expect("it is running")
     }
 
-    fn log(&self) -> String {
+    /// What it wrote to its log so far.
+    pub(crate) fn log(&self) -> String {
         let log = std::fs::read(self.home.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
