@@ -6,7 +6,6 @@
 //! of them is mounted as an overlay of its own, so that the kernel itself tells what is there: a whiteout is
 //! kept where there is something that it hides, a directory is opaque where there is one that it does not join.
 
-use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -107,8 +106,7 @@ struct Merged {
 struct Level {
     directory: Merged,
     copy: OwnedFd,
-    /// Names in it that are still to be looked up.
-    names: Vec<CString>,
+    names: Names,
     /// What it is called, and its attributes, which are set when it is filled.
     name: CString,
     status: Stat,
@@ -167,11 +165,10 @@ impl Merge {
             from: self.layers[0].try_clone()?,
             to: copy.try_clone()?,
         };
-        let names = names(&root)?;
         let mut levels = vec![Level {
             directory: root,
             copy,
-            names,
+            names: Names::default(),
             name: c".".to_owned(),
             status,
             marks: Marked {
@@ -180,7 +177,7 @@ impl Merge {
             },
         }];
         while let Some(level) = levels.last_mut() {
-            let Some(name) = level.names.pop() else {
+            let Some(name) = level.names.next(&level.directory)? else {
                 if let Some(done) = levels.pop()
                     && let Some(parent) = levels.last()
                 {
@@ -211,6 +208,7 @@ impl Merge {
                     self.copy.copy_one(&pair, &name, &status)?;
                 }
                 Found::Directory(found) => {
+                    level.names.close();
                     if levels.len() >= DEEPEST {
                         return Err(Errno::NAMETOOLONG.into());
                     }
@@ -381,7 +379,7 @@ fn open_level(parent: &Level, name: CString, found: Directory) -> io::Result<Lev
             .then_some(found.wanted),
     };
     Ok(Level {
-        names: names(&found.merged)?,
+        names: Names::default(),
         directory: found.merged,
         copy,
         name,
@@ -390,24 +388,63 @@ fn open_level(parent: &Level, name: CString, found: Directory) -> io::Result<Lev
     })
 }
 
-/// All that any part has in it; the last first.
-fn names(directory: &Merged) -> io::Result<Vec<CString>> {
-    let mut all = BTreeSet::new();
-    for (_, part) in &directory.parts {
-        for entry in Dir::read_from(part)? {
+/// The names that any part of a directory has, each of them once, as they are read.
+#[derive(Default)]
+struct Names {
+    /// The part that is being read.
+    part: usize,
+    /// Where in its entries the next is read.
+    position: i64,
+    entries: Option<Dir>,
+}
+
+impl Names {
+    fn next(&mut self, directory: &Merged) -> io::Result<Option<CString>> {
+        while let Some((_, part)) = directory.parts.get(self.part) {
+            let entries = match self.entries.take() {
+                Some(entries) => entries,
+                None => {
+                    let mut entries = Dir::read_from(part)?;
+                    entries.seek(self.position)?;
+                    entries
+                }
+            };
+            let Some(entry) = self.entries.insert(entries).read() else {
+                *self = Self {
+                    part: self.part + 1,
+                    ..Self::default()
+                };
+                continue;
+            };
             let entry = entry?;
-            if !is_dots(entry.file_name()) {
-                all.insert(entry.file_name().to_owned());
+            self.position = entry.offset();
+            let name = entry.file_name();
+            if !is_dots(name) && !is_in_any(&directory.parts[..self.part], name)? {
+                return Ok(Some(name.to_owned()));
             }
         }
+        Ok(None)
     }
-    Ok(all.into_iter().rev().collect())
+
+    /// Holds nothing open until the next is read.
+    fn close(&mut self) {
+        self.entries = None;
+    }
+}
+
+fn is_in_any(parts: &[(usize, OwnedFd)], name: &CStr) -> io::Result<bool> {
+    for (_, part) in parts {
+        if exists(part, name)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn exists(directory: &OwnedFd, name: &CStr) -> io::Result<bool> {
     match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(_) => Ok(true),
-        Err(Errno::NOENT) => Ok(false),
+        Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
@@ -451,5 +488,44 @@ fn mark(directory: &OwnedFd, name: &CStr, value: Option<&[u8]>) -> io::Result<()
             Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
             Err(error) => Err(error.into()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_name_of_any_part_is_told_once() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let mut parts = Vec::new();
+        let mut expected = Vec::new();
+        // The uppermost first, each with some that those above it have, and one with nothing.
+        for (part, numbers) in [0..900, 500..500, 300..1400, 0..2000]
+            .into_iter()
+            .enumerate()
+        {
+            let path = scratch.path().join(part.to_string());
+            std::fs::create_dir(&path).expect("a part");
+            for number in numbers {
+                std::fs::write(path.join(number.to_string()), "").expect("a file");
+                expected.push(CString::new(number.to_string()).expect("a name"));
+            }
+            let opened = openat(CWD, &path, DIRECTORY, Mode::empty()).expect("open");
+            parts.push((part, opened));
+        }
+        expected.sort();
+        expected.dedup();
+        let directory = Merged { parts, below: None };
+        let mut names = Names::default();
+        let mut found = Vec::new();
+        while let Some(name) = names.next(&directory).expect("read") {
+            found.push(name);
+            if found.len() % 3 == 0 {
+                names.close();
+            }
+        }
+        found.sort();
+        assert_eq!(found, expected);
     }
 }
