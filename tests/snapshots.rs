@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use support::{Answer, Derrick, Launch, Mode, Workspace, fixture, mode, wait_until_gone};
+use support::{Answer, Derrick, Launch, Mode, Workspace, entries, fixture, mode, wait_until_gone};
 
 /// A small base, so that every file of it can be looked at.
 fn busybox() -> Value {
@@ -539,6 +539,51 @@ fn a_chain_of_snapshots_has_no_end_and_each_is_what_it_was() {
         shown["depth"].as_u64().expect("a number") < STEPS as u64 / 3,
         "{shown}"
     );
+}
+
+#[test]
+fn what_was_merged_goes_when_nothing_names_it_and_nobody_loses_a_file_by_that() {
+    const STEPS: usize = 12;
+    let mut derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    let layers = |derrick: &Derrick| entries(&derrick.state().join("layers"));
+    let before = layers(&derrick);
+    let mut taken = Vec::new();
+    for number in 0..STEPS {
+        workspace.ok(&format!("echo {number} > /file{number}"));
+        taken.push(snapshot(&workspace));
+    }
+    let last = taken.pop().expect("there are some");
+    let all = |workspace: &Workspace| {
+        assert_eq!(workspace.ok("ls -d /file* | wc -l"), format!("{STEPS}\n"));
+    };
+    // On the layers of then, or already on others.
+    let other = start_from(&workspace, &last);
+    workspace.reset();
+    for one in taken.iter().rev() {
+        remove(&workspace, one);
+    }
+    all(&other);
+    let receipt = other.post("reset?verify=full", &json!({})).expect(200);
+    assert!(receipt.json()["verified"].is_object(), "{}", receipt.text());
+    all(&other);
+    assert!(other.delete());
+    derrick.restart();
+    let other = derrick.api.create_with(&json!({ "snapshot": id(&last) }));
+    all(&other);
+    assert!(other.delete());
+    taken.push(last);
+    for one in taken.iter().rev() {
+        let path = format!("/snapshots/{}", id(one));
+        // Some went before.
+        let answer = derrick.api.delete(&path);
+        assert!([200, 404].contains(&answer.status), "{}", answer.text());
+    }
+    for layer in layers(&derrick) {
+        if !before.contains(&layer) {
+            wait_until_gone(&derrick.state().join("layers").join(layer));
+        }
+    }
 }
 
 #[test]

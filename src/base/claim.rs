@@ -127,6 +127,12 @@ impl Claims {
     }
 }
 
+impl FromIterator<Arc<Claim>> for Claims {
+    fn from_iter<I: IntoIterator<Item = Arc<Claim>>>(claims: I) -> Self {
+        Self(claims.into_iter().collect())
+    }
+}
+
 impl PartialEq for Claims {
     fn eq(&self, _: &Self) -> bool {
         true

@@ -10,7 +10,7 @@
 //! A layer appears by one rename, whole and on disk, or not at all. Parts may belong to ids that
 //! the provider cannot act for: it owns `tree` and renames that, and never looks into a part.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::Stack;
 use super::claim::{Alone, Claim};
 
 /// The `format` of the layers that this version writes and reads.
@@ -307,17 +308,41 @@ impl LayerStore {
         let claim = match known.filter(|claim| claim.is_of(path)) {
             Some(claim) => claim,
             None => {
-                let Some(claim) = Claim::take(path)?.map(Arc::new) else {
+                let Some(claim) = Claim::take(path)? else {
                     return Ok(None);
                 };
-                let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
-                claims.retain(|_, claim| claim.strong_count() > 0);
-                claims.insert(digest.clone(), Arc::downgrade(&claim));
-                claim
+                self.remember(digest, claim)
             }
         };
         claim.note();
         Ok(Some(claim))
+    }
+
+    /// The stack with a claim on each layer of this store that it has: they stay as long as it or a clone of it
+    /// does, whatever records say.
+    ///
+    /// # Errors
+    /// `NotFound` where one is gone.
+    pub fn claimed(&self, mut stack: Stack) -> io::Result<Stack> {
+        let digests: BTreeSet<_> = stack
+            .paths()
+            .filter_map(|path| self.digest_of(path))
+            .collect();
+        let claims = digests.iter().map(|digest| {
+            let gone =
+                || io::Error::new(io::ErrorKind::NotFound, format!("layer {digest} is gone"));
+            self.claim(digest, &self.path_of(digest))?.ok_or_else(gone)
+        });
+        stack.claims = claims.collect::<io::Result<_>>()?;
+        Ok(stack)
+    }
+
+    fn remember(&self, digest: &Digest, claim: Claim) -> Arc<Claim> {
+        let claim = Arc::new(claim);
+        let mut claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
+        claims.retain(|_, claim| claim.strong_count() > 0);
+        claims.insert(digest.clone(), Arc::downgrade(&claim));
+        claim
     }
 
     /// All layers, in no order; none is used by that.
@@ -375,6 +400,8 @@ impl LayerStore {
         meta: LayerMeta,
     ) -> io::Result<Layer> {
         let staging = Staging::new(self)?;
+        // Before it is a layer, so that it is never one that nobody uses.
+        let claim = Claim::take(&staging.path)?;
         let revealed = staging
             .fill(staged_tree, &meta)
             .and_then(|()| self.reveal(digest, &staging));
@@ -385,7 +412,7 @@ impl LayerStore {
         Ok(match revealed? {
             Revealed::Ours(path) => Layer {
                 digest: digest.clone(),
-                claim: self.claim(digest, &path)?,
+                claim: claim.map(|claim| self.remember(digest, claim)),
                 path,
                 meta,
             },

@@ -332,7 +332,7 @@ impl Workspaces {
         let setups = Setups::open(Arc::clone(&config), &state).await?;
         let directory = state.workspaces(usage);
         let pool = Pool::new(&config, &state);
-        let snapshots = Snapshots::open(state.path("snapshots"), usage)
+        let snapshots = Snapshots::open(state.path("snapshots"), usage, setups.store())
             .map_err(WorkspaceError::host("finding the snapshots on disk"))?;
         let disk = Disk {
             config: &config,
@@ -571,6 +571,10 @@ impl Disk<'_> {
         let shape = self.state.spawner().identity().shape();
         snapshots::finish(path, &mut record, self.snapshots, self.store, &shape)?;
         discard_other_generations(path, &record, self.state)?;
+        // What is gone is told by who starts it.
+        let claimed = |stack: base::Stack| self.store.claimed(stack.clone()).unwrap_or(stack);
+        record.home = record.home.map(claimed);
+        record.stack = claimed(record.stack);
         Workspace::stopped(self.config, self.state, self.pool, path.to_owned(), record)
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::WorkspaceError;
 use super::record::Beginning;
-use crate::base::{Confinement, Digest, Stack};
+use crate::base::{Confinement, Stack};
 use crate::config::WorkspaceConfig;
 use crate::init::files::protocol::Fingerprint;
 use crate::pool::ranges::Range;
@@ -58,7 +58,8 @@ pub(super) struct Kind {
 /// Of a kind, what decides what is to be seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Shown {
-    layer: Digest,
+    /// Where the layers are: a file that has other names in a layer of its own shows how many.
+    lowers: Vec<PathBuf>,
     /// Whether `/tmp` is a filesystem of its own, which hides that of the layer.
     has_own_tmp: bool,
 }
@@ -166,7 +167,7 @@ impl Pool {
     /// What a sandbox of this kind shows that nobody has used.
     pub(super) async fn fingerprint(&self, kind: &Kind) -> Result<Fingerprint, WorkspaceError> {
         let looked = self.looked(Shown {
-            layer: kind.stack.digest.clone(),
+            lowers: kind.stack.paths().map(Path::to_owned).collect(),
             has_own_tmp: kind.limits.tmp.is_some(),
         });
         let fingerprint = looked.get_or_try_init(|| self.look(kind)).await?;

@@ -70,7 +70,10 @@ pub(super) async fn flatten(
         };
         stack = stack.with_merged(&layer, run);
     }
-    Ok(stack)
+    // Those that are in a merged one are not this one's any more.
+    store
+        .claimed(stack)
+        .map_err(WorkspaceError::host("finding the layers of a snapshot"))
 }
 
 /// Flattens the stack of a snapshot in the background, if it is deep.
@@ -103,7 +106,6 @@ async fn flatten_one(
 ) -> Result<(), WorkspaceError> {
     let flat = flatten(state, store, stack, Missing::Made).await?;
     let snapshots = Arc::clone(snapshots);
-    // Its layers are held until the record names them.
     let noted =
         tokio::task::spawn_blocking(move || snapshots.change(id, |snapshot| snapshot.stack = flat));
     let noted = noted.await.map_err(std::io::Error::other);
@@ -171,8 +173,7 @@ async fn make(
         ),
         output: None,
         bytes: None,
-        // Who was told of it a moment ago has not recorded it yet.
-        by_record: false,
+        by_record: true,
     };
     let merge = Merge {
         ids: IdMap {

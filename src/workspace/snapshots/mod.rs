@@ -360,7 +360,11 @@ impl Workspace {
             return Err(WorkspaceError::host("keeping a snapshot")(error));
         }
         let added = snapshots.add(snapshot).map_err(noting)?;
-        self.change_record(|record| record.frozen = None)?;
+        self.change_record(|record| {
+            record.frozen = None;
+            // With its layers claimed.
+            record.stack = added.stack.clone();
+        })?;
         self.discard(&files);
         Ok(added)
     }

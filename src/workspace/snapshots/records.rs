@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
-use crate::base::{Digest, Stack};
+use crate::base::{Digest, LayerStore, Stack};
 use crate::state::Use;
 use crate::workspace::WorkspaceId;
 
@@ -113,10 +113,19 @@ pub struct Snapshot {
     pub unwritten: Option<String>,
 }
 
+impl Snapshot {
+    /// With its layers claimed: whoever has it, or its stack, keeps them, also where the record changes.
+    fn claimed(self, store: &LayerStore) -> io::Result<Self> {
+        let stack = store.claimed(self.stack)?;
+        Ok(Self { stack, ..self })
+    }
+}
+
 /// All snapshots of a state directory.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
     directory: PathBuf,
+    store: LayerStore,
     all: Mutex<BTreeMap<SnapshotId, Arc<Snapshot>>>,
     /// How many workspaces are being started from each; changed for one more with `all` locked.
     starting: Mutex<BTreeMap<SnapshotId, usize>>,
@@ -162,7 +171,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// Those of reading it.
-    pub(crate) fn open(directory: PathBuf, usage: Use) -> io::Result<Self> {
+    pub(crate) fn open(directory: PathBuf, usage: Use, store: &LayerStore) -> io::Result<Self> {
         std::fs::create_dir_all(&directory)?;
         let mut all = BTreeMap::new();
         for entry in std::fs::read_dir(&directory)? {
@@ -174,7 +183,7 @@ impl Snapshots {
                 }
                 continue;
             };
-            match read(&path) {
+            match read(&path).and_then(|snapshot| snapshot.claimed(store)) {
                 Ok(snapshot) if snapshot.unwritten.as_ref().is_some_and(|at| *at != boot()) => {
                     if usage == Use::Serve {
                         tracing::error!(snapshot = %id, "forgetting a snapshot that was not written out when the host went down");
@@ -191,6 +200,7 @@ impl Snapshots {
         }
         Ok(Self {
             directory,
+            store: store.clone(),
             all: Mutex::new(all),
             starting: Mutex::default(),
             changing: Mutex::default(),
@@ -203,6 +213,7 @@ impl Snapshots {
     /// # Errors
     /// Those of writing its record.
     pub(crate) fn add(&self, snapshot: Snapshot) -> io::Result<Arc<Snapshot>> {
+        let snapshot = snapshot.claimed(&self.store)?;
         let mut all = self.lock();
         self.prepare(&snapshot)?;
         self.reveal(snapshot.id)?;
@@ -228,6 +239,7 @@ impl Snapshots {
         };
         let mut changed = Snapshot::clone(&before);
         change(&mut changed);
+        let changed = changed.claimed(&self.store)?;
         self.prepare(&changed)?;
         {
             let all = self.lock();
