@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::measure::bytes_of;
 use super::store::{LAYER_FORMAT, LayerMeta};
-use super::{Digest, Layer, LayerStore, SetupError, Stack, collect};
+use super::{Digest, Layer, LayerStore, SetupError, Stack};
 use crate::config::{self, WorkspaceConfig};
 use crate::init::files::protocol::RawPath;
 use crate::init::protocol::{Exec, Program, Unpacked};
@@ -187,7 +188,7 @@ impl Build {
         };
         let (store, digest, upper) = (store.clone(), digest.clone(), self.directory.join("upper"));
         let commit = move || {
-            let bytes = Some(collect::bytes_of(&upper));
+            let bytes = Some(bytes_of(&upper));
             store.commit(&digest, &upper, LayerMeta { bytes, ..meta })
         };
         let committed = tokio::task::spawn_blocking(commit).await;

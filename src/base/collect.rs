@@ -11,7 +11,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -21,6 +20,7 @@ use utoipa::ToSchema;
 
 use super::Digest;
 use super::claim::{self, Alone, USED};
+use super::measure::bytes_of;
 use super::store::LayerMeta;
 use crate::config::WorkspaceConfig;
 use crate::git;
@@ -462,31 +462,6 @@ fn noted(layer: &Path) -> Option<u64> {
     fs::read_to_string(layer.join(SIZE)).ok()?.parse().ok()
 }
 
-/// Bytes on disk of all that is in a directory, as far as it may be looked at; a file of several names
-/// counts once.
-pub(super) fn bytes_of(directory: &Path) -> u64 {
-    let mut bytes = 0;
-    let mut linked = BTreeSet::new();
-    let mut to_visit = vec![directory.to_owned()];
-    while let Some(path) = to_visit.pop() {
-        let Ok(status) = fs::symlink_metadata(&path) else {
-            continue;
-        };
-        let again =
-            status.nlink() > 1 && !status.is_dir() && !linked.insert((status.dev(), status.ino()));
-        if again {
-            continue;
-        }
-        bytes += status.blocks() * 512;
-        if status.is_dir()
-            && let Ok(entries) = fs::read_dir(&path)
-        {
-            to_visit.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
-        }
-    }
-    bytes
-}
-
 /// Every layer that one of these paths names.
 pub(super) fn layers_in<'p>(paths: impl Iterator<Item = &'p Path>) -> BTreeSet<Digest> {
     paths
@@ -618,17 +593,5 @@ mod tests {
         let broken = root.join("workspaces/w/other.json");
         std::os::unix::fs::symlink(&broken, &broken).unwrap();
         users(root).unwrap_err();
-    }
-
-    #[test]
-    fn a_file_of_several_names_counts_once() {
-        let scratch = tempfile::tempdir().unwrap();
-        let empty = bytes_of(scratch.path());
-        fs::write(scratch.path().join("a"), vec![1; 100_000]).unwrap();
-        let one = bytes_of(scratch.path());
-        assert!(one >= empty + 100_000, "{one}");
-        fs::hard_link(scratch.path().join("a"), scratch.path().join("b")).unwrap();
-        assert_eq!(bytes_of(scratch.path()), one);
-        assert_eq!(bytes_of(&scratch.path().join("none")), 0);
     }
 }

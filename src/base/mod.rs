@@ -4,7 +4,7 @@
 //! on top of them. Reading order: `setup` makes it, `bases` what it stands on, `repositories` what
 //! goes into it, `build` each layer; then where the parts come from: `host`, `skeleton`, `tarball`,
 //! `whiteouts` for what is hidden of the host, and `store`, where layers are kept; `claim` keeps them there,
-//! and `collect` does not; `collector` does that in the background.
+//! and `collect` does not, by their size, which `measure` counts; `collector` does that in the background.
 
 mod archive;
 mod bases;
@@ -14,6 +14,7 @@ pub mod collect;
 pub mod collector;
 mod error;
 pub mod host;
+mod measure;
 mod repositories;
 mod setup;
 pub mod skeleton;
