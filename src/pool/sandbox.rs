@@ -628,7 +628,7 @@ impl Sandbox {
         }
     }
 
-    /// Whether its processes reach something that others reach as well.
+    /// Whether nothing that its processes reach is reached by others as well.
     #[must_use]
     pub fn is_shut_off(&self) -> bool {
         self.shared.enforcement.network == Network::None
