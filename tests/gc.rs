@@ -127,14 +127,15 @@ fn what_is_used_stays_and_what_is_not_goes() {
     assert!(users.contains(&"process".to_owned()), "{users:?}");
     assert_eq!(gc(&state, &[]), Vec::<String>::new());
 
-    // Of another config by then, and stopped: its record alone says that it is used.
+    // Of another config by then, and stopped: its record says that it is used, and the provider, which read that.
     provider.stop();
     provider.configure(&with_setup("echo two > /two"));
     provider.start_again();
     let second = provider.create();
     let two = layer_of(&second);
     assert_ne!(one, two);
-    assert_eq!(users_of(&state, &one), [format!("workspace {}", first.id)]);
+    let by_record = format!("workspace {}", first.id);
+    assert_eq!(users_of(&state, &one), [&by_record, "process"]);
     assert_eq!(gc(&state, &[]), Vec::<String>::new());
     let first = provider.api.workspace(&first.id);
     assert_eq!(first.ok("cat /one"), "one\n");

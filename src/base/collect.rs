@@ -126,8 +126,7 @@ pub fn survey(state: &Path) -> io::Result<Vec<Kept>> {
             continue;
         };
         let mut used_by: Vec<_> = users.remove(&digest).into_iter().flatten().collect();
-        // Who is named has its claims from this or another process.
-        if used_by.is_empty() && Alone::take(&path)?.is_none() && path.exists() {
+        if Alone::take(&path)?.is_none() && path.exists() {
             used_by.push("process".to_owned());
         }
         all.push(Kept {
