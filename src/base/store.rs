@@ -412,7 +412,10 @@ impl LayerStore {
         Ok(match revealed? {
             Revealed::Ours(path) => Layer {
                 digest: digest.clone(),
-                claim: claim.map(|claim| self.remember(digest, claim)),
+                claim: claim.map(|claim| {
+                    claim.note();
+                    self.remember(digest, claim)
+                }),
                 path,
                 meta,
             },

@@ -9,7 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use tokio::sync::oneshot;
@@ -91,6 +92,32 @@ impl Deref for OwnedGroup {
 impl Drop for OwnedGroup {
     fn drop(&mut self) {
         self.spawner.remove_group(&self.group);
+    }
+}
+
+impl Shared {
+    fn lock_groups(&self) -> MutexGuard<'_, Vec<Group>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// After how long a group that was busy is tried again, at first and at most; each time it is twice as long.
+const BUSY: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
+
+/// Removes those that the kernel did not let be removed, until none is left.
+async fn remove_busy_groups(shared: Weak<Shared>) {
+    let [mut pause, longest] = BUSY;
+    loop {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(longest);
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let mut groups = shared.lock_groups();
+        groups.retain(|group| group.remove().is_err());
+        if groups.is_empty() {
+            return;
+        }
     }
 }
 
@@ -241,14 +268,17 @@ impl Spawner {
     }
 
     fn remove_group(&self, group: &Group) {
-        let mut groups = self
-            .shared
-            .groups
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut groups = self.shared.lock_groups();
+        let is_first = groups.is_empty();
         groups.push(group.clone());
-        // One whose last process is just ending is busy for a moment more.
         groups.retain(|group| group.remove().is_err());
+        // One whose last process is just ending is busy for a moment more. Without a runtime the provider ends.
+        if is_first
+            && !groups.is_empty()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(remove_busy_groups(Arc::downgrade(&self.shared)));
+        }
     }
 
     async fn ask(
