@@ -380,12 +380,15 @@ impl Maps {
 /// The failed step.
 pub fn make_namespace(one: OneThread, inside: u32, map: IdMap) -> Result<OwnedFd, Failure> {
     let (ready, child_ready) = io::pipe().at(Step::Process, "making a pipe")?;
+    let (wait, _alive) = io::pipe().at(Step::Process, "making a pipe")?;
     let child = fork_child(one, || {
-        if unshare_user(one).is_ok() && (&child_ready).write_all(&[1]).is_ok() {
+        // Others must see the end of the spawner, should that be killed just now, and so must this process.
+        if close_all_except(&[child_ready.as_fd(), wait.as_fd()]).is_ok()
+            && unshare_user(one).is_ok()
+            && (&child_ready).write_all(&[1]).is_ok()
+        {
             // Until it is killed: the namespace lives as long as this process or a descriptor.
-            loop {
-                nix::unistd::pause();
-            }
+            let _ = io::Read::read(&mut &wait, &mut [0]);
         }
         1
     })
