@@ -20,7 +20,7 @@ use tokio::runtime::RuntimeFlavor;
 /// In a layer's directory: what is locked.
 pub(super) const USED: &str = "used";
 
-/// How often, and how long, a lock is tried that a collector claims while it looks.
+/// How often, and how long, a lock is tried that a collector has while it looks.
 const TRIES: u32 = 2000;
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -61,7 +61,7 @@ impl Claim {
                 Err(error) => return Err(error.into()),
             }
         }
-        let stuck = "somebody who collects layers claims it and does not go on";
+        let stuck = "somebody who collects layers has locked it and does not go on";
         Err(io::Error::new(io::ErrorKind::TimedOut, stuck))
     }
 

@@ -59,6 +59,9 @@ pub(super) async fn flatten(
     mut stack: Stack,
     missing: Missing,
 ) -> Result<Stack, WorkspaceError> {
+    if next_run(&stack.snapshots).is_none() {
+        return Ok(stack);
+    }
     while let Some(run) = next_run(&stack.snapshots) {
         let Some(digest) = digest_of(store, &stack, &run) else {
             break;
