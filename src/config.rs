@@ -134,12 +134,30 @@ pub struct Repository {
     /// Branch, tag or commit; the remote's default branch if absent.
     #[serde(default)]
     pub reference: Option<String>,
+    /// How much of its history enters the workspace.
+    #[serde(default)]
+    pub history: History,
     /// The environment variable of the provider that holds the access token.
     #[serde(default)]
     pub token_env: Option<String>,
     /// The file on the host that holds the access token. Absolute.
     #[serde(default)]
     pub token_file: Option<PathBuf>,
+}
+
+/// How much of a repository's history enters a workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum History {
+    /// What the commit that is checked out leads to: nothing later, no other branch, no other tag.
+    #[default]
+    Sealed,
+    /// The branch that `reference` names, else the default branch, and the tags of its commits.
+    Branch,
+    /// All branches and tags, as a clone has them.
+    Full,
+    /// The files alone, as one commit without parents. Nothing can be fetched into it.
+    None,
 }
 
 /// The root filesystem that a workspace starts from, before setup.

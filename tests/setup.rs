@@ -408,6 +408,75 @@ fn a_repository_that_did_not_move_is_not_set_up_again() {
     assert_eq!(server.packs(), 1);
 }
 
+/// What was known of commits that the upstream went back from is not in what is set up after that, be it in
+/// the repository or in what the script made of it.
+#[test]
+fn a_setup_after_the_upstream_went_back_starts_from_the_base() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    let first = upstream.head();
+    let config = |history: &str| {
+        json!({
+            "name": "test",
+            "workdir": "/project",
+            "repositories": [{ "url": upstream.url, "path": "/project", "history": history }],
+            "setup_script": "cat file >> /built",
+        })
+    };
+    let commits = "git cat-file --batch-all-objects --batch-check='%(objecttype)' | grep -c commit";
+    for (history, after) in [("full", "2\nsecond\nfirst\n"), ("sealed", "1\nfirst\n")] {
+        upstream.commit(&[("file", "second\n")]);
+        let derrick = Derrick::start(config(history));
+        assert_eq!(derrick.create().ok("cat /built"), "second\n", "{history}");
+        upstream.git(&["reset", "--quiet", "--hard", &first]);
+        let workspace = derrick.create();
+        assert_eq!(
+            workspace.ok(&format!("{commits}; cat /built")),
+            after,
+            "{history}"
+        );
+        workspace.ok("test ! -e .git/FETCH_HEAD && test ! -e .git/logs");
+    }
+}
+
+#[test]
+fn nothing_is_fetched_into_a_repository_without_history() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    upstream.commit(&[("file", "second\n")]);
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "workdir": "/project",
+        "repositories": [{ "url": upstream.url, "path": "/project", "history": "none" }],
+    }));
+    let workspace = derrick.create();
+    assert_eq!(
+        workspace.ok("git rev-list --count --all; cat file"),
+        "1\nsecond\n"
+    );
+    upstream.commit(&[("file", "third\n")]);
+    let refused = workspace
+        .api()
+        .request("POST", &format!("/workspaces/{}/fetch", workspace.id), None)
+        .expect(422)
+        .json();
+    assert!(
+        refused["type"]
+            .as_str()
+            .is_some_and(|kind| kind.ends_with("repository-unavailable"))
+    );
+    assert!(
+        refused["detail"]
+            .as_str()
+            .is_some_and(|why| why.contains("/project")),
+        "{refused}"
+    );
+    assert_eq!(
+        derrick.create().ok("git rev-list --count --all; cat file"),
+        "1\nthird\n"
+    );
+}
+
 #[test]
 fn a_fetch_brings_commits_in_and_leaves_local_work_alone() {
     let server = GitServer::open();

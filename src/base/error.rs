@@ -31,6 +31,12 @@ pub enum SetupError {
         /// What git said.
         output: String,
     },
+    /// The repository is there without its history.
+    #[error("nothing can be fetched into {path}: the config has it with history \"none\"", path = .path.display())]
+    NoHistory {
+        /// Where the repository is in the workspace.
+        path: PathBuf,
+    },
     /// A checkout cannot be put in its place.
     #[error("cannot put the repository at {path}: {reason}", path = .path.display())]
     Checkout {

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::SetupError;
 use super::build::{Build, OUTPUT_END, pipe_for_archive, run_as, run_in};
-use crate::config::{Repository, WorkspaceConfig};
-use crate::git::{self, Bundle, Have, Mirrors, Resolved};
+use crate::config::{History, Repository, WorkspaceConfig};
+use crate::git::{self, Bundle, CommitId, Have, Mirrors, Resolved};
 use crate::init::files::protocol::{Creation, FileRequest, Links, Owner, Parents};
 use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::unpack::Compression;
@@ -24,16 +24,28 @@ pub(super) struct Checkout {
 }
 
 impl Checkout {
+    /// Whether what a setup did with commit `old` may be there beside the new one: not where the upstream
+    /// went back from it, and what is later than the new commit is to stay outside.
+    pub(super) async fn may_follow(
+        &self,
+        mirrors: &Mirrors,
+        old: &CommitId,
+    ) -> Result<bool, SetupError> {
+        let repository = &self.repository;
+        Ok(repository.history == History::Full
+            || mirrors.leads_to(repository, &self.at.commit, old).await?)
+    }
+
     /// Brings the checkout of a setup before this one to the new commit; `false` if there is no git
-    /// inside to do it, or the setup script made something else of the repository.
+    /// inside to do it, no history to add to, or the setup script made something else of the repository.
     pub(super) async fn update(
         &self,
         mirrors: &Mirrors,
         build: &Build,
     ) -> Result<bool, SetupError> {
-        match take_in(mirrors, build.sandbox(), &self.repository).await {
+        match take_in(mirrors, build.sandbox(), &self.repository, &self.at).await {
             Ok(()) => {}
-            Err(SetupError::GitInside { .. }) => return Ok(false),
+            Err(SetupError::GitInside { .. } | SetupError::NoHistory { .. }) => return Ok(false),
             Err(error) => return Err(error),
         }
         let path = &self.repository.path;
@@ -156,17 +168,21 @@ async fn owner_of(sandbox: &Sandbox, path: &Path) -> Result<String, SetupError> 
     }
 }
 
-/// Brings what `repository`'s mirror has, and the sandbox lacks, into the sandbox's checkout as
-/// remote-tracking references, by the sandbox's own git.
+/// Brings what the history of `repository` lets in beside `resolved`, and the sandbox lacks, into the sandbox's
+/// checkout as remote-tracking references, by the sandbox's own git.
 ///
 /// # Errors
-/// `GitInside` where git in the sandbox fails or there is none.
+/// `GitInside` where git in the sandbox fails or there is none, `NoHistory` where there is nothing to add to.
 pub(crate) async fn take_in(
     mirrors: &Mirrors,
     sandbox: &Sandbox,
     repository: &Repository,
+    resolved: &Resolved,
 ) -> Result<(), SetupError> {
     let at = &repository.path;
+    if repository.history == History::None {
+        return Err(SetupError::NoHistory { path: at.clone() });
+    }
     let refused = |ended: Ended| SetupError::GitInside {
         path: at.clone(),
         output: ended.output.end(OUTPUT_END),
@@ -192,7 +208,7 @@ pub(crate) async fn take_in(
         .file
         .try_clone()
         .map_err(SetupError::host("writing a bundle"))?;
-    let written = mirrors.bundle(repository, &have, sink).await;
+    let written = mirrors.bundle(repository, resolved, &have, sink).await;
     match written {
         Ok(Bundle::Written) => drop(bundle.commit().await?),
         // The file that was to hold it has no name yet, and never was.
@@ -201,7 +217,10 @@ pub(crate) async fn take_in(
     }
     let fetch = Program::Arguments(git::fetch_command(&path));
     let fetched = run_as(owner, sandbox, fetch, at, &[]).await;
-    let remove = Program::Arguments(vec!["rm".into(), "-f".into(), path]);
+    // The repository's own note of where it came from leads nowhere.
+    let note = at.join(".git/FETCH_HEAD").to_string_lossy().into_owned();
+    let remove = ["rm", "-f", "--", &path, &note].map(str::to_owned);
+    let remove = Program::Arguments(remove.to_vec());
     run_in(sandbox, remove, Path::new("/"), &[]).await?;
     let fetched = fetched?;
     if fetched.exit_code() == 0 {

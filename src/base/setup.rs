@@ -232,7 +232,7 @@ impl Setups {
             "format": LAYER_FORMAT,
             "base": self.shared.base.digest,
             "repositories": config.repositories.iter()
-                .map(|repository| (&repository.url, &repository.path, &repository.reference))
+                .map(|repository| (&repository.url, &repository.path, &repository.reference, repository.history))
                 .collect::<Vec<_>>(),
             "setup_script": config.setup_script,
             "env": config.env,
@@ -275,7 +275,7 @@ impl Setups {
     async fn make(&self, digest: &Digest, checkouts: &[Checkout]) -> Result<Layer, SetupError> {
         let shared = &self.shared;
         let lineage = self.lineage();
-        let previous = self.previous(&lineage)?;
+        let previous = self.previous(&lineage, checkouts).await?;
         let (start, parent) = match previous {
             Some((stack, parent)) => (stack, Some(parent)),
             None => (shared.base.clone(), None),
@@ -312,19 +312,38 @@ impl Setups {
         build.freeze(&shared.store, digest, about).await
     }
 
-    /// The newest layer for older commits, to start from, if there is one that is not too deep.
-    fn previous(&self, lineage: &Digest) -> Result<Option<(Stack, Digest)>, SetupError> {
-        if self.shared.config.repositories.is_empty() {
+    /// The newest layer for older commits, to start from, if there is one that is not too deep and has nothing
+    /// in it that must not be there now.
+    async fn previous(
+        &self,
+        lineage: &Digest,
+        checkouts: &[Checkout],
+    ) -> Result<Option<(Stack, Digest)>, SetupError> {
+        let shared = &self.shared;
+        if shared.config.repositories.is_empty() {
             return Ok(None);
         }
-        let found = self
-            .shared
+        let found = shared
             .store
             .find_lineage(lineage)
             .map_err(SetupError::host("searching the layer store"))?;
-        Ok(found
-            .and_then(|layer| Some((self.stack_on(&layer).ok()?, layer.digest().clone())))
-            .filter(|(stack, _)| stack.depth < MAX_DEPTH))
+        let Some(layer) = found else {
+            return Ok(None);
+        };
+        let Ok(stack) = self.stack_on(&layer) else {
+            return Ok(None);
+        };
+        if stack.depth >= MAX_DEPTH {
+            return Ok(None);
+        }
+        for checkout in checkouts {
+            if let Some(old) = stack.commits.get(&checkout.repository.path)
+                && !checkout.may_follow(&shared.mirrors, old).await?
+            {
+                return Ok(None);
+            }
+        }
+        Ok(Some((stack, layer.digest().clone())))
     }
 
     async fn fill(

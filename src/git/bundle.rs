@@ -9,9 +9,12 @@ use std::fs::File;
 use std::io::Write as _;
 
 use super::error::GitError;
+use super::history;
 use super::inside::Have;
 use super::mirror::{Mirror, Refs, blocking};
 use super::process::{Failure, Input};
+use super::reference::Resolved;
+use crate::config::History;
 
 /// Whether there was anything to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +25,17 @@ pub enum Bundle {
     NothingNew,
 }
 
-pub(super) async fn write(mirror: &Mirror, have: &Have, sink: File) -> Result<Bundle, GitError> {
+pub(super) async fn write(
+    mirror: &Mirror,
+    history: History,
+    at: &Resolved,
+    have: &Have,
+    sink: File,
+) -> Result<Bundle, GitError> {
     let failed =
         |failure: Failure| GitError::local(&format!("bundle {}", mirror.upstream.url()), failure);
     let _lease = mirror.lease().await?;
-    let mut refs = mirror.refs().await?;
+    let mut refs = history::references(mirror, history, at).await?;
     // In the receiver it would be taken for the remote's HEAD.
     refs.remove(b"refs/heads/HEAD".as_slice());
 

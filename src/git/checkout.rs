@@ -13,10 +13,15 @@ use std::path::{Path, PathBuf};
 use tar::{Builder, EntryType, Header};
 
 use super::error::GitError;
+use super::history;
 use super::mirror::{Mirror, Refs, blocking};
 use super::process::Call;
 use super::reference::{Reference, Resolved, is_ref_name};
+use crate::config::History;
 use crate::init::files::protocol::Owner;
+
+/// Who made the commit of a repository that has no history.
+const AUTHOR: (&str, &str) = ("derrick", "derrick@localhost");
 
 /// A checkout on the host's disk; dropping it removes it.
 #[derive(Debug)]
@@ -28,6 +33,7 @@ impl Staging {
     /// Checks `at` out below `scratch`.
     pub(super) async fn make(
         mirror: &Mirror,
+        history: History,
         at: &Resolved,
         scratch: &Path,
     ) -> Result<Self, GitError> {
@@ -41,38 +47,96 @@ impl Staging {
                 looked_for: "branch",
             });
         }
-        // The files stay where they are until all are linked or read.
+        // The mirror's files stay where they are until all are read.
         let _lease = mirror.lease().await?;
-        let refs = mirror.refs().await?;
-        let default = mirror.default_branch().await;
-
         let staging = Self::create(scratch).await?;
         staging.init(mirror, at).await?;
-        staging.fill(mirror, packed_refs(&refs, at)).await?;
-        staging.configure(mirror, at).await?;
-        if let Some(default) =
-            default.filter(|name| refs.contains_key(format!("refs/heads/{name}").as_bytes()))
-        {
-            let to = format!("refs/remotes/origin/{default}");
-            staging
-                .run(mirror, &["symbolic-ref", "refs/remotes/origin/HEAD", &to])
-                .await?;
-        }
-        if !matches!(at.reference, Reference::Branch(_)) {
-            staging
-                .run(
-                    mirror,
-                    &["update-ref", "--no-deref", "HEAD", at.commit.as_str()],
-                )
-                .await?;
+        if history == History::None {
+            staging.without_history(mirror, at).await?;
+        } else {
+            staging.with_history(mirror, history, at).await?;
         }
         let files = staging.git(mirror).in_work_tree(&staging.dir);
-        let files = files.args(["read-tree", "-v", "--reset", "-u", at.commit.as_str()]);
+        let files = files.args(["read-tree", "-v", "--reset", "-u", "HEAD"]);
         files
             .output()
             .await
             .map_err(|failure| failed(mirror, failure))?;
         Ok(staging)
+    }
+
+    async fn with_history(
+        &self,
+        mirror: &Mirror,
+        history: History,
+        at: &Resolved,
+    ) -> Result<(), GitError> {
+        let refs = history::references(mirror, history, at).await?;
+        let wanted = refs.values().map(String::as_str);
+        self.fill(mirror, wanted.chain([at.commit.as_str()]))
+            .await?;
+        let (git, packed) = (self.git_dir(), packed_refs(&refs, at));
+        blocking("write a checkout's references", move || {
+            std::fs::write(git.join("packed-refs"), packed)
+        })
+        .await?;
+        self.configure(mirror, history, at).await?;
+        let default = mirror.default_branch().await;
+        if let Some(default) =
+            default.filter(|name| refs.contains_key(format!("refs/heads/{name}").as_bytes()))
+        {
+            let to = format!("refs/remotes/origin/{default}");
+            self.run(mirror, &["symbolic-ref", "refs/remotes/origin/HEAD", &to])
+                .await?;
+        }
+        match at.reference {
+            Reference::Branch(_) => Ok(()),
+            Reference::Tag(_) | Reference::Commit => self.detach(mirror, at.commit.as_str()).await,
+        }
+    }
+
+    /// Makes the files of `at` the whole repository: one commit without parents, the same one each time.
+    async fn without_history(&self, mirror: &Mirror, at: &Resolved) -> Result<(), GitError> {
+        let tree = format!("{}^{{tree}}", at.commit);
+        let tree = mirror.git().args(["rev-parse", "--verify", &tree]);
+        let tree = tree
+            .output()
+            .await
+            .map_err(|failure| failed(mirror, failure))?;
+        let tree = String::from_utf8_lossy(&tree).trim().to_owned();
+        self.fill(mirror, std::iter::once(tree.as_str())).await?;
+        let date = mirror
+            .git()
+            .args(["show", "--no-patch", "--format=@%ct +0000"])
+            .arg(at.commit.as_str());
+        let date = date
+            .output()
+            .await
+            .map_err(|failure| failed(mirror, failure))?;
+        let date = String::from_utf8_lossy(&date).trim().to_owned();
+        let commit = self.git(mirror).by_author(AUTHOR, &date).args([
+            "commit-tree",
+            "-m",
+            "Files without their history",
+            &tree,
+        ]);
+        let commit = commit
+            .output()
+            .await
+            .map_err(|failure| failed(mirror, failure))?;
+        let commit = String::from_utf8_lossy(&commit).trim().to_owned();
+        match &at.reference {
+            Reference::Branch(name) => {
+                let branch = format!("refs/heads/{name}");
+                self.run(mirror, &["update-ref", &branch, &commit]).await
+            }
+            Reference::Tag(_) | Reference::Commit => self.detach(mirror, &commit).await,
+        }
+    }
+
+    async fn detach(&self, mirror: &Mirror, commit: &str) -> Result<(), GitError> {
+        self.run(mirror, &["update-ref", "--no-deref", "HEAD", commit])
+            .await
     }
 
     /// Writes the checkout, as that of `owner`, as a tar stream and removes it.
@@ -119,12 +183,18 @@ impl Staging {
             .map_err(|failure| failed(mirror, failure))
     }
 
-    /// Gives the repository its objects and references, and the empty places that scripts expect.
-    async fn fill(&self, mirror: &Mirror, packed_refs: Vec<u8>) -> Result<(), GitError> {
-        let (git, objects) = (self.git_dir(), mirror.path().join("objects"));
+    /// Gives the repository what `wanted` leads to, and the empty places that scripts expect.
+    async fn fill(
+        &self,
+        mirror: &Mirror,
+        wanted: impl Iterator<Item = &str>,
+    ) -> Result<(), GitError> {
+        let prefix = self.git_dir().join("objects/pack/pack");
+        history::pack(mirror, wanted, &prefix)
+            .await
+            .map_err(|failure| failed(mirror, failure))?;
+        let git = self.git_dir();
         blocking("fill a checkout", move || {
-            link_objects(&objects, &git.join("objects"))?;
-            std::fs::write(git.join("packed-refs"), packed_refs)?;
             for place in ["info", "hooks"] {
                 match std::fs::create_dir(git.join(place)) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -138,7 +208,16 @@ impl Staging {
         .await
     }
 
-    async fn configure(&self, mirror: &Mirror, at: &Resolved) -> Result<(), GitError> {
+    async fn configure(
+        &self,
+        mirror: &Mirror,
+        history: History,
+        at: &Resolved,
+    ) -> Result<(), GitError> {
+        let followed = match &at.reference {
+            Reference::Branch(name) if history != History::Full => name,
+            _ => "*",
+        };
         let mut settings = vec![
             ("core.logallrefupdates".to_owned(), "true".to_owned()),
             (
@@ -147,7 +226,7 @@ impl Staging {
             ),
             (
                 "remote.origin.fetch".to_owned(),
-                "+refs/heads/*:refs/remotes/origin/*".to_owned(),
+                format!("+refs/heads/{followed}:refs/remotes/origin/{followed}"),
             ),
         ];
         if let Reference::Branch(name) = &at.reference {
@@ -211,10 +290,6 @@ fn packed_refs(refs: &Refs, at: &Resolved) -> Vec<u8> {
             // Would be taken for the remote's HEAD.
             Some(b"HEAD") => {}
             Some(branch) => {
-                // The branch as it was resolved, even if the mirror has moved on since.
-                let resolved =
-                    matches!(&at.reference, Reference::Branch(name) if name.as_bytes() == branch);
-                let id = if resolved { commit } else { id };
                 cloned.insert([b"refs/remotes/origin/", branch].concat(), id.to_owned());
             }
             None => {
@@ -230,60 +305,6 @@ fn packed_refs(refs: &Refs, at: &Resolved) -> Vec<u8> {
         file.extend([id.as_bytes(), b" ", &name, b"\n"].concat());
     }
     file
-}
-
-/// Links all objects of `from` into `to`, copying where the file system is another one.
-///
-/// Only what is complete: a pack has its index last, and temporary files have other names.
-fn link_objects(from: &Path, to: &Path) -> io::Result<()> {
-    for directory in std::fs::read_dir(from)? {
-        let directory = directory?;
-        let name = directory.file_name();
-        let loose = name.len() == 2 && name.as_bytes().iter().all(u8::is_ascii_hexdigit);
-        if name != "pack" && !loose {
-            continue;
-        }
-        let target = to.join(&name);
-        std::fs::create_dir_all(&target)?;
-        for file in std::fs::read_dir(directory.path())? {
-            let path = file?.path();
-            let name = path.file_name().unwrap_or_default();
-            let extension = path.extension().unwrap_or_default();
-            if loose && name.as_bytes().iter().all(u8::is_ascii_hexdigit) {
-                link(&path, &target.join(name))?;
-            } else if !loose && extension == "idx" && name.as_bytes().starts_with(b"pack-") {
-                // What a power cut leaves of a file that was not written out yet.
-                if path.metadata()?.len() == 0 {
-                    return Err(io::Error::other("a pack of the mirror is empty"));
-                }
-                for extension in ["pack", "rev", "idx"] {
-                    let part = path.with_extension(extension);
-                    let name = part.file_name().unwrap_or_default();
-                    match link(&part, &target.join(name)) {
-                        Err(error)
-                            if extension == "rev" && error.kind() == io::ErrorKind::NotFound => {}
-                        linked => linked?,
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-fn link(from: &Path, to: &Path) -> io::Result<()> {
-    use io::ErrorKind::{CrossesDevices, PermissionDenied, TooManyLinks, Unsupported};
-    match std::fs::hard_link(from, to) {
-        Err(error)
-            if matches!(
-                error.kind(),
-                CrossesDevices | PermissionDenied | TooManyLinks | Unsupported
-            ) =>
-        {
-            std::fs::copy(from, to).map(drop)
-        }
-        linked => linked,
-    }
 }
 
 /// Writes everything below `root`: names relative to it, owned by `owner`, modes as with umask 022.

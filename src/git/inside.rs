@@ -18,6 +18,8 @@ const SETTINGS: &[&str] = &[
     "fetch.writeCommitGraph=false",
     "protocol.file.allow=always",
     "advice.detachedHead=false",
+    // What a repository is brought to is no step that somebody took in it.
+    "core.logAllRefUpdates=false",
 ];
 
 /// Prints what the repository has of its upstream, for [`Have::parse`].

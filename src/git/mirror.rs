@@ -582,7 +582,7 @@ impl Mirror {
     }
 
     /// The commit that an object's whole id leads to, if the mirror has it.
-    async fn peeled(&self, id: &str) -> Result<Option<CommitId>, GitError> {
+    pub(super) async fn peeled(&self, id: &str) -> Result<Option<CommitId>, GitError> {
         let call = self
             .git()
             .args(["rev-parse", "--verify", "--quiet"])
@@ -591,6 +591,21 @@ impl Mirror {
             Ok(printed) => Ok(text(&printed).trim_end().parse().ok()),
             Err(failure) if failure.is_an_answer() => Ok(None),
             Err(failure) => Err(GitError::local("look up a commit in the mirror", failure)),
+        }
+    }
+
+    /// Whether `old` is `new` or one of its ancestors; a commit that is not here is neither.
+    pub(super) async fn leads_to(&self, new: &CommitId, old: &CommitId) -> Result<bool, GitError> {
+        if self.peeled(old.as_str()).await?.is_none() {
+            return Ok(false);
+        }
+        let call = self
+            .git()
+            .args(["merge-base", "--is-ancestor", old.as_str(), new.as_str()]);
+        match call.output().await {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.is_an_answer() => Ok(false),
+            Err(failure) => Err(GitError::local("compare commits of the mirror", failure)),
         }
     }
 

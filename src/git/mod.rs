@@ -6,12 +6,13 @@
 //! environment of one git process at a time.
 //!
 //! Reading order: [`reference`](Reference) (what is looked at), `upstream` (where it comes from),
-//! `process` (how git is run), `mirror`, `checkout`, `bundle`, `inside` (what a workspace's own git
-//! is to run), `error`.
+//! `process` (how git is run), `mirror`, `history` (what of a mirror a workspace gets), `checkout`,
+//! `bundle`, `inside` (what a workspace's own git is to run), `error`.
 
 mod bundle;
 mod checkout;
 mod error;
+mod history;
 mod inside;
 mod mirror;
 mod process;
@@ -115,21 +116,22 @@ impl Mirrors {
     ) -> Result<(), GitError> {
         self.prepare().await?;
         let mirror = self.mirror(&Upstream::parse(&repository.url)?);
-        let staging = match Staging::make(&mirror, at, scratch).await {
+        let staging = match Staging::make(&mirror, repository.history, at, scratch).await {
             Err(error)
                 if self
                     .heal(&mirror, repository, Some(&at.commit), &error)
                     .await? =>
             {
-                Staging::make(&mirror, at, scratch).await?
+                Staging::make(&mirror, repository.history, at, scratch).await?
             }
             made => made?,
         };
         staging.stream(owner, sink).await
     }
 
-    /// Writes a bundle of the mirror's branches and tags to `sink`, without what `have` leads to:
-    /// the receiver has that. What of it the mirror does not know does not count.
+    /// Writes a bundle of what the repository's `history` lets in beside `at`, which has been resolved before,
+    /// to `sink`, without what `have` leads to: the receiver has that. What of it the mirror does not know does
+    /// not count.
     ///
     /// # Errors
     ///
@@ -137,12 +139,30 @@ impl Mirrors {
     pub async fn bundle(
         &self,
         repository: &Repository,
+        at: &Resolved,
         have: &Have,
         sink: File,
     ) -> Result<Bundle, GitError> {
         self.prepare().await?;
         let mirror = self.mirror(&Upstream::parse(&repository.url)?);
-        bundle::write(&mirror, have, sink).await
+        bundle::write(&mirror, repository.history, at, have, sink).await
+    }
+
+    /// Whether all that `old` leads to is history of `new` as well, so that a checkout of `old` holds nothing
+    /// that one of `new` would not.
+    ///
+    /// # Errors
+    ///
+    /// Any [`GitError`].
+    pub async fn leads_to(
+        &self,
+        repository: &Repository,
+        new: &CommitId,
+        old: &CommitId,
+    ) -> Result<bool, GitError> {
+        self.prepare().await?;
+        let mirror = self.mirror(&Upstream::parse(&repository.url)?);
+        mirror.leads_to(new, old).await
     }
 
     /// Makes a mirror anew that turned out to be missing or damaged; says whether that was it.

@@ -233,6 +233,17 @@ impl Call {
         self
     }
 
+    /// Names who makes a commit, and when, in git's raw format.
+    pub(super) fn by_author(mut self, (name, email): (&str, &str), date: &str) -> Self {
+        for role in ["AUTHOR", "COMMITTER"] {
+            for (field, value) in [("NAME", name), ("EMAIL", email), ("DATE", date)] {
+                self.variables
+                    .push((format!("GIT_{role}_{field}").into(), value.into()));
+            }
+        }
+        self
+    }
+
     pub(super) fn input(mut self, input: Input) -> Self {
         self.input = input;
         self

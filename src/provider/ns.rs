@@ -680,7 +680,9 @@ fn user_error_of(refusal: &Refusal, uid: Option<u32>, user: &str) -> Error {
 fn setup_error_of(error: SetupError, path: &str) -> Error {
     match error {
         SetupError::Script { exit_code, output } => Error::SetupFailed { exit_code, output },
-        SetupError::Git(_) | SetupError::GitInside { .. } => Error::Repository(chain::text(&error)),
+        SetupError::Git(_) | SetupError::GitInside { .. } | SetupError::NoHistory { .. } => {
+            Error::Repository(chain::text(&error))
+        }
         SetupError::Checkout { .. } | SetupError::Workdir { .. } => {
             Error::Invalid(chain::text(&error))
         }

@@ -46,7 +46,7 @@ impl Workspace {
                 .await
                 .map_err(SetupError::from)?;
             let sandbox = self.sandbox().await?;
-            take_in(setups.mirrors(), &sandbox, repository).await?;
+            take_in(setups.mirrors(), &sandbox, repository, &resolved).await?;
             let new_commit = resolved.commit;
             let old_commit = self.set_commit(generation, &repository.path, &new_commit)?;
             fetched.push(FetchedRepository {

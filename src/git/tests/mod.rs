@@ -74,12 +74,13 @@ impl Setting {
 
     /// Brings into `inside` what the upstream has, as a workspace's fetch would.
     async fn fetch(&self, repository: &Repository, inside: &Git) -> Bundle {
+        let at = self.resolve(repository).await;
         let have = Have::parse(&inside.run_argv(&have_command()));
         let path = inside.path().join(".git/bundle");
         let sink = File::create(&path).expect("a file");
         let bundle = self
             .mirrors
-            .bundle(repository, &have, sink)
+            .bundle(repository, &at, &have, sink)
             .await
             .expect("bundles");
         if bundle == Bundle::Written {
@@ -90,9 +91,44 @@ impl Setting {
     }
 }
 
+/// A repository with all of its history, as `git clone` has it.
 fn repository(url: &str, reference: Option<&str>) -> Repository {
-    serde_json::from_value(serde_json::json!({"url": url, "path": "/r", "reference": reference}))
-        .expect("a repository")
+    with_history("full", url, reference)
+}
+
+fn with_history(history: &str, url: &str, reference: Option<&str>) -> Repository {
+    let fields = serde_json::json!({
+        "url": url,
+        "path": "/r",
+        "reference": reference,
+        "history": history,
+    });
+    serde_json::from_value(fields).expect("a repository")
+}
+
+/// The subjects of all commits of which there is a trace, those that nothing leads to included.
+fn commits(of: &Git) -> Vec<String> {
+    let objects = of.run(&[
+        "cat-file",
+        "--batch-all-objects",
+        "--batch-check=%(objecttype) %(objectname)",
+    ]);
+    let mut subjects: Vec<String> = objects
+        .lines()
+        .filter_map(|line| line.strip_prefix("commit "))
+        .map(|id| {
+            of.run(&["show", "--no-patch", "--format=%s", id])
+                .trim()
+                .to_owned()
+        })
+        .collect();
+    subjects.sort();
+    subjects
+}
+
+fn names(of: &Git) -> Vec<String> {
+    let names = of.run(&["for-each-ref", "--format=%(refname)"]);
+    names.lines().map(str::to_owned).collect()
 }
 
 /// References and settings that a clone has, in git's own words.
@@ -195,6 +231,139 @@ async fn a_checkout_is_what_git_clone_makes() {
             );
         }
     }
+}
+
+/// Past and future of a task: what was fixed later is on its branch, on others, under tags, and in objects
+/// that nothing leads to any more.
+fn upstream_with_a_future() -> (Git, String) {
+    let upstream = Git::new();
+    upstream.write("file", "0\n");
+    upstream.commit("past");
+    upstream.run(&["tag", "v0"]);
+    upstream.write("file", "1\n");
+    let task = upstream.commit("task");
+    upstream.run(&["tag", "-a", "-m", "t", "v1"]);
+    upstream.run(&["branch", "release"]);
+    upstream.write("file", "fixed\n");
+    upstream.commit("future");
+    upstream.run(&["tag", "v2"]);
+    upstream.run(&["checkout", "-q", "-b", "side", &task]);
+    upstream.write("file", "fixed otherwise\n");
+    upstream.commit("elsewhere");
+    upstream.run(&["tag", "-a", "-m", "t", "v1-side"]);
+    upstream.run(&["checkout", "-q", "main"]);
+    (upstream, task)
+}
+
+#[tokio::test]
+async fn what_lies_in_the_future_of_a_checkout_is_not_in_it() {
+    let setting = Setting::new();
+    let (upstream, task) = upstream_with_a_future();
+    // The mirror knows all of it, and what the upstream dropped since.
+    upstream.run(&["checkout", "-q", "-b", "gone", &task]);
+    upstream.write("file", "fixed and dropped\n");
+    upstream.commit("dropped");
+    setting.resolve(&repository(&upstream.url(), None)).await;
+    upstream.run(&["checkout", "-q", "main"]);
+    upstream.run(&["branch", "-q", "-D", "gone"]);
+
+    let full = setting
+        .fresh(&repository(&upstream.url(), Some("release")))
+        .await;
+    assert_eq!(commits(&full), ["elsewhere", "future", "past", "task"]);
+
+    for (reference, names_there) in [
+        (
+            "release",
+            &["refs/heads/release", "refs/remotes/origin/release"][..],
+        ),
+        ("v1", &["refs/tags/v1"]),
+        (&task, &[]),
+    ] {
+        let sealed = with_history("sealed", &upstream.url(), Some(reference));
+        let inside = setting.fresh(&sealed).await;
+        assert_sound(&inside);
+        assert_eq!(commits(&inside), ["past", "task"], "{reference}");
+        assert_eq!(names(&inside), names_there, "{reference}");
+        assert_eq!(inside.run(&["rev-parse", "HEAD"]).trim(), task);
+        let later = upstream.run(&["rev-parse", "v2"]);
+        assert_eq!(
+            bytes_below(&inside.path().join(".git"), later.trim().as_bytes()),
+            Vec::<PathBuf>::new()
+        );
+    }
+
+    let branch = setting
+        .fresh(&with_history("branch", &upstream.url(), Some("v1")))
+        .await;
+    assert_sound(&branch);
+    assert_eq!(commits(&branch), ["future", "past", "task"]);
+    let of_main = [
+        "refs/remotes/origin/HEAD",
+        "refs/remotes/origin/main",
+        "refs/tags/v0",
+        "refs/tags/v1",
+        "refs/tags/v2",
+    ];
+    assert_eq!(names(&branch), of_main);
+    assert_eq!(branch.run(&["rev-parse", "HEAD"]).trim(), task);
+}
+
+#[tokio::test]
+async fn a_repository_without_history_is_its_files_in_one_commit() {
+    let setting = Setting::new();
+    let (upstream, _) = upstream_with_a_future();
+    for reference in ["release", "v1"] {
+        let repository = with_history("none", &upstream.url(), Some(reference));
+        let inside = setting.fresh(&repository).await;
+        assert_sound(&inside);
+        assert_eq!(commits(&inside), ["Files without their history"]);
+        assert_eq!(inside.run(&["show", "HEAD:file"]), "1\n");
+        assert_eq!(
+            inside
+                .run(&["rev-list", "--parents", "HEAD"])
+                .split(' ')
+                .count(),
+            1
+        );
+        assert_eq!(
+            inside.attempt(&["symbolic-ref", "HEAD"]).0,
+            reference == "release"
+        );
+        let again = setting.fresh(&repository).await;
+        assert_eq!(
+            inside.run(&["rev-parse", "HEAD"]),
+            again.run(&["rev-parse", "HEAD"])
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_sealed_checkout_is_fetched_what_it_follows_and_nothing_else() {
+    let setting = Setting::new();
+    let (upstream, task) = upstream_with_a_future();
+    let sealed = with_history("sealed", &upstream.url(), Some("release"));
+    let inside = setting.fresh(&sealed).await;
+    assert_eq!(setting.fetch(&sealed, &inside).await, Bundle::NothingNew);
+    upstream.run(&["checkout", "-q", "release"]);
+    upstream.write("other", "x");
+    let next = upstream.commit("next");
+    assert_eq!(setting.fetch(&sealed, &inside).await, Bundle::Written);
+    assert_eq!(commits(&inside), ["next", "past", "task"]);
+    assert_eq!(inside.run(&["rev-parse", "origin/release"]).trim(), next);
+    assert!(!inside.path().join(".git/logs").exists());
+
+    let id = |text: &str| text.parse::<CommitId>().expect("an id");
+    let leads = async |new: &str, old: &str| {
+        let mirrors = &setting.mirrors;
+        mirrors
+            .leads_to(&sealed, &id(new), &id(old))
+            .await
+            .expect("compares")
+    };
+    assert!(leads(&next, &task).await && leads(&next, &next).await);
+    assert!(!leads(&task, &next).await);
+    assert!(!leads(&task, &"0".repeat(40)).await);
 }
 
 #[tokio::test]
@@ -749,7 +918,7 @@ async fn a_bundle_for_unknown_or_no_commits_holds_everything() {
     let upstream = Git::new();
     let commit = upstream.commit("first");
     let repository = repository(&upstream.url(), None);
-    setting.resolve(&repository).await;
+    let at = setting.resolve(&repository).await;
     let inside = Git::new();
     let unknown = inside.commit("of the agent's own");
     for have in [
@@ -760,7 +929,7 @@ async fn a_bundle_for_unknown_or_no_commits_holds_everything() {
         let sink = File::create(&path).expect("a file");
         let bundle = setting
             .mirrors
-            .bundle(&repository, &have, sink)
+            .bundle(&repository, &at, &have, sink)
             .await
             .expect("bundles");
         assert_eq!(bundle, Bundle::Written);
