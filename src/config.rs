@@ -462,6 +462,18 @@ impl WorkspaceConfig {
 }
 
 impl Repository {
+    /// The same repository at another reference.
+    ///
+    /// # Errors
+    /// What is wrong with the reference, and what would be right.
+    pub fn at(&self, reference: String) -> Result<Self, String> {
+        rules::reference(&reference)?;
+        Ok(Self {
+            reference: Some(reference),
+            ..self.clone()
+        })
+    }
+
     /// Reads the access token from where the config says it is; `None` if it names no place.
     ///
     /// Read at each use, so that a renewed token file takes effect.

@@ -215,11 +215,14 @@ fn a_client_that_goes_away_while_it_writes_disturbs_nobody() {
 // --- signals ---
 
 /// A leader, a child in its group and one in a session of its own; each says when SIGUSR1 came.
+/// (It waits for it with the signal blocked: a handler could run between a look and a `pause`.)
 const FAMILY: &str = "import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 def serve(name):
-    signal.signal(signal.SIGUSR1, lambda *_: os.write(1, f'{name} heard\\n'.encode()))
     os.write(1, f'{name} ready\\n'.encode())
-    while True: signal.pause()
+    while True:
+        signal.sigwait([signal.SIGUSR1])
+        os.write(1, f'{name} heard\\n'.encode())
 if os.fork() == 0: serve('child')
 if os.fork() == 0:
     os.setsid()

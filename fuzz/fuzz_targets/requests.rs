@@ -201,7 +201,7 @@ impl Provider for Empty {
         nothing()
     }
 
-    async fn fetch(&self, _id: &WorkspaceId) -> Result<Vec<Fetched>, Error> {
+    async fn fetch(&self, _id: &WorkspaceId, _wish: FetchWish) -> Result<Vec<Fetched>, Error> {
         nothing()
     }
 

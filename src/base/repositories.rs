@@ -42,22 +42,17 @@ impl Checkout {
         &self,
         mirrors: &Mirrors,
         build: &Build,
+        old: &CommitId,
     ) -> Result<bool, SetupError> {
-        match take_in(mirrors, build.sandbox(), &self.repository, &self.at).await {
-            Ok(()) => {}
+        let sandbox = build.sandbox();
+        match take_in(mirrors, sandbox, &self.repository, &self.at, Some(old)).await {
+            Ok(_) => {}
             Err(SetupError::GitInside { .. } | SetupError::NoHistory { .. }) => return Ok(false),
             Err(error) => return Err(error),
         }
-        let path = &self.repository.path;
-        let owner = owner_of(build.sandbox(), path).await?;
-        for command in git::checkout_commands(&self.at) {
-            let program = Program::Arguments(command);
-            let ended = run_as(Some(&owner), build.sandbox(), program, path, &[]).await?;
-            if ended.exit_code() != 0 {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let inside = Inside::of(sandbox, &self.repository.path).await?;
+        let commands = git::checkout_commands(&self.at);
+        Ok(inside.run_all(commands).await?.is_none())
     }
 
     /// Removes what a setup before this one left at its path.
@@ -168,8 +163,60 @@ async fn owner_of(sandbox: &Sandbox, path: &Path) -> Result<String, SetupError> 
     }
 }
 
+/// The repository of a sandbox, on which git runs as its owner.
+pub(crate) struct Inside<'a> {
+    sandbox: &'a Sandbox,
+    path: &'a Path,
+    owner: String,
+}
+
+impl<'a> Inside<'a> {
+    /// The repository at `path`.
+    ///
+    /// # Errors
+    /// `GitInside` where there is nothing.
+    pub(crate) async fn of(sandbox: &'a Sandbox, path: &'a Path) -> Result<Self, SetupError> {
+        let owner = owner_of(sandbox, path).await?;
+        Ok(Self {
+            sandbox,
+            path,
+            owner,
+        })
+    }
+
+    /// Runs one of git's commands to its end.
+    async fn run(&self, command: Vec<String>) -> Result<Ended, SetupError> {
+        let program = Program::Arguments(command);
+        run_as(Some(&self.owner), self.sandbox, program, self.path, &[]).await
+    }
+
+    /// Runs commands as long as they succeed; what the first one said that did not.
+    pub(crate) async fn run_all(
+        &self,
+        commands: Vec<Vec<String>>,
+    ) -> Result<Option<String>, SetupError> {
+        for command in commands {
+            let ended = self.run(command).await?;
+            if ended.exit_code() != 0 {
+                return Ok(Some(ended.output.end(OUTPUT_END).trim().to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The commit that git says is checked out.
+    pub(crate) async fn head(&self) -> Result<Option<CommitId>, SetupError> {
+        let ended = self.run(git::head_command()).await?;
+        let printed = String::from_utf8_lossy(&ended.output.into_bytes())
+            .trim()
+            .parse();
+        Ok(printed.ok())
+    }
+}
+
 /// Brings what the history of `repository` lets in beside `resolved`, and the sandbox lacks, into the sandbox's
-/// checkout as remote-tracking references, by the sandbox's own git.
+/// checkout as remote-tracking references, by the sandbox's own git. That `known` is there is known without
+/// asking. Gives what the checkout had of the reference, as it said itself.
 ///
 /// # Errors
 /// `GitInside` where git in the sandbox fails or there is none, `NoHistory` where there is nothing to add to.
@@ -178,7 +225,8 @@ pub(crate) async fn take_in(
     sandbox: &Sandbox,
     repository: &Repository,
     resolved: &Resolved,
-) -> Result<(), SetupError> {
+    known: Option<&CommitId>,
+) -> Result<Option<CommitId>, SetupError> {
     let at = &repository.path;
     if repository.history == History::None {
         return Err(SetupError::NoHistory { path: at.clone() });
@@ -187,14 +235,14 @@ pub(crate) async fn take_in(
         path: at.clone(),
         output: ended.output.end(OUTPUT_END),
     };
-    let owner = owner_of(sandbox, at).await?;
-    let owner = Some(owner.as_str());
-    let have = Program::Arguments(git::have_command());
-    let known = run_as(owner, sandbox, have, at, &[]).await?;
-    if known.exit_code() != 0 {
-        return Err(refused(known));
+    let inside = Inside::of(sandbox, at).await?;
+    let told = inside.run(git::have_command()).await?;
+    if told.exit_code() != 0 {
+        return Err(refused(told));
     }
-    let have = Have::parse(&known.output.into_bytes());
+    let mut have = Have::parse(&told.output.into_bytes());
+    have.extend(known.cloned());
+    let before = have.commit(&resolved.reference).cloned();
     let path = format!("/tmp/.derrick-{}.bundle", uuid::Uuid::now_v7());
     let creation = Creation {
         // Root writes it, since the owner of the repository may have no right to in /tmp; the owner's git
@@ -212,11 +260,10 @@ pub(crate) async fn take_in(
     match written {
         Ok(Bundle::Written) => drop(bundle.commit().await?),
         // The file that was to hold it has no name yet, and never was.
-        Ok(Bundle::NothingNew) => return Ok(()),
+        Ok(Bundle::NothingNew) => return Ok(before),
         Err(error) => return Err(error.into()),
     }
-    let fetch = Program::Arguments(git::fetch_command(&path));
-    let fetched = run_as(owner, sandbox, fetch, at, &[]).await;
+    let fetched = inside.run(git::fetch_command(&path)).await;
     // The repository's own note of where it came from leads nowhere.
     let note = at.join(".git/FETCH_HEAD").to_string_lossy().into_owned();
     let remove = ["rm", "-f", "--", &path, &note].map(str::to_owned);
@@ -224,7 +271,7 @@ pub(crate) async fn take_in(
     run_in(sandbox, remove, Path::new("/"), &[]).await?;
     let fetched = fetched?;
     if fetched.exit_code() == 0 {
-        Ok(())
+        Ok(before)
     } else {
         Err(refused(fetched))
     }

@@ -363,7 +363,7 @@ impl Setups {
             let before = start.commits.get(&checkout.repository.path);
             let current = match before {
                 Some(commit) => {
-                    *commit == checkout.at.commit || checkout.update(mirrors, build).await?
+                    *commit == checkout.at.commit || checkout.update(mirrors, build, commit).await?
                 }
                 None => false,
             };

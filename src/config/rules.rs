@@ -294,7 +294,7 @@ fn apart(path: &HostPath, before: &[Repository]) -> Result<(), String> {
 }
 
 /// git-check-ref-format(1), roughly; commits pass as well.
-fn reference(reference: &str) -> Result<(), String> {
+pub(super) fn reference(reference: &str) -> Result<(), String> {
     let right =
         "write a branch, a tag or a commit, such as \"main\", \"v1.2\" or \"refs/pull/7/head\"";
     let odd = |c: &char| c.is_control() || " ~^:?*[\\".contains(*c);

@@ -10,10 +10,10 @@ use std::io::Write as _;
 
 use super::error::GitError;
 use super::history;
-use super::inside::Have;
+use super::inside::{COMMITS, Have};
 use super::mirror::{Mirror, Refs, blocking};
 use super::process::{Failure, Input};
-use super::reference::Resolved;
+use super::reference::{Reference, Resolved};
 use crate::config::History;
 
 /// Whether there was anything to write.
@@ -38,6 +38,10 @@ pub(super) async fn write(
     let mut refs = history::references(mirror, history, at).await?;
     // In the receiver it would be taken for the remote's HEAD.
     refs.remove(b"refs/heads/HEAD".as_slice());
+    if at.reference == Reference::Commit && !have.has_commit(&at.commit) {
+        let name = format!("{COMMITS}{}", at.commit);
+        refs.insert(name.into_bytes(), at.commit.as_str().to_owned());
+    }
 
     if refs.iter().all(|(name, id)| have.has(name, id)) {
         return Ok(Bundle::NothingNew);

@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::reference::{CommitId, Reference, Resolved};
 
+/// Where commits are kept that were fetched by their ids, so that nobody collects them, by those ids.
+pub(super) const COMMITS: &str = "refs/derrick/commits/";
+
 /// Settings of all these commands, over whatever the repository says.
 const SETTINGS: &[&str] = &[
     "core.hooksPath=/dev/null",
@@ -26,7 +29,8 @@ const SETTINGS: &[&str] = &[
 #[must_use]
 pub fn have_command() -> Vec<String> {
     let format = "--format=%(objectname) %(*objectname) %(refname)";
-    git(&["for-each-ref", format, "refs/remotes/origin", "refs/tags"])
+    let names = ["refs/remotes/origin", "refs/tags", COMMITS];
+    git(&[&["for-each-ref", format], &names[..]].concat())
 }
 
 /// What a repository inside a workspace has of its upstream.
@@ -73,7 +77,7 @@ impl Have {
         have
     }
 
-    /// The commit that the repository knows the upstream's branch or tag to be at.
+    /// The commit that the repository says the upstream's branch or tag to be at.
     #[must_use]
     pub fn commit(&self, reference: &Reference) -> Option<&CommitId> {
         let name = match reference {
@@ -82,6 +86,11 @@ impl Have {
             Reference::Commit => return None,
         };
         self.refs.get(name.as_bytes()).map(|tip| &tip.commit)
+    }
+
+    /// Whether this commit is there under whatever name.
+    pub(super) fn has_commit(&self, commit: &CommitId) -> bool {
+        self.objects().any(|known| known == commit)
     }
 
     /// Whether this very reference is at this very object.
@@ -97,6 +106,13 @@ impl Have {
             .values()
             .map(|tip| &tip.object)
             .chain(&self.unnamed)
+    }
+}
+
+/// Adds commits that are there under whatever name.
+impl Extend<CommitId> for Have {
+    fn extend<I: IntoIterator<Item = CommitId>>(&mut self, commits: I) {
+        self.unnamed.extend(commits);
     }
 }
 
@@ -127,6 +143,7 @@ pub fn fetch_command(bundle_path: &str) -> Vec<String> {
         bundle_path,
         "+refs/heads/*:refs/remotes/origin/*",
         "+refs/tags/*:refs/tags/*",
+        &format!("+{COMMITS}*:{COMMITS}*"),
     ])
 }
 
@@ -154,6 +171,19 @@ pub fn checkout_commands(at: &Resolved) -> Vec<Vec<String>> {
         }
     }
     commands
+}
+
+/// Moves the branch that is checked out, and the files with it, to `commit`, if it has nothing of its own beside
+/// that and no file is in the way.
+#[must_use]
+pub fn fast_forward_command(commit: &CommitId) -> Vec<String> {
+    git(&["merge", "--quiet", "--ff-only", commit.as_str()])
+}
+
+/// Prints the commit that is checked out.
+#[must_use]
+pub fn head_command() -> Vec<String> {
+    git(&["rev-parse", "--verify", "--quiet", "HEAD^{commit}"])
 }
 
 /// Tells the index of a checkout that was just unpacked what its files look like now, so that the

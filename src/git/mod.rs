@@ -32,7 +32,10 @@ use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
 pub use bundle::Bundle;
 pub use error::GitError;
-pub use inside::{Have, checkout_commands, fetch_command, have_command, refresh_command};
+pub use inside::{
+    Have, checkout_commands, fast_forward_command, fetch_command, have_command, head_command,
+    refresh_command,
+};
 pub use reference::{CommitId, InvalidCommitId, Reference, Resolved};
 
 use crate::config::Repository;

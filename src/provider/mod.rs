@@ -25,6 +25,7 @@ pub use crate::workspace::execs::log;
 pub use crate::workspace::execs::{
     Asked, ExecState, Input, InvalidExecId, Key, Novelty, StdinState,
 };
+pub use crate::workspace::fetch::Update;
 pub use crate::workspace::sessions::{
     Ran, Session, SessionRecord, check_name as check_session_name,
 };
@@ -120,8 +121,9 @@ pub trait Provider: files::Files + snapshots::Snapshots + Send + Sync + 'static 
     async fn pause(&self, id: &WorkspaceId) -> Result<Description, Error>;
     /// Has the processes of a paused workspace go on.
     async fn resume(&self, id: &WorkspaceId) -> Result<Description, Error>;
-    /// Brings new upstream commits into the workspace's repositories as remote-tracking references.
-    async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error>;
+    /// Brings new upstream commits into the workspace's repositories as remote-tracking references, and updates
+    /// what is checked out as far as that is wanted.
+    async fn fetch(&self, id: &WorkspaceId, wish: FetchWish) -> Result<Vec<Fetched>, Error>;
     /// What this provider enforces on this host, for `/health`.
     fn enforcement(&self) -> serde_json::Value;
     /// How many more workspaces can be made now.
@@ -558,6 +560,17 @@ pub struct ResetWish {
     pub to: Option<snapshots::SnapshotId>,
 }
 
+/// What is wanted of a fetch.
+#[derive(Debug, Clone, Default)]
+pub struct FetchWish {
+    /// The path of the one repository that is meant; all if absent.
+    pub path: Option<PathBuf>,
+    /// What to fetch of it; what the config says if absent.
+    pub reference: Option<String>,
+    /// What becomes of what is checked out.
+    pub update: Update,
+}
+
 /// What a fetch did to one repository.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Fetched {
@@ -568,10 +581,18 @@ pub struct Fetched {
     pub path: PathBuf,
     /// The reference that was followed.
     pub reference: String,
-    /// Commit that the workspace's remote-tracking reference was at.
-    pub old_commit: String,
+    /// Commit that the workspace's remote-tracking reference was at. Of what is not the config's own reference
+    /// it is what the workspace says, and absent where that knew none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub old_commit: Option<String>,
     /// Commit that it is at now.
     pub new_commit: String,
+    /// After an update: commit that is checked out, as the workspace says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    /// Why what is checked out was not updated, in the words of the workspace's own git.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_updated: Option<String>,
 }
 
 /// What a provider counts. What is counted over time begins with the process.

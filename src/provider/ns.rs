@@ -1,5 +1,6 @@
 //! The `ns` mode: workspaces made of namespaces, overlayfs, seccomp and landlock on this host.
 
+mod fetch;
 mod files;
 mod snapshots;
 
@@ -14,9 +15,9 @@ use async_trait::async_trait;
 use super::log::{View, read_ends};
 use super::{
     AfterEnd, Asked, Bounds, Capacity, Collected, Command, Description, Error, Events, Exec,
-    ExecError, ExecId, ExecRecord, Fetched, Figures, FileContent, FilePath, Finished, Kept, Mode,
-    NewWorkspace, Novelty, OpenFile, Outcome, Pressures, Provider, Ran, Receipt, ResetWish,
-    Session, SessionRecord, Stream, Streams, Usage, Verified,
+    ExecError, ExecId, ExecRecord, FetchWish, Fetched, Figures, FileContent, FilePath, Finished,
+    Kept, Mode, NewWorkspace, Novelty, OpenFile, Outcome, Pressures, Provider, Ran, Receipt,
+    ResetWish, Session, SessionRecord, Stream, Streams, Usage, Verified,
 };
 use crate::base::SetupError;
 use crate::base::collect::{bytes_counted, collect, survey};
@@ -413,26 +414,18 @@ impl Provider for NsProvider {
         self.describe(id).await
     }
 
-    async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error> {
+    async fn fetch(&self, id: &WorkspaceId, wish: FetchWish) -> Result<Vec<Fetched>, Error> {
         let (this, workspace) = (self.clone(), self.get(id)?);
         self.check_room()?;
+        let wanted = fetch::wanted(&self.config.repositories, &wish)?;
         let fetched = to_its_end(async move {
             workspace
-                .fetch(this.workspaces.setups(), &this.config.repositories)
+                .fetch(this.workspaces.setups(), &wanted, wish.update)
                 .await
                 .map_err(|error| error_of(error, ""))
         })
         .await?;
-        Ok(fetched
-            .into_iter()
-            .map(|one| Fetched {
-                url: one.url,
-                path: one.path,
-                reference: one.reference,
-                old_commit: one.old_commit.to_string(),
-                new_commit: one.new_commit.to_string(),
-            })
-            .collect())
+        Ok(fetched.into_iter().map(Fetched::from).collect())
     }
 
     fn enforcement(&self) -> serde_json::Value {

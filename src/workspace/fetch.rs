@@ -5,10 +5,36 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use super::{Workspace, WorkspaceError};
-use crate::base::{SetupError, Setups, take_in};
+use crate::base::{Inside, SetupError, Setups, take_in};
 use crate::config::Repository;
-use crate::git::CommitId;
+use crate::git::{self, CommitId};
+
+/// What becomes of what is checked out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Update {
+    /// Nothing: branches, files and the index stay as they are.
+    #[default]
+    None,
+    /// The branch that is checked out moves to the new commit, if that follows on all of its own and no changed
+    /// file is in the way.
+    FastForward,
+    /// The new commit is checked out, as in a fresh workspace; changes of tracked files are lost.
+    Reset,
+}
+
+/// What to fetch.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// At the reference that is wanted.
+    pub repository: Repository,
+    /// Whether that is the config's own reference.
+    pub configured: bool,
+}
 
 /// What happened to one repository.
 #[derive(Debug)]
@@ -19,15 +45,20 @@ pub struct FetchedRepository {
     pub path: PathBuf,
     /// What is followed.
     pub reference: String,
-    /// What the workspace had.
-    pub old_commit: CommitId,
+    /// What the workspace had of it; of what is not the config's own reference as the workspace said, if it
+    /// knew it.
+    pub old_commit: Option<CommitId>,
     /// What it has now.
     pub new_commit: CommitId,
+    /// What is checked out after an update, as the workspace says.
+    pub head: Option<CommitId>,
+    /// Why what is checked out was not updated, in the words of git inside.
+    pub not_updated: Option<String>,
 }
 
 impl Workspace {
-    /// Brings new commits of `repositories` in as remote-tracking references; local branches,
-    /// changes and the index stay as they are.
+    /// Brings new commits of repositories in as remote-tracking references, and then updates what is checked
+    /// out as far as that is wanted.
     ///
     /// # Errors
     /// Where an upstream cannot be had, or git inside fails or is not there; the repositories
@@ -35,28 +66,71 @@ impl Workspace {
     pub async fn fetch(
         &self,
         setups: &Setups,
-        repositories: &[Repository],
+        wanted: &[Wanted],
+        update: Update,
     ) -> Result<Vec<FetchedRepository>, WorkspaceError> {
         let mut fetched = Vec::new();
-        let generation = self.record().generation;
-        for repository in repositories {
-            let resolved = setups
-                .mirrors()
-                .resolve(repository)
-                .await
-                .map_err(SetupError::from)?;
-            let sandbox = self.sandbox().await?;
-            take_in(setups.mirrors(), &sandbox, repository, &resolved).await?;
-            let new_commit = resolved.commit;
-            let old_commit = self.set_commit(generation, &repository.path, &new_commit)?;
-            fetched.push(FetchedRepository {
-                url: repository.url.clone(),
-                path: repository.path.clone(),
-                reference: resolved.reference.to_string(),
-                old_commit,
-                new_commit,
-            });
+        for one in wanted {
+            fetched.push(self.fetch_one(setups, one, update).await?);
         }
         Ok(fetched)
+    }
+
+    async fn fetch_one(
+        &self,
+        setups: &Setups,
+        wanted: &Wanted,
+        update: Update,
+    ) -> Result<FetchedRepository, WorkspaceError> {
+        let repository = &wanted.repository;
+        let resolved = setups
+            .mirrors()
+            .resolve(repository)
+            .await
+            .map_err(SetupError::from)?;
+        let (generation, known) = {
+            let record = self.record();
+            (
+                record.generation,
+                record.commits.get(&repository.path).cloned(),
+            )
+        };
+        let sandbox = self.sandbox().await?;
+        let told = take_in(
+            setups.mirrors(),
+            &sandbox,
+            repository,
+            &resolved,
+            known.as_ref(),
+        )
+        .await?;
+        let new_commit = resolved.commit.clone();
+        let old_commit = if wanted.configured {
+            Some(self.set_commit(generation, &repository.path, &new_commit)?)
+        } else {
+            told
+        };
+        let inside = Inside::of(&sandbox, &repository.path).await?;
+        let not_updated = match update {
+            Update::None => None,
+            Update::FastForward => {
+                let command = git::fast_forward_command(&new_commit);
+                inside.run_all(vec![command]).await?
+            }
+            Update::Reset => inside.run_all(git::checkout_commands(&resolved)).await?,
+        };
+        let head = match update {
+            Update::None => None,
+            Update::FastForward | Update::Reset => inside.head().await?,
+        };
+        Ok(FetchedRepository {
+            url: repository.url.clone(),
+            path: repository.path.clone(),
+            reference: resolved.reference.to_string(),
+            old_commit,
+            new_commit,
+            head,
+            not_updated,
+        })
     }
 }

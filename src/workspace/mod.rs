@@ -8,7 +8,7 @@ mod capacity;
 mod events;
 pub mod execs;
 mod fence;
-mod fetch;
+pub mod fetch;
 mod files;
 mod id;
 mod lease;

@@ -27,9 +27,9 @@ use super::{App, HttpOptions, Listener, Tokens, serve_as};
 use crate::provider::snapshots::{Fence, Forked, Snapshot, SnapshotId, Snapshots, Taken};
 use crate::provider::{
     Asked, Bounds, Capacity, Collected, Command, Description, Error, Events, Exec, ExecId,
-    ExecRecord, Fetched, Figures, FileContent, FilePath, Finished, Kept, Latitude, Lease, Level,
-    Limits, LimitsChange, Mode, NewWorkspace, Novelty, OpenFile, Outcome, Provider, Ran, Receipt,
-    Requests, ResetWish, Session, SessionRecord, State, WorkspaceId,
+    ExecRecord, FetchWish, Fetched, Figures, FileContent, FilePath, Finished, Kept, Latitude,
+    Lease, Level, Limits, LimitsChange, Mode, NewWorkspace, Novelty, OpenFile, Outcome, Provider,
+    Ran, Receipt, Requests, ResetWish, Session, SessionRecord, State, WorkspaceId,
 };
 use crate::tally::Timings;
 
@@ -278,14 +278,16 @@ impl Provider for Fake {
         self.describe(id).await
     }
 
-    async fn fetch(&self, id: &WorkspaceId) -> Result<Vec<Fetched>, Error> {
+    async fn fetch(&self, id: &WorkspaceId, _wish: FetchWish) -> Result<Vec<Fetched>, Error> {
         self.call(id, "fetch".to_owned())?;
         Ok(vec![Fetched {
             url: "https://git.example/r".to_owned(),
             path: PathBuf::from("/r"),
             reference: "main".to_owned(),
-            old_commit: "a".to_owned(),
+            old_commit: Some("a".to_owned()),
             new_commit: "b".to_owned(),
+            head: None,
+            not_updated: None,
         }])
     }
 

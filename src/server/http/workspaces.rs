@@ -1,6 +1,7 @@
 //! Workspaces: made, listed, described, brought back to the state after setup, and ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json;
@@ -24,8 +25,8 @@ use super::routes::{Id, Nothing, Parameters, checked_env, tag};
 use super::snapshots::within;
 use crate::provider::snapshots::SnapshotId;
 use crate::provider::{
-    Description, Fetched, LeaseAsked, LimitsAsked, LimitsChange, NewWorkspace, Patch, Receipt,
-    RequestsAsked, ResetWish, Verify, WorkspaceId,
+    Description, FetchWish, Fetched, LeaseAsked, LimitsAsked, LimitsChange, NewWorkspace, Patch,
+    Receipt, RequestsAsked, ResetWish, Update, Verify, WorkspaceId,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -446,16 +447,30 @@ struct Fetch {
     repositories: Vec<Fetched>,
 }
 
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+struct FetchRequest {
+    /// The path of the one repository that is meant; all of the config's if absent.
+    #[schema(value_type = Option<String>)]
+    path: Option<PathBuf>,
+    /// A branch, a tag or a commit of it; what the config says if absent.
+    reference: Option<String>,
+    /// What becomes of what is checked out.
+    #[serde(default)]
+    update: Update,
+}
+
 /// Brings new upstream commits into the workspace's repositories.
 ///
-/// They come in as remote-tracking references; branches, changes and the index stay as they are.
+/// They come in as remote-tracking references, a commit that is asked for by its id as `refs/derrick/commits/`.
+/// Branches, changes and the index stay as they are, unless `update` says otherwise.
 #[utoipa::path(
     post,
     path = "/workspaces/{id}/fetch",
     operation_id = "fetch_workspace",
     tag = tag::WORKSPACES,
     params(Id),
-    request_body = Option<Nothing>,
+    request_body = Option<FetchRequest>,
     responses(
         (status = 200, description = "Old and new commit of each repository.", body = Fetch),
         Problems<{ BODY | START | of(&[Kind::Paused, Kind::Fenced, Kind::RepositoryUnavailable, Kind::NotPossible]) }>,
@@ -466,7 +481,12 @@ async fn fetch(
     Id(id): Id,
     request: Request,
 ) -> Result<Json<Fetch>, Problem> {
-    app.collect_nothing(request).await?;
-    let repositories = app.provider.fetch(&id).await?;
+    let asked: FetchRequest = app.collect_or_default(request).await?;
+    let wish = FetchWish {
+        path: asked.path,
+        reference: asked.reference,
+        update: asked.update,
+    };
+    let repositories = app.provider.fetch(&id, wish).await?;
     Ok(Json(Fetch { repositories }))
 }
