@@ -16,9 +16,9 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{
-    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, FenceArgs, ForgetArgs, ForkArgs,
-    LabelArgs, LimitsArgs, LogsArgs, LsArgs, PauseArgs, RenewArgs, ResetArgs, ResumeArgs, RmArgs,
-    ShowArgs, SnapshotArgs, SnapshotsArgs,
+    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, FenceArgs, FetchArgs, ForgetArgs,
+    ForkArgs, LabelArgs, LimitsArgs, LogsArgs, LsArgs, PauseArgs, RenewArgs, ResetArgs, ResumeArgs,
+    RmArgs, ShowArgs, SnapshotArgs, SnapshotsArgs,
 };
 use store::{GcArgs, LayersArgs};
 
@@ -72,6 +72,8 @@ pub enum Command {
     Gc(GcArgs),
     /// List the layers, and who uses them.
     Layers(LayersArgs),
+    /// Bring new commits of the upstreams into the repositories of a workspace.
+    Fetch(FetchArgs),
     /// Return a workspace to the state that it started from, or to a snapshot.
     Reset(ResetArgs),
     /// Keep what a workspace is now as a snapshot.

@@ -440,6 +440,103 @@ fn a_setup_after_the_upstream_went_back_starts_from_the_base() {
 }
 
 #[test]
+fn what_is_checked_out_is_updated_as_far_as_that_is_wanted() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n"), ("other", "x\n")]);
+    let first = upstream.head();
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "workdir": "/project",
+        "repositories": [{ "url": upstream.url, "path": "/project", "reference": "main" }],
+    }));
+    let workspace = derrick.create();
+    let second = upstream.commit(&[("file", "second\n")]);
+    let fetch = |wanted: Value| workspace.fetch_with(&wanted)["repositories"][0].take();
+
+    // What is in the way stays, and is named; nothing has moved.
+    workspace.ok("echo mine > file");
+    let answer = fetch(json!({ "update": "fast-forward" }));
+    assert_eq!(answer["new_commit"], json!(second), "{answer}");
+    assert_eq!(answer["head"], json!(first), "{answer}");
+    let why = answer["not_updated"].as_str().unwrap_or_default();
+    assert!(why.contains("file"), "{answer}");
+    assert_eq!(workspace.ok("cat file"), "mine\n");
+
+    workspace.ok("git checkout -q file; echo kept > other");
+    let answer = fetch(json!({ "update": "fast-forward", "path": "/project/" }));
+    assert_eq!(
+        (&answer["head"], &answer["not_updated"]),
+        (&json!(second), &Value::Null)
+    );
+    assert_eq!(
+        workspace.ok("cat file other; git branch --show-current"),
+        "second\nkept\nmain\n"
+    );
+
+    // A branch with commits of its own does not move on, but can be reset.
+    workspace.ok("git -c user.name=a -c user.email=a@b commit -qam mine");
+    let own = head(&workspace, ".");
+    let third = upstream.commit(&[("file", "third\n")]);
+    let answer = fetch(json!({ "update": "fast-forward" }));
+    assert_eq!(answer["head"], json!(own), "{answer}");
+    assert!(answer["not_updated"].is_string(), "{answer}");
+    let answer = fetch(json!({ "update": "reset" }));
+    assert_eq!(
+        (&answer["head"], &answer["not_updated"]),
+        (&json!(third), &Value::Null)
+    );
+    assert_eq!(
+        workspace.ok("cat file other; git status --porcelain"),
+        "third\nx\n"
+    );
+
+    // Another branch, a tag, and a commit that no name leads to, each by itself.
+    upstream.git(&["checkout", "-q", "-b", "side", &first]);
+    let side = upstream.commit(&[("side", "x")]);
+    let answer = fetch(json!({ "reference": "side" }));
+    assert_eq!(answer["new_commit"], json!(side), "{answer}");
+    assert_eq!(answer["old_commit"], Value::Null, "{answer}");
+    assert_eq!(
+        workspace.ok("git rev-parse origin/side origin/main"),
+        format!("{side}\n{third}\n")
+    );
+    upstream.git(&["checkout", "-q", "main"]);
+    upstream.git(&["tag", "v1", &second]);
+    fetch(json!({ "reference": "v1", "update": "reset" }));
+    assert_eq!(head(&workspace, "."), second);
+    let hidden = upstream.commit(&[("file", "fourth\n")]);
+    let answer = fetch(json!({ "reference": hidden, "update": "reset" }));
+    assert_eq!(answer["head"], json!(hidden), "{answer}");
+    assert_eq!(
+        workspace.ok("git rev-parse origin/main"),
+        format!("{third}\n")
+    );
+    assert_eq!(
+        fetch(json!({ "reference": hidden }))["new_commit"],
+        json!(hidden)
+    );
+
+    for (wanted, named) in [
+        (json!({ "path": "/elsewhere" }), "/project"),
+        (json!({ "reference": "-x" }), "reference"),
+        (json!({ "update": "merge" }), "update"),
+        (json!({ "branch": "main" }), "branch"),
+    ] {
+        let refused = workspace
+            .api()
+            .request(
+                "POST",
+                &format!("/workspaces/{}/fetch", workspace.id),
+                Some(&wanted),
+            )
+            .expect(400)
+            .json();
+        let detail = refused["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(named), "{refused}");
+    }
+}
+
+#[test]
 fn nothing_is_fetched_into_a_repository_without_history() {
     let server = GitServer::open();
     let upstream = server.repository("project", &[("file", "first\n")]);

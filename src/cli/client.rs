@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use hyper::http::uri::Authority;
+use serde::Serialize;
 
 use super::ReportFormat;
 
@@ -135,6 +136,42 @@ pub struct RenewArgs {
     pub ttl: Option<Duration>,
     /// The workspace: its id, or the beginning or end of it.
     pub workspace: IdPart,
+}
+
+/// New commits that are wanted.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct FetchArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text it is a line for each repository.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// The path of the one repository that is meant.
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// A branch, a tag or a commit of it, instead of what the config says.
+    #[arg(long, value_name = "REFERENCE")]
+    pub reference: Option<String>,
+    /// What becomes of what is checked out.
+    #[arg(long, value_enum, default_value_t)]
+    pub update: UpdateArg,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+}
+
+/// What becomes of what is checked out.
+#[derive(Debug, Clone, Copy, Default, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpdateArg {
+    /// Nothing.
+    #[default]
+    None,
+    /// The branch moves on, if it has nothing of its own.
+    FastForward,
+    /// The new commit is checked out; changes of tracked files are lost.
+    Reset,
 }
 
 /// What to list.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
 
+use crate::cli::client::UpdateArg;
 use crate::sys::terminal::Size;
 
 /// What `GET /workspaces/{id}` tells.
@@ -98,6 +99,41 @@ pub struct Capacity {
 pub struct Lease {
     /// When it is removed unless it is renewed, in seconds since 1970.
     pub expires: f64,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// What to fetch.
+#[derive(Debug, Clone, Serialize)]
+pub struct Fetch {
+    /// The path of the one repository that is meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// A branch, a tag or a commit of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// What becomes of what is checked out.
+    pub update: UpdateArg,
+}
+
+/// What a fetch did to one repository.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FetchedRepository {
+    /// Its path in the workspace.
+    pub path: String,
+    /// The reference that was followed.
+    pub reference: String,
+    /// Commit that it was at, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub old_commit: Option<String>,
+    /// Commit that it is at now.
+    pub new_commit: String,
+    /// Commit that is checked out after an update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    /// Why what is checked out was not updated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_updated: Option<String>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }

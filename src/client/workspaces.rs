@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::events::lines;
-use super::wire::{Capacity, Create, Exec, Lease, Receipt, Snapshot, Start, WireSize, Workspace};
+use super::wire::{
+    Capacity, Create, Exec, Fetch, FetchedRepository, Lease, Receipt, Snapshot, Start, WireSize,
+    Workspace,
+};
 use super::{Client, Error};
 use crate::cli::client::IdPart;
 use crate::sys::terminal::Size;
@@ -114,6 +117,24 @@ impl Client {
         };
         self.post(&format!("/workspaces/{workspace}/renew"), &body)
             .await
+    }
+
+    /// Brings new commits of the upstreams into a workspace's repositories.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn fetch(
+        &self,
+        workspace: &str,
+        wanted: &Fetch,
+    ) -> Result<Vec<FetchedRepository>, Error> {
+        #[derive(Deserialize)]
+        struct Fetched {
+            repositories: Vec<FetchedRepository>,
+        }
+        let target = format!("/workspaces/{workspace}/fetch");
+        let fetched: Fetched = self.post(&target, wanted).await?;
+        Ok(fetched.repositories)
     }
 
     /// The ids of all workspaces, oldest first.

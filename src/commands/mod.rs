@@ -6,6 +6,7 @@ pub mod check;
 pub mod cp;
 pub mod create;
 pub mod exec;
+pub mod fetch;
 mod foreground;
 pub mod gc;
 pub mod layers;
@@ -60,6 +61,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Renew(arguments)) => renew::renew(&arguments),
         Some(Command::Gc(arguments)) => gc::gc(&arguments),
         Some(Command::Layers(arguments)) => layers::layers(&arguments),
+        Some(Command::Fetch(arguments)) => fetch::fetch(&arguments),
         Some(Command::Reset(arguments)) => reset::reset(&arguments),
         Some(Command::Snapshot(arguments)) => snapshot::snapshot(&arguments),
         Some(Command::Snapshots(arguments)) => snapshot::snapshots(&arguments),

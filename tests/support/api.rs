@@ -378,6 +378,13 @@ impl Workspace {
     }
 
     /// Brings upstream's new commits in; returns what changed.
+    pub(crate) fn fetch_with(&self, wanted: &Value) -> Value {
+        self.api
+            .request("POST", &self.path("fetch"), Some(wanted))
+            .expect(200)
+            .json()
+    }
+
     pub(crate) fn fetch(&self) -> Value {
         self.api
             .request("POST", &self.path("fetch"), None)
