@@ -516,11 +516,12 @@ fn what_is_checked_out_is_updated_as_far_as_that_is_wanted() {
         json!(hidden)
     );
 
-    for (wanted, named) in [
-        (json!({ "path": "/elsewhere" }), "/project"),
-        (json!({ "reference": "-x" }), "reference"),
-        (json!({ "update": "merge" }), "update"),
-        (json!({ "branch": "main" }), "branch"),
+    for (wanted, status, named) in [
+        (json!({ "path": "/elsewhere" }), 422, "/project"),
+        (json!({ "reference": "-x" }), 422, "reference"),
+        (json!({ "reference": "nowhere" }), 422, "nowhere"),
+        (json!({ "update": "merge" }), 400, "update"),
+        (json!({ "branch": "main" }), 400, "branch"),
     ] {
         let refused = workspace
             .api()
@@ -529,7 +530,7 @@ fn what_is_checked_out_is_updated_as_far_as_that_is_wanted() {
                 &format!("/workspaces/{}/fetch", workspace.id),
                 Some(&wanted),
             )
-            .expect(400)
+            .expect(status)
             .json();
         let detail = refused["detail"].as_str().unwrap_or_default();
         assert!(detail.contains(named), "{refused}");
