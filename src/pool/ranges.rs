@@ -3,13 +3,17 @@
 //! A range is taken by locking a file of its number below `/run`, shared by every derrick of this
 //! host whatever its state directory. The spawner has the lock as well while a sandbox has processes, so a
 //! range is not free before the last of them is gone, however the provider ends.
+//!
+//! A range that this process gave back is taken again before a new one is: what the spawner keeps for the ids
+//! of one, user namespaces for its maps, need not be made again.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::sandbox::IdMap;
 use crate::sandbox::identity::{Identity, RANGES};
@@ -58,6 +62,13 @@ fn locked(locks: &str, device: u64) -> HashSet<u64> {
     locks.lines().filter_map(inode).collect()
 }
 
+/// Ranges that this process had, the one given back first foremost.
+static RETURNED: Mutex<VecDeque<u32>> = Mutex::new(VecDeque::new());
+
+fn returned() -> MutexGuard<'static, VecDeque<u32>> {
+    RETURNED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Ids that one sandbox after another may use; taken until this is dropped.
 #[derive(Debug)]
 pub struct Range {
@@ -78,6 +89,17 @@ impl Range {
                 ids: identity.map(0),
                 lock: None,
             });
+        }
+        let count = returned().len();
+        for _ in 0..count {
+            let Some(number) = returned().pop_front() else {
+                break;
+            };
+            if let Some(range) = Self::try_take(identity, number)? {
+                return Ok(range);
+            }
+            // The spawner has not heard of the end of its last process yet, or another derrick took it.
+            returned().push_back(number);
         }
         // Somewhere, so that derricks that do not know of each other's files on disk seldom meet.
         let start = u32::from_ne_bytes(std::array::from_fn(|byte| {
@@ -132,14 +154,9 @@ impl Range {
     /// The same range with root inside being the user who runs derrick, for a base whose files are
     /// that user's; only where ids are subordinate.
     #[must_use]
-    pub fn owned_by_caller(self) -> Self {
-        Self {
-            ids: IdMap {
-                first: 0,
-                count: self.ids.count,
-            },
-            ..self
-        }
+    pub fn owned_by_caller(mut self) -> Self {
+        self.ids.first = 0;
+        self
     }
 
     fn try_take(identity: Identity, number: u32) -> io::Result<Option<Self>> {
@@ -158,6 +175,16 @@ impl Range {
             })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+impl Drop for Range {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            // Before anybody finds its number.
+            drop(lock);
+            returned().push_back(self.number);
         }
     }
 }

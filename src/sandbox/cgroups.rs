@@ -335,7 +335,8 @@ impl Hierarchies {
                 return Err(Unenforceable { wish, reason });
             }
         }
-        if let (Some(asked), Some(there)) = (requests.memory, memory_of_host())
+        if let Some(asked) = requests.memory
+            && let Some(there) = memory_of_host()
             && asked > there
         {
             return Err(Unenforceable {
@@ -343,12 +344,14 @@ impl Hierarchies {
                 reason: format!("it has {there} bytes of memory"),
             });
         }
-        let processors = std::thread::available_parallelism().map_or(usize::MAX, Into::into);
-        if requests.cpus.is_some_and(|asked| asked > processors as f64) {
-            return Err(Unenforceable {
-                wish: Wish::CpuRequest,
-                reason: format!("derrick has {processors} processors there"),
-            });
+        if let Some(asked) = requests.cpus {
+            let processors = std::thread::available_parallelism().map_or(usize::MAX, Into::into);
+            if asked > processors as f64 {
+                return Err(Unenforceable {
+                    wish: Wish::CpuRequest,
+                    reason: format!("derrick has {processors} processors there"),
+                });
+            }
         }
         Ok(())
     }
