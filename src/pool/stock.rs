@@ -1,8 +1,9 @@
 //! A stock of things that take a while to make: how many are kept ready, of which kind, and who gets one.
 //!
 //! Whoever takes one that is ready has it at once; others are served in the order in which they came. What
-//! is made for the stock alone waits for all of them. Of each kind as many are kept as were lately wanted
-//! at once, within bounds; what nobody wants any more is put away.
+//! is made for the stock alone waits for all of them, and until those who were served have done what they
+//! wanted it for. Of each kind as many are kept as were lately wanted at once, within bounds; what nobody
+//! wants any more is put away.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -65,6 +66,8 @@ struct Shelves<M: Maker> {
     preferred: Option<M::Kind>,
     /// How many are being made.
     making: usize,
+    /// How many have one that they are busy with.
+    served: usize,
     /// Counts those who had to wait.
     arrivals: u64,
     closed: bool,
@@ -100,11 +103,42 @@ pub struct Level {
 
 /// One from the stock.
 #[derive(Debug)]
-pub struct Taken<T> {
+pub struct Taken<M: Maker> {
     /// It.
-    pub item: T,
+    pub item: M::Item,
     /// How long it had to be waited for.
     pub waited: Duration,
+    /// To be dropped when what is made for the stock is in nobody's way any more.
+    pub service: Service<M>,
+}
+
+/// Somebody is being served: nothing is made for the stock alone meanwhile, as that would take the processors
+/// just when they are wanted.
+pub struct Service<M: Maker> {
+    shared: Arc<Shared<M>>,
+}
+
+impl<M: Maker> Service<M> {
+    fn begin(shared: &Arc<Shared<M>>, shelves: &mut Shelves<M>) -> Self {
+        shelves.served += 1;
+        Self {
+            shared: Arc::clone(shared),
+        }
+    }
+}
+
+impl<M: Maker> Drop for Service<M> {
+    fn drop(&mut self) {
+        let mut shelves = self.shared.lock();
+        shelves.served -= 1;
+        self.shared.fill(&mut shelves);
+    }
+}
+
+impl<M: Maker> fmt::Debug for Service<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").finish_non_exhaustive()
+    }
 }
 
 impl<M: Maker> Stock<M> {
@@ -117,6 +151,7 @@ impl<M: Maker> Stock<M> {
                 all: Vec::new(),
                 preferred: None,
                 making: 0,
+                served: 0,
                 arrivals: 0,
                 closed: false,
             }),
@@ -142,9 +177,9 @@ impl<M: Maker> Stock<M> {
     ///
     /// # Errors
     /// Where it cannot be made.
-    pub async fn take(&self, kind: &M::Kind) -> Result<Taken<M::Item>, M::Error> {
+    pub async fn take(&self, kind: &M::Kind) -> Result<Taken<M>, M::Error> {
         let started = Instant::now();
-        let (served, service) = oneshot::channel();
+        let (served, made) = oneshot::channel();
         let mut unsound = Vec::new();
         let at_once = {
             let mut shelves = self.shared.lock();
@@ -158,28 +193,30 @@ impl<M: Maker> Stock<M> {
                 shelf.target = (shelf.target * 2).max(1).min(self.shared.bounds.max);
                 shelf.waiting.push_back(Customer { arrival, served });
             }
+            let at_once = found.map(|item| Taken {
+                item,
+                waited: Duration::ZERO,
+                service: Service::begin(&self.shared, &mut shelves),
+            });
             self.shared.fill(&mut shelves);
-            found
+            at_once
         };
         for item in unsound {
             self.shared.put_away(item);
         }
-        if let Some(item) = at_once {
-            let waited = Duration::ZERO;
-            return Ok(Taken { item, waited });
+        if let Some(taken) = at_once {
+            return Ok(taken);
         }
-        match service.await {
-            Ok(made) => made.map(|item| Taken {
-                item,
-                waited: started.elapsed(),
-            }),
+        let item = match made.await {
+            Ok(made) => made?,
             // Who makes it ended without a word, which a panic does: it is made here.
-            Err(_) => {
-                let item = self.shared.maker.make(kind.clone()).await?;
-                let waited = started.elapsed();
-                Ok(Taken { item, waited })
-            }
-        }
+            Err(_) => self.shared.maker.make(kind.clone()).await?,
+        };
+        Ok(Taken {
+            item,
+            waited: started.elapsed(),
+            service: Service::begin(&self.shared, &mut self.shared.lock()),
+        })
     }
 
     /// What there is.
@@ -240,7 +277,7 @@ impl<M: Maker> Shelves<M> {
             return Some(place);
         }
         let there: usize = self.all.iter().map(|s| s.ready.len() + s.making).sum();
-        if self.closed || there >= bounds.total {
+        if self.closed || self.served > 0 || there >= bounds.total {
             return None;
         }
         let lacking = |shelf: &Shelf<M>| {
@@ -496,6 +533,7 @@ mod tests {
         until(&stock, level(1, 0, 0)).await;
         let first = stock.take(&"a").await.expect("ready");
         assert_eq!((first.item, first.waited), (0, Duration::ZERO));
+        drop(first);
         until(&stock, level(1, 0, 0)).await;
         // Number 1 is not sound: it is put away, and another is made.
         assert_eq!(stock.take(&"a").await.expect("made").item, 2);
@@ -519,6 +557,29 @@ mod tests {
         until(&stock, level(BOUNDS.min, 0, 0)).await;
         stock.close().await;
         assert_eq!(stock.level(), Level::default());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_made_for_the_stock_while_somebody_is_served() {
+        let (numbers, stock) = numbers();
+        stock.prefer(&"a");
+        numbers.leave.add_permits(1);
+        until(&stock, level(1, 0, 0)).await;
+        let first = stock.take(&"a").await.expect("ready");
+        assert_eq!(stock.level(), Level::default());
+        // Who waits is not made to wait longer.
+        let second = {
+            let stock = stock.clone();
+            tokio::spawn(async move { stock.take(&"a").await.expect("made") })
+        };
+        until(&stock, level(0, 1, 1)).await;
+        numbers.leave.add_permits(1);
+        let second = second.await.expect("no panic");
+        assert_eq!(stock.level(), Level::default());
+        drop(first);
+        assert_eq!(stock.level(), Level::default());
+        drop(second);
+        assert_eq!(stock.level(), level(0, 2, 0));
     }
 
     #[tokio::test]

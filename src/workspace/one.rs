@@ -15,7 +15,7 @@ use super::events::{Event, Events};
 use super::execs::{self, Execs, Novelty, Order};
 use super::lease::{Lease, LeaseAsked, Tenure, Why};
 use super::limits::{InForce, Latitude};
-use super::pool::{self, Discarded, Disposal, Kind, Pool, Ready};
+use super::pool::{self, Discarded, Disposal, Kind, Pool, Ready, Serving};
 use super::record::{Record, writable};
 use super::sessions::Sessions;
 use super::snapshots::{Snapshot, SnapshotId};
@@ -284,6 +284,7 @@ impl Workspace {
     async fn first_start(&self) -> Result<(), WorkspaceError> {
         let kind = self.kind(&self.record().stack);
         let fresh = self.pool.take(&kind).await?;
+        let _served = fresh.service;
         let mut lifecycle = self.lifecycle.lock().await;
         self.state
             .make_directory(&self.directory)
@@ -531,9 +532,12 @@ impl Workspace {
             taken => taken?,
         };
         let mut waited = leave.waited + fresh.waited;
+        // A comparison of everything may take long: others want sandboxes meanwhile.
+        let mut service = (verify == Verify::Usual).then_some(fresh.service);
         let adopted = match self.adopt(fresh.ready, expected.as_ref()).await {
             Err(error) => {
                 self.quarantine(&error);
+                drop(service.take());
                 let fresh = self.pool.take(&kind).await?;
                 waited += fresh.waited;
                 self.adopt(fresh.ready, expected.as_ref()).await?
@@ -584,24 +588,26 @@ impl Workspace {
             upper_entries,
             waited,
             verified: expected,
-            discarded: self.dispose(disposal, generation, over),
+            discarded: self.dispose(disposal, generation, over, service),
             reprieve,
         })
     }
 
     /// Disposes of what it is done with in the background, once `over` has nobody any more who could send, and
-    /// tells what that was.
+    /// tells what that was. Until then the pool makes nothing for itself either.
     fn dispose(
         &self,
         disposal: Disposal,
         generation: u64,
         over: oneshot::Receiver<()>,
+        service: Option<Serving>,
     ) -> oneshot::Receiver<Discarded> {
         let (done, discarded) = oneshot::channel();
         let (pool, events) = (self.pool.clone(), Arc::clone(&self.events));
         self.state.in_background(async move {
             // Nothing is ever sent.
             let _ = over.await;
+            drop(service);
             let all = pool.dispose(disposal).await;
             events.tell(Event::Disposed {
                 generation,

@@ -18,7 +18,7 @@ use crate::base::{Confinement, Stack};
 use crate::config::WorkspaceConfig;
 use crate::init::files::protocol::Fingerprint;
 use crate::pool::ranges::Range;
-use crate::pool::stock::{Bounds, Level, Maker, Stock};
+use crate::pool::stock::{Bounds, Level, Maker, Service, Stock};
 use crate::pool::{Ending, Gone, Pristine};
 use crate::sandbox::{Limits, Requests, SandboxSpec, Storage};
 use crate::state::{Removed, State};
@@ -69,7 +69,7 @@ type Looked = Arc<OnceCell<Fingerprint>>;
 
 /// Makes pristine sandboxes.
 #[derive(Debug)]
-struct Nursery {
+pub(super) struct Nursery {
     confinement: Confinement,
     state: State,
 }
@@ -89,7 +89,11 @@ pub(super) struct Fresh {
     pub(super) ready: Ready,
     /// How long it had to be waited for.
     pub(super) waited: Duration,
+    pub(super) service: Serving,
 }
+
+/// As long as this is there, nothing is made for the pool alone.
+pub(super) type Serving = Service<Nursery>;
 
 /// Leave to dispose of one sandbox.
 #[derive(Debug)]
@@ -161,6 +165,7 @@ impl Pool {
         Ok(Fresh {
             ready: taken.item,
             waited: taken.waited,
+            service: taken.service,
         })
     }
 
