@@ -2,12 +2,12 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, fchmod, openat, openat2, renameat, statat,
-    unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fchmod, openat, openat2, renameat,
+    statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -41,12 +41,14 @@ pub(super) fn remove(root: &Path) -> io::Result<Removed> {
     };
     let mut moved = 0;
     let mut removed = Removed::default();
-    // What is moved up may come behind the point to which `top` had been read.
-    while has_entries(&top)? {
+    loop {
         empty(&top, &mut moved, &mut removed)?;
+        match unlinkat(CWD, root, AtFlags::REMOVEDIR) {
+            // What is moved up may come behind the point to which `top` had been read.
+            Err(Errno::NOTEMPTY) => {}
+            other => return gone(other).map(|()| removed),
+        }
     }
-    gone(unlinkat(CWD, root, AtFlags::REMOVEDIR))?;
-    Ok(removed)
 }
 
 /// Another process may be removing the same tree: what is gone already is no error.
@@ -59,51 +61,74 @@ fn gone(removed: rustix::io::Result<()>) -> io::Result<()> {
 
 /// One directory on the way down and what is still to be looked at in it.
 struct Level {
-    directory: OwnedFd,
     entries: Dir,
     name: CString,
 }
 
+impl Level {
+    fn directory(&self) -> io::Result<BorrowedFd<'_>> {
+        Ok(self.entries.fd()?)
+    }
+
+    /// Removes an entry of it.
+    fn remove(&self, name: &CStr, flags: AtFlags) -> io::Result<rustix::io::Result<()>> {
+        let directory = self.directory()?;
+        Ok(match unlinkat(directory, name, flags) {
+            // Entries can be removed only from a directory that its owner may write to, where removal has no
+            // privilege over modes.
+            Err(Errno::ACCESS) if fchmod(directory, Mode::RWXU).is_ok() => {
+                unlinkat(directory, name, flags)
+            }
+            other => other,
+        })
+    }
+}
+
 fn empty(top: &OwnedFd, moved: &mut u64, removed: &mut Removed) -> io::Result<()> {
-    let mut levels = vec![level(top, c".")?];
+    let mut levels = vec![level(top.as_fd(), c".")?];
     while let Some(current) = levels.last_mut() {
         match current.entries.read() {
             Some(entry) => {
-                let name = entry?.file_name().to_owned();
+                let entry = entry?;
+                let name = entry.file_name().to_owned();
                 if name.as_c_str() == c"." || name.as_c_str() == c".." {
                     continue;
                 }
                 let written = is_written(&levels, &name);
                 let current = &levels[levels.len() - 1];
-                let bytes = bytes_of_last_name(&current.directory, &name);
-                match unlinkat(&current.directory, &name, AtFlags::empty()) {
-                    Ok(()) => {
-                        removed.files += u64::from(written);
-                        removed.bytes += if written { bytes } else { 0 };
-                        continue;
+                // Some filesystems do not say what an entry is.
+                if entry.file_type() != FileType::Directory {
+                    let bytes = bytes_of_last_name(current.directory()?, &name);
+                    match current.remove(&name, AtFlags::empty())? {
+                        Ok(()) => {
+                            removed.files += u64::from(written);
+                            removed.bytes += if written { bytes } else { 0 };
+                            continue;
+                        }
+                        Err(Errno::NOENT) => continue,
+                        Err(Errno::ISDIR | Errno::PERM) => {}
+                        Err(error) => return Err(error.into()),
                     }
-                    Err(Errno::NOENT) => continue,
-                    Err(Errno::ISDIR | Errno::PERM) => {}
-                    Err(error) => return Err(error.into()),
                 }
                 // Most directories are empty, or soon will be.
-                if unlinkat(&current.directory, &name, AtFlags::REMOVEDIR).is_ok() {
+                if current.remove(&name, AtFlags::REMOVEDIR)?.is_ok() {
                     removed.files += u64::from(written);
                     continue;
                 }
                 if levels.len() < MAX_DEPTH {
-                    let next = level(&current.directory, &name)?;
+                    let next = level(current.directory()?, &name)?;
                     levels.push(next);
                 } else {
                     *moved += 1;
-                    renameat(&current.directory, &name, top, format!("{MOVED}{moved}"))?;
+                    let place = format!("{MOVED}{moved}");
+                    renameat(current.directory()?, &name, top, place)?;
                 }
             }
             None => {
                 let done = levels.pop().map(|level| level.name);
                 if let (Some(name), Some(parent)) = (done, levels.last()) {
                     removed.files += u64::from(is_written(&levels, &name));
-                    gone(unlinkat(&parent.directory, &name, AtFlags::REMOVEDIR))?;
+                    gone(parent.remove(&name, AtFlags::REMOVEDIR)?)?;
                 }
             }
         }
@@ -124,7 +149,7 @@ fn is_written(levels: &[Level], name: &CStr) -> bool {
 }
 
 /// What is taken up on disk by what has this one name, or no other than this any more.
-fn bytes_of_last_name(directory: &OwnedFd, name: &CStr) -> u64 {
+fn bytes_of_last_name(directory: BorrowedFd<'_>, name: &CStr) -> u64 {
     let status = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
     status.map_or(0, |status| {
         if status.st_nlink == 1 {
@@ -135,7 +160,7 @@ fn bytes_of_last_name(directory: &OwnedFd, name: &CStr) -> u64 {
     })
 }
 
-fn level(parent: &OwnedFd, name: &CStr) -> io::Result<Level> {
+fn level(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<Level> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let below = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let open = || openat2(parent, name, flags, Mode::empty(), below);
@@ -149,24 +174,10 @@ fn level(parent: &OwnedFd, name: &CStr) -> io::Result<Level> {
         }
         other => other?,
     };
-    // Entries can be removed only from a directory that its owner may write to.
-    let _ = fchmod(&directory, Mode::RWXU);
-    let entries = Dir::read_from(&directory)?;
     Ok(Level {
-        directory,
-        entries,
+        entries: Dir::new(directory)?,
         name: name.to_owned(),
     })
-}
-
-fn has_entries(directory: &OwnedFd) -> io::Result<bool> {
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        if entry.file_name() != c"." && entry.file_name() != c".." {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 #[cfg(test)]
