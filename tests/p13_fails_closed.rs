@@ -40,7 +40,7 @@ struct Missing {
 
 const MISSING: &[Missing] = &[
     Missing {
-        call: libc::SYS_unshare,
+        call: libc::SYS_clone,
         flags: libc::CLONE_NEWUSER,
         errno: libc::ENOSPC,
         said: "creating a user namespace; see 'derrick check'",
@@ -54,7 +54,7 @@ const MISSING: &[Missing] = &[
         fact: "namespaces",
     },
     Missing {
-        call: libc::SYS_unshare,
+        call: libc::SYS_clone,
         flags: libc::CLONE_NEWPID,
         errno: libc::EINVAL,
         said: "creating the pid namespace; see 'derrick check'",

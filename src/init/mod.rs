@@ -17,147 +17,37 @@ pub mod user;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_behavior};
-use rustix::thread::UnshareFlags;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
-use crate::sandbox::identity::{act_as_range, set_root, unshare_user};
+use crate::sandbox::identity::set_root;
 use crate::sandbox::seccomp::Filters;
 use crate::sandbox::{
-    At, Enforcement, Failure, Keyring, Landlock, Network, Restriction, SandboxSpec, Step,
-    capabilities, landlock, limits, mounts, network,
+    At, Enforcement, Failure, Keyring, Landlock, Restriction, SandboxSpec, Step, capabilities,
+    landlock, limits, mounts, namespaces, network,
 };
 use crate::sys::channel::{Channel, Received};
 use crate::sys::keyring;
-use crate::sys::process::{
-    OneThread, Standard, become_standard, close_all_except, fork_child, unshare,
-};
+use crate::sys::process::{OneThread, Standard, become_standard, close_all_except};
 use protocol::{Birth, Go, Reply, Request};
 
-/// The life of a sandbox's first process, from the fork of the spawner on; its exit code.
+/// The life of init, from the fork of the spawner on; its exit code.
 ///
 /// `parent` leads to the spawner and is used until the sandbox is ready; `provider` is served after it.
 #[must_use]
-pub fn be_born(
+pub fn live(
     one: OneThread,
     spec: &SandboxSpec,
     filters: &Filters,
     parent: &Channel,
     provider: &Channel,
 ) -> i32 {
-    let outcome = close_all_except(&[parent.as_fd(), provider.as_fd()])
-        .at(Step::Process, "closing the spawner's descriptors")
-        .and_then(|()| leave_the_host(one, spec, parent))
-        .and_then(|keyring| {
-            // The pid namespace is that of children: the first of them is PID 1.
-            fork_child(one, || live(one, spec, keyring, filters, parent, provider))
-                .at(Step::Process, "forking init")
-        });
-    match outcome {
-        Ok(_) => 0,
-        Err(failure) => report(parent, failure),
-    }
-}
-
-/// Enters new namespaces of every kind, and leaves the host's keys.
-fn leave_the_host(
-    one: OneThread,
-    spec: &SandboxSpec,
-    parent: &Channel,
-) -> Result<Keyring, Failure> {
-    spec.without
-        .unless_off(Restriction::OomScore, limits::offer_to_oom_killer)?;
-    act_as_range(spec.ids)?;
-    unshare_user(one)?;
-    let step = Step::UserNamespace;
-    parent
-        .send(&Birth::Unshared, &[])
-        .at(step, "telling the spawner")?;
-    hear(parent, step)?;
-    set_root()?;
-    let keyring = spec
-        .without
-        .unless_off(Restriction::Keyring, leave_the_hosts_keys)?;
-    enter_namespaces(one, spec.network)?;
-    Ok(keyring)
-}
-
-fn leave_the_hosts_keys() -> Result<Keyring, Failure> {
-    match keyring::join_new_session() {
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(Keyring::Absent),
-        joined => {
-            joined.at(Step::Keyring, "joining a new session keyring")?;
-            Ok(Keyring::Own)
+    let standing = match be_born(one, spec, filters, parent, provider) {
+        Ok(standing) => standing,
+        Err(failure) => {
+            // A spawner that is gone needs no report.
+            let _ = parent.send(&Birth::Failed(failure), &[]);
+            return 1;
         }
-    }
-}
-
-/// The kinds of namespaces that a sandbox has to itself besides its user namespace, and the kernel's
-/// name for each.
-const NAMESPACES: &[(UnshareFlags, &str)] = &[
-    (UnshareFlags::NEWNS, "mnt"),
-    (UnshareFlags::NEWPID, "pid"),
-    (UnshareFlags::NEWIPC, "ipc"),
-    (UnshareFlags::NEWUTS, "uts"),
-    (UnshareFlags::NEWCGROUP, "cgroup"),
-    (UnshareFlags::NEWNET, "net"),
-];
-
-fn namespaces(network: Network) -> impl Iterator<Item = (UnshareFlags, &'static str)> {
-    let shared = match network {
-        Network::None => UnshareFlags::empty(),
-        Network::Host => UnshareFlags::NEWNET,
-    };
-    let own = move |(flag, _): &(UnshareFlags, &str)| !shared.contains(*flag);
-    NAMESPACES.iter().copied().filter(own)
-}
-
-fn enter_namespaces(one: OneThread, network: Network) -> Result<(), Failure> {
-    let all = namespaces(network).fold(UnshareFlags::empty(), |all, (flag, _)| all | flag);
-    let Err(error) = unshare(one, all) else {
-        return Ok(());
-    };
-    // Which kind it was, only one at a time tells. Nothing is lost: this process ends.
-    let culprit = namespaces(network).find(|(flag, _)| unshare(one, *flag).is_err());
-    let attempt = match (culprit, error.raw_os_error()) {
-        // Of a limit on namespaces, namespaces(7).
-        (Some((_, name)), Some(libc::ENOSPC)) => format!(
-            "creating the {name} namespace, of which user.max_{name}_namespaces allows no more; see \
-             'derrick check'"
-        ),
-        (Some((_, name)), _) => format!("creating the {name} namespace; see 'derrick check'"),
-        (None, _) => "creating the namespaces; see 'derrick check'".to_owned(),
-    };
-    Err(error).at(Step::Namespaces, attempt)
-}
-
-/// Waits for the spawner's next word, and takes what comes with it.
-fn hear(parent: &Channel, step: Step) -> Result<Vec<OwnedFd>, Failure> {
-    let word = parent
-        .receive::<Go>()
-        .at(step, "hearing from the spawner")?
-        .ok_or_else(|| Failure::new(step, "the spawner is gone"))?;
-    Ok(word.descriptors)
-}
-
-fn live(
-    one: OneThread,
-    spec: &SandboxSpec,
-    keyring: Keyring,
-    filters: &Filters,
-    parent: &Channel,
-    provider: &Channel,
-) -> i32 {
-    let born = assemble(spec, parent).and_then(|rlimits| {
-        let myself = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
-            .at(Step::Serve, "opening a pidfd of init")?;
-        parent
-            .send(&Birth::Ready, &[myself.as_fd()])
-            .at(Step::Serve, "telling the spawner")?;
-        Ok(rlimits)
-    });
-    let rlimits = match born {
-        Ok(rlimits) => rlimits,
-        Err(failure) => return report(parent, failure),
     };
     // Nothing but the provider's socket stays open.
     if close_all_except(&[provider.as_fd()]).is_err() {
@@ -171,7 +61,7 @@ fn live(
     else {
         return 0;
     };
-    let adopted = match confine(spec, &hostname, keyring, rlimits, filters) {
+    let adopted = match confine(spec, &hostname, standing, filters) {
         Ok(enforcement) => Reply::Adopted(id, Box::new(enforcement)),
         Err(failure) => Reply::NotAdopted(id, failure),
     };
@@ -180,6 +70,59 @@ fn live(
         return 1;
     }
     serve::serve(one, provider)
+}
+
+/// All that comes before it is adopted.
+fn be_born(
+    one: OneThread,
+    spec: &SandboxSpec,
+    filters: &Filters,
+    parent: &Channel,
+    provider: &Channel,
+) -> Result<Standing, Failure> {
+    close_all_except(&[parent.as_fd(), provider.as_fd()])
+        .at(Step::Process, "closing the spawner's descriptors")?;
+    let keyring = leave_the_host(one, spec, parent)?;
+    let rlimits = assemble(spec, parent)?;
+    let standing = confine_ahead(spec, keyring, rlimits, filters)?;
+    parent
+        .send(&Birth::Ready, &[])
+        .at(Step::Serve, "telling the spawner")?;
+    Ok(standing)
+}
+
+/// Enters new namespaces of the kinds that it is not in yet, and leaves the host's keys.
+fn leave_the_host(
+    one: OneThread,
+    spec: &SandboxSpec,
+    parent: &Channel,
+) -> Result<Keyring, Failure> {
+    hear(parent, Step::UserNamespace)?;
+    set_root()?;
+    let keyring = spec
+        .without
+        .unless_off(Restriction::Keyring, leave_the_hosts_keys)?;
+    namespaces::enter_others(one, spec.network)?;
+    Ok(keyring)
+}
+
+fn leave_the_hosts_keys() -> Result<Keyring, Failure> {
+    match keyring::join_new_session() {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(Keyring::Absent),
+        joined => {
+            joined.at(Step::Keyring, "joining a new session keyring")?;
+            Ok(Keyring::Own)
+        }
+    }
+}
+
+/// Waits for the spawner's next word, and takes what comes with it.
+fn hear(parent: &Channel, step: Step) -> Result<Vec<OwnedFd>, Failure> {
+    let word = parent
+        .receive::<Go>()
+        .at(step, "hearing from the spawner")?
+        .ok_or_else(|| Failure::new(step, "the spawner is gone"))?;
+    Ok(word.descriptors)
 }
 
 /// The first part of the one order that works: what needs the host's view, then what needs
@@ -204,19 +147,23 @@ fn assemble(spec: &SandboxSpec, parent: &Channel) -> Result<BTreeMap<String, u64
     Ok(rlimits)
 }
 
-/// The second part: the hostname, which takes a capability, then the capabilities, then landlock, which
-/// forbids mounting, and seccomp, which forbids everything that came before.
-fn confine(
+/// What is in force before a sandbox is adopted.
+struct Standing {
+    keyring: Keyring,
+    rlimits: BTreeMap<String, u64>,
+    no_new_privs: bool,
+    landlock: Landlock,
+}
+
+/// The second part: what takes nothing away that being adopted takes. Landlock forbids mounting.
+fn confine_ahead(
     spec: &SandboxSpec,
-    hostname: &str,
     keyring: Keyring,
     rlimits: BTreeMap<String, u64>,
     filters: &Filters,
-) -> Result<Enforcement, Failure> {
-    nix::unistd::sethostname(hostname).at(Step::Hostname, "setting the hostname")?;
+) -> Result<Standing, Failure> {
     let without = &spec.without;
-    let capabilities =
-        without.unless_off(Restriction::Capabilities, capabilities::drop_all_but_kept)?;
+    without.unless_off(Restriction::Capabilities, capabilities::bound)?;
     without.unless_off(Restriction::NoNewPrivs, || {
         rustix::thread::set_no_new_privs(true).at(Step::Capabilities, "setting no_new_privs")
     })?;
@@ -228,18 +175,36 @@ fn confine(
     } else {
         landlock::enter(spec.profile, spec.landlock)?
     };
+    without.unless_off(Restriction::Seccomp, || filters.install_ahead())?;
+    Ok(Standing {
+        keyring,
+        rlimits,
+        no_new_privs,
+        landlock,
+    })
+}
+
+/// The last part: the hostname, which takes a capability, then the capabilities, and seccomp, which forbids
+/// everything that came before.
+fn confine(
+    spec: &SandboxSpec,
+    hostname: &str,
+    standing: Standing,
+    filters: &Filters,
+) -> Result<Enforcement, Failure> {
+    nix::unistd::sethostname(hostname).at(Step::Hostname, "setting the hostname")?;
+    let without = &spec.without;
+    let capabilities =
+        without.unless_off(Restriction::Capabilities, capabilities::drop_all_but_kept)?;
     let seccomp_filters = without.unless_off(Restriction::Seccomp, || filters.install())?;
     Ok(Enforcement {
-        namespaces: std::iter::once("user")
-            .chain(namespaces(spec.network).map(|(_, name)| name))
-            .map(str::to_owned)
-            .collect(),
+        namespaces: namespaces::names(spec.network).map(str::to_owned).collect(),
         ids: spec.ids.count,
-        keyring,
-        no_new_privs,
-        rlimits,
+        keyring: standing.keyring,
+        no_new_privs: standing.no_new_privs,
+        rlimits: standing.rlimits,
         profile: spec.profile,
-        landlock,
+        landlock: standing.landlock,
         seccomp_filters,
         capabilities,
         network: spec.network,
@@ -260,10 +225,4 @@ fn stand_alone() -> Result<(), Failure> {
     rustix::process::setsid()
         .map(drop)
         .at(step, "starting a session")
-}
-
-fn report(parent: &Channel, failure: Failure) -> i32 {
-    // A spawner that is gone needs no report.
-    let _ = parent.send(&Birth::Failed(failure), &[]);
-    1
 }

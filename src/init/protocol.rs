@@ -10,18 +10,16 @@ use super::unpack::Compression;
 use crate::sandbox::{Enforcement, Failure};
 use crate::sys::terminal::Size;
 
-/// Said by a sandbox's first process to the spawner, in this order; a failure ends it.
+/// Said by init to the spawner, once.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Birth {
-    /// It is in a user namespace that waits for its maps.
-    Unshared,
-    /// It is PID 1 of an assembled sandbox and waits to be adopted; comes with a pidfd of it.
+    /// The sandbox is assembled, and waits to be adopted.
     Ready,
-    /// A step failed.
+    /// A step failed, which ends it.
     Failed(Failure),
 }
 
-/// Said by the spawner to a sandbox's first process, in this order.
+/// Said by the spawner to a sandbox's init, in this order.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Go {
     /// The maps are written.

@@ -24,12 +24,11 @@ const KEPT: &[Capability] = &[
     Capability::CAP_SYS_CHROOT,
 ];
 
-/// Drops every other capability from every set of the calling process, for good; the names of what is kept.
+/// Sees to it that the calling process gets back no other capability once it has dropped it.
 ///
 /// # Errors
 /// The failed step.
-pub fn drop_all_but_kept() -> Result<Vec<String>, Failure> {
-    let kept: CapsHashSet = KEPT.iter().copied().collect();
+pub fn bound() -> Result<(), Failure> {
     // The kernel can know capabilities that the caps crate does not: walk them by number.
     for number in 0..=last_capability() {
         if !KEPT.iter().any(|capability| capability.index() == number) {
@@ -39,6 +38,16 @@ pub fn drop_all_but_kept() -> Result<Vec<String>, Failure> {
             )?;
         }
     }
+    Ok(())
+}
+
+/// Drops every other capability of the calling process, for good, as it was bound before; the names of what is
+/// kept.
+///
+/// # Errors
+/// The failed step.
+pub fn drop_all_but_kept() -> Result<Vec<String>, Failure> {
+    let kept: CapsHashSet = KEPT.iter().copied().collect();
     let set = |which, value: &CapsHashSet| {
         caps::set(None, which, value).map_err(io::Error::other).at(
             Step::Capabilities,

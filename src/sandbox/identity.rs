@@ -15,7 +15,7 @@ use rustix::thread::{Gid, Uid, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{At, Failure, IdMap, Step};
-use crate::sys::process::{Child, OneThread, close_all_except, fork_child, unshare};
+use crate::sys::process::{Child, OneThread, close_all_except, fork_child, fork_into, unshare};
 
 /// Ids in one sandbox, where the host gives more than one.
 pub const IDS_PER_SANDBOX: u32 = 65_536;
@@ -259,36 +259,39 @@ fn enter_with_own_id(one: OneThread, own: Own) -> Result<(), Failure> {
     set_root()
 }
 
-/// Makes the calling process act as `map.first`, with all of root's capabilities, where that is an id
-/// of a range: what the user namespace that it creates next uses up, inotify instances for one, is
-/// then charged to that id and not to the host's root.
+/// Does `body` as `map.first`, with all of root's capabilities, where that is an id of a range: what the user
+/// namespace that it creates uses up, inotify instances for one, is then charged to that id and not to the
+/// host's root.
 ///
 /// # Errors
 /// The failed step.
-pub fn act_as_range(map: IdMap) -> Result<(), Failure> {
+pub fn acting_as_range<T>(map: IdMap, body: impl FnOnce() -> T) -> Result<T, Failure> {
     if map.first < FIRST_RANGE {
-        return Ok(());
+        return Ok(body());
     }
     let step = Step::UserNamespace;
-    let user = Uid::from_raw(map.first);
-    rustix::thread::set_thread_res_uid(None, user, None)
-        .at(step, "acting as a range's first id")?;
+    let act_as = |user| rustix::thread::set_thread_res_uid(None, user, None);
+    act_as(Uid::from_raw(map.first)).at(step, "acting as a range's first id")?;
     // Leaving id 0 emptied the effective set; the permitted one is as it was.
-    caps::read(None, caps::CapSet::Permitted)
+    let raised = caps::read(None, caps::CapSet::Permitted)
         .and_then(|all| caps::set(None, caps::CapSet::Effective, &all))
         .map_err(io::Error::other)
-        .at(step, "keeping capabilities as a range's first id")
+        .at(step, "keeping capabilities as a range's first id");
+    let done = raised.map(|()| body());
+    // With id 0 the effective set is as it was as well.
+    act_as(Uid::ROOT).at(step, "acting as root again")?;
+    done
 }
+
+/// What is attempted where a user namespace is made.
+pub(super) const CREATING_USER: &str = "creating a user namespace; see 'derrick check'";
 
 /// Leaves the calling process's user namespace for a new one without maps.
 ///
 /// # Errors
 /// The failed step.
 pub fn unshare_user(one: OneThread) -> Result<(), Failure> {
-    unshare(one, UnshareFlags::NEWUSER).at(
-        Step::UserNamespace,
-        "creating a user namespace; see 'derrick check'",
-    )
+    unshare(one, UnshareFlags::NEWUSER).at(Step::UserNamespace, CREATING_USER)
 }
 
 /// Makes the calling process root of its user namespace, with no other group.
@@ -342,7 +345,7 @@ pub fn namespace_of(child: Child) -> Result<OwnedFd, Failure> {
 }
 
 /// User namespaces with no process in them, made for their maps and kept for the next sandbox of the
-/// same ids: one takes two forks' time to make.
+/// same ids: one takes a fork's time to make.
 #[derive(Debug, Default)]
 pub struct Maps {
     made: HashMap<(u32, IdMap), OwnedFd>,
@@ -350,7 +353,7 @@ pub struct Maps {
 
 impl Maps {
     /// Those that are kept; each holds a descriptor.
-    const MOST: usize = 128;
+    const MOST: usize = 512;
 
     /// The namespace in which id `inside` is `map.first` and so on.
     ///
@@ -379,28 +382,17 @@ impl Maps {
 /// # Errors
 /// The failed step.
 pub fn make_namespace(one: OneThread, inside: u32, map: IdMap) -> Result<OwnedFd, Failure> {
-    let (ready, child_ready) = io::pipe().at(Step::Process, "making a pipe")?;
     let (wait, _alive) = io::pipe().at(Step::Process, "making a pipe")?;
-    let child = fork_child(one, || {
+    let child = fork_into(one, UnshareFlags::NEWUSER, || {
         // Others must see the end of the spawner, should that be killed just now, and so must this process.
-        if close_all_except(&[child_ready.as_fd(), wait.as_fd()]).is_ok()
-            && unshare_user(one).is_ok()
-            && (&child_ready).write_all(&[1]).is_ok()
-        {
+        if close_all_except(&[wait.as_fd()]).is_ok() {
             // Until it is killed: the namespace lives as long as this process or a descriptor.
             let _ = io::Read::read(&mut &wait, &mut [0]);
         }
         1
     })
-    .at(Step::Process, "forking an id map helper")?;
-    drop(child_ready);
-    let namespace = io::Read::read_exact(&mut &ready, &mut [0])
-        .at(
-            Step::UserNamespace,
-            "creating a user namespace for an id map",
-        )
-        .and_then(|()| write_maps(child, inside, map))
-        .and_then(|()| namespace_of(child));
+    .at(Step::UserNamespace, CREATING_USER)?;
+    let namespace = write_maps(child, inside, map).and_then(|()| namespace_of(child));
     child.kill();
     child
         .wait()

@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::cgroups::{Unenforceable, Wish};
 use super::{At, Failure, Limits, Step};
-use crate::sys::process::lower_limit;
+use crate::sys::process::{Child, lower_limit};
 
 const MIB: u64 = 1 << 20;
 
@@ -85,12 +85,11 @@ fn name_of(resource: Resource) -> String {
     name.trim_start_matches("rlimit_").to_owned()
 }
 
-/// Makes the calling process and what it starts the kernel's first choice when memory is short.
-///
-/// While it is still the user who runs derrick: with other ids it may not write to this file.
+/// Makes `child` and what it starts the kernel's first choice when memory is short.
 ///
 /// # Errors
 /// The failed step.
-pub fn offer_to_oom_killer() -> Result<(), Failure> {
-    fs::write("/proc/self/oom_score_adj", "500").at(Step::Limits, "raising oom_score_adj")
+pub fn offer_to_oom_killer(child: Child) -> Result<(), Failure> {
+    fs::write(format!("/proc/{}/oom_score_adj", child.id()), "500")
+        .at(Step::Limits, "raising oom_score_adj")
 }

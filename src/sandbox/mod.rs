@@ -1,6 +1,6 @@
 //! One sandbox, restriction by restriction: first the descriptions, then one file for each.
 //!
-//! `spec` says what is wanted and `failure` what went wrong. `identity`, `disk`, `overlay` and
+//! `spec` says what is wanted and `failure` what went wrong. `identity`, `namespaces`, `disk`, `overlay` and
 //! `mounts` build what the sandbox sees; `network`, `cgroups`, `limits`, `capabilities`, `landlock` and
 //! `seccomp` take away what it may do. All of it is called from `spawner` and `init` alone, in
 //! processes of one thread, but for what the kernel counts in `cgroups`, which the provider reads.
@@ -14,6 +14,7 @@ pub mod identity;
 pub mod landlock;
 pub mod limits;
 pub mod mounts;
+pub mod namespaces;
 pub mod network;
 pub mod overlay;
 pub mod probe;

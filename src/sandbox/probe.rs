@@ -24,8 +24,8 @@ use super::identity::{self, Identity};
 use super::overlay::{self, Scratch};
 use super::seccomp::Filters;
 use super::{
-    Access, At, Capacity, Failure, Lower, MemoryFiles, Overlay, Profile, Requirement, SandboxSpec,
-    Step, Storage, Writable, disk, landlock,
+    Access, At, Capacity, Failure, Lower, MemoryFiles, Network, Overlay, Profile, Requirement,
+    SandboxSpec, Step, Storage, Writable, disk, landlock, namespaces,
 };
 use crate::sys;
 use crate::sys::channel::{Channel, Peer};
@@ -141,7 +141,7 @@ pub fn probe(state_dir: &Path) -> Report {
         user(identity_or_single),
         user_namespaces(identity.as_ref(), &settings),
         subordinate_ids(identity.as_ref().ok().copied(), &lending),
-        namespaces(&settings),
+        all_namespaces(&settings),
         state_directory(&place, state_dir),
         overlayfs(place.as_ref().ok(), identity_or_single),
         idmapped_mounts(place.as_ref().ok(), identity_or_single),
@@ -264,7 +264,7 @@ fn subordinate_ids(identity: Option<Identity>, lending: &Lending) -> Fact {
 }
 
 /// All namespaces of a sandbox at once, and the filesystems that only their owner can make.
-fn namespaces(settings: &UserNamespaces) -> Fact {
+fn all_namespaces(settings: &UserNamespaces) -> Fact {
     match attempt(try_namespaces) {
         Ok(()) => Fact::ok(
             "namespaces",
@@ -289,16 +289,15 @@ fn try_namespaces(one: OneThread) -> Result<(), Failure> {
     let identity = identity::become_root(one)?;
     unshare(one, UnshareFlags::NEWNS).at(Step::Namespaces, "creating a mount namespace")?;
     let (ours, theirs) = Channel::pair(Peer::Trusted).at(Step::Process, "making a socket")?;
-    let child = fork_child(one, || {
+    let map = identity.map(0);
+    let child = namespaces::fork_first(one, map, || {
         let result = enter_namespaces(one, &theirs);
         // If nobody hears it, nobody asks.
         let _ = theirs.send(&result, &[]);
         0
-    })
-    .at(Step::Process, "forking into new namespaces")?;
+    })?;
     drop(theirs);
-    let result = hear::<()>(&ours).and_then(|()| {
-        identity::write_maps(child, 0, identity.map(0))?;
+    let result = identity::write_maps(child, 0, map).and_then(|()| {
         ours.send(&(), &[])
             .at(Step::Process, "telling the child of its maps")?;
         hear(&ours)
@@ -310,35 +309,19 @@ fn try_namespaces(one: OneThread) -> Result<(), Failure> {
 
 /// What a sandbox's first process does before it mounts anything, see `init`.
 fn enter_namespaces(one: OneThread, parent: &Channel) -> Result<(), Failure> {
-    identity::unshare_user(one)?;
-    parent
-        .send(&Ok::<(), Failure>(()), &[])
-        .at(Step::Process, "telling the parent")?;
     parent
         .receive::<()>()
         .at(Step::Process, "hearing from the parent")?;
     identity::set_root()?;
-    unshare(
-        one,
-        UnshareFlags::NEWNS
-            | UnshareFlags::NEWPID
-            | UnshareFlags::NEWNET
-            | UnshareFlags::NEWIPC
-            | UnshareFlags::NEWUTS
-            | UnshareFlags::NEWCGROUP,
-    )
-    .at(Step::Namespaces, "creating the namespaces of a sandbox")?;
-    // A pid namespace is that of children, and so is its /proc.
-    attempt(|_| {
-        for kind in ["proc", "sysfs", "tmpfs", "devpts", "mqueue"] {
-            let none = rustix::mount::MountAttrFlags::empty();
-            overlay::new_filesystem(kind, &[], none).at(
-                Step::Mounts,
-                format_args!("making {kind} in the namespaces of a sandbox"),
-            )?;
-        }
-        Ok(())
-    })
+    namespaces::enter_others(one, Network::None)?;
+    for kind in ["proc", "sysfs", "tmpfs", "devpts", "mqueue"] {
+        let none = rustix::mount::MountAttrFlags::empty();
+        overlay::new_filesystem(kind, &[], none).at(
+            Step::Mounts,
+            format_args!("making {kind} in the namespaces of a sandbox"),
+        )?;
+    }
+    Ok(())
 }
 
 fn hear<T: DeserializeOwned>(channel: &Channel) -> Result<T, Failure> {
@@ -477,7 +460,7 @@ fn mount_and_work(
             directory: at("writable"),
             storage: Storage::Directory,
         },
-        network: super::Network::None,
+        network: Network::None,
         profile: Profile::Standard,
         landlock: Requirement::BestEffort,
         group: None,
@@ -573,7 +556,12 @@ fn disk_image(identity: Identity) -> Fact {
 }
 
 fn seccomp() -> Fact {
-    match attempt(|_| Filters::compile(Profile::Standard)?.install()) {
+    let installed = attempt(|_| {
+        let filters = Filters::compile(Profile::Standard)?;
+        filters.install_ahead()?;
+        filters.install()
+    });
+    match installed {
         Ok(filters) => Fact::ok("seccomp", format!("{filters} filters were installed")),
         Err(failure) => Fact::missing("seccomp", said(&failure), "no sandbox can be made")
             .fix("boot a kernel with CONFIG_SECCOMP_FILTER".to_owned()),

@@ -30,7 +30,8 @@ use calls::{
     FORBIDDEN, FORBIDDEN_ON_X86_64,
 };
 
-/// A compiled profile: built once, installed in each sandbox. The first program is installed first.
+/// A compiled profile: built once, installed in each sandbox. The first program is installed first; the last one
+/// decides by number, and what it refuses none of the others lets through.
 #[derive(Debug, Clone)]
 pub struct Filters {
     programs: Vec<BpfProgram>,
@@ -57,28 +58,40 @@ impl Filters {
         profile: Profile,
         architecture: Architecture,
     ) -> Result<Self, seccompiler::Error> {
-        let mut programs = vec![program_by_number(
-            &runs(profile, architecture),
-            architecture,
-        )];
+        let mut programs = Vec::new();
         for (errno, rules) in arguments::rules(profile, architecture)? {
             programs.push(program_by_arguments(rules, errno, architecture)?);
         }
+        programs.push(program_by_number(
+            &runs(profile, architecture),
+            architecture,
+        ));
         Ok(Self { programs })
     }
 
-    /// Binds the calling process and all that it starts; how many filters there are.
+    /// Binds the calling process and all that it starts, as far as arguments are looked at: nothing that
+    /// becoming a sandbox takes is refused by that.
+    ///
+    /// # Errors
+    /// The failed step.
+    pub fn install_ahead(&self) -> Result<(), Failure> {
+        let last = self.programs.len().saturating_sub(1);
+        self.programs[..last].iter().try_for_each(apply)
+    }
+
+    /// Binds the calling process and all that it starts in every other way as well; how many filters there are.
     ///
     /// # Errors
     /// The failed step.
     pub fn install(&self) -> Result<u32, Failure> {
-        for program in &self.programs {
-            seccompiler::apply_filter(program).map_err(|error| {
-                Failure::new(Step::Seccomp, format!("installing a filter: {error}"))
-            })?;
-        }
+        self.programs.last().map_or(Ok(()), apply)?;
         Ok(u32::try_from(self.programs.len()).unwrap_or(u32::MAX))
     }
+}
+
+fn apply(program: &BpfProgram) -> Result<(), Failure> {
+    seccompiler::apply_filter(program)
+        .map_err(|error| Failure::new(Step::Seccomp, format!("installing a filter: {error}")))
 }
 
 /// What is answered to the system calls from `first` on, up to the next run.

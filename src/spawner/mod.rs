@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::process::WaitOptions;
+use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open};
 use rustix::thread::UnshareFlags;
 
 use crate::init;
@@ -25,7 +25,9 @@ use crate::sandbox::cgroups::{self, Group};
 use crate::sandbox::identity::{self, Identity};
 use crate::sandbox::overlay::{self, Scratch};
 use crate::sandbox::seccomp::Filters;
-use crate::sandbox::{At, Failure, Merge, Profile, SandboxSpec, Step};
+use crate::sandbox::{
+    At, Failure, Merge, Profile, Restriction, SandboxSpec, Step, limits, namespaces,
+};
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::events::Events;
 use crate::sys::process::{
@@ -86,7 +88,7 @@ struct Spawner {
     group_parents: BTreeSet<PathBuf>,
 }
 
-/// A sandbox that was made.
+/// A sandbox that was made, or is on its way.
 struct Living {
     /// A pidfd of init.
     init: OwnedFd,
@@ -98,10 +100,8 @@ struct Living {
 /// A sandbox on its way.
 struct Attended {
     id: RequestId,
-    spec: Box<SandboxSpec>,
-    ids: Option<OwnedFd>,
-    /// Its first process, until that is reaped.
-    first: Option<Child>,
+    /// Its init, until that is reaped.
+    init: Option<Child>,
     channel: Channel,
     provider_end: OwnedFd,
 }
@@ -109,9 +109,6 @@ struct Attended {
 impl Spawner {
     fn start() -> Result<Self, Failure> {
         let one = OneThread::check().at(Step::Process, "counting the spawner's threads")?;
-        // Inits whose parent ended come to the spawner, which reaps them; the host's PID 1 may not.
-        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-            .at(Step::Process, "becoming a child subreaper")?;
         let identity = identity::become_root(one)?;
         unshare(one, UnshareFlags::NEWNS)
             .at(Step::Namespaces, "creating the spawner's mount namespace")?;
@@ -169,7 +166,7 @@ impl Spawner {
 
     fn answer(&mut self, provider: &Channel, received: Received<Request>) -> std::io::Result<()> {
         match received.message {
-            Request::Create(id, spec) => match self.begin(id, spec, received.descriptors) {
+            Request::Create(id, spec) => match self.begin(id, &spec, received.descriptors) {
                 Ok(birth) => {
                     self.births.push(birth);
                     Ok(())
@@ -292,11 +289,11 @@ impl Spawner {
         }
     }
 
-    /// Forks a sandbox's first process, which is attended to from then on.
+    /// Forks a sandbox's init, which is attended to from then on, and does the spawner's part of its birth.
     fn begin(
         &mut self,
         id: RequestId,
-        spec: Box<SandboxSpec>,
+        spec: &SandboxSpec,
         mut ids: Vec<OwnedFd>,
     ) -> Result<Attended, Failure> {
         if let Some(group) = &spec.group {
@@ -312,91 +309,88 @@ impl Spawner {
             Profile::Standard => &self.standard,
             Profile::Nested => &self.nested,
         };
-        // Of `theirs` only the child's copy stays, or its end would never show.
-        let first = fork_child(self.one, || {
-            init::be_born(self.one, &spec, filters, &theirs, &init_end)
-        })
-        .at(Step::Process, "forking a sandbox's first process")?;
-        Ok(Attended {
-            id,
-            spec,
-            ids: ids.pop(),
-            first: Some(first),
-            channel,
-            provider_end: provider_end.into_socket(),
-        })
-    }
-
-    /// Does what the birth at this place among all is waiting for.
-    fn attend(&mut self, provider: &Channel, place: usize) -> std::io::Result<()> {
-        let mut birth = self.births.swap_remove(place);
-        let done = match hear(&birth.channel) {
-            Ok(word) => self.take_word(&mut birth, word),
-            Err(failure) => Err(failure),
-        };
+        let one = self.one;
+        let init = namespaces::fork_first(one, spec.ids, || {
+            init::live(one, spec, filters, &theirs, &init_end)
+        })?;
+        // Only the child's copies stay, or its end would never show.
+        drop((theirs, init_end));
+        let done = self
+            .keep(init, ids.pop())
+            .and_then(|()| self.map_and_mount(spec, init, &channel));
         match done {
-            Ok(None) => {
-                self.births.push(birth);
-                Ok(())
-            }
-            Ok(Some(init)) => provider.send(
-                &Reply::Created(birth.id),
-                &[birth.provider_end.as_fd(), init.as_fd()],
-            ),
+            Ok(()) => Ok(Attended {
+                id,
+                init: Some(init),
+                channel,
+                provider_end: provider_end.into_socket(),
+            }),
             Err(failure) => {
-                if let Some(first) = birth.first {
-                    first.kill();
-                }
-                provider.send(&Reply::Failed(birth.id, failure), &[])
+                init.kill();
+                Err(failure)
             }
         }
     }
 
-    /// Takes a word of the child's; its init, once that is ready.
-    fn take_word(
+    /// Keeps what is needed until init is reaped.
+    fn keep(&mut self, init: Child, ids: Option<OwnedFd>) -> Result<(), Failure> {
+        let pidfd = Pid::from_raw(init.id())
+            .ok_or(Errno::SRCH)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+            .at(Step::Process, "opening a pidfd of init")?;
+        let living = Living {
+            init: pidfd,
+            _ids: ids,
+        };
+        self.inits.insert(init.id(), living);
+        Ok(())
+    }
+
+    /// The spawner's part: maps, then overlays.
+    fn map_and_mount(
         &mut self,
-        birth: &mut Attended,
-        mut word: Received<Birth>,
-    ) -> Result<Option<OwnedFd>, Failure> {
-        match (word.message, birth.first, word.descriptors.pop()) {
-            (Birth::Unshared, Some(first), None) => {
-                self.map_and_mount(birth, first)?;
-                Ok(None)
-            }
-            (Birth::Ready, _, Some(init)) => {
-                let step = Step::Process;
-                let kept = init.try_clone().at(step, "keeping a pidfd of init")?;
-                let pid = process_id(&kept).at(step, "finding init's process id")?;
-                let living = Living {
-                    init: kept,
-                    _ids: birth.ids.take(),
-                };
-                self.inits.insert(pid, living);
-                Ok(Some(init))
-            }
-            (Birth::Failed(failure), ..) => Err(failure),
-            _ => Err(Failure::new(
-                Step::Process,
-                "a sandbox's first process said something out of order",
-            )),
-        }
-    }
-
-    /// The spawner's part while the child waits in its user namespace: maps, then overlays.
-    fn map_and_mount(&mut self, birth: &Attended, first: Child) -> Result<(), Failure> {
-        let spec = &birth.spec;
+        spec: &SandboxSpec,
+        init: Child,
+        channel: &Channel,
+    ) -> Result<(), Failure> {
         // Before it makes its own cgroup namespace, whose root the group is then.
         if let Some(group) = &spec.group {
-            group.add(first)?;
+            group.add(init)?;
         }
-        identity::write_maps(first, 0, spec.ids)?;
-        let namespace = identity::namespace_of(first)?;
-        // The child makes its namespaces while the overlays are mounted here.
-        tell(&birth.channel, &Go::Mapped, &[])?;
+        // Its own ids may not write to that file.
+        spec.without
+            .unless_off(Restriction::OomScore, || limits::offer_to_oom_killer(init))?;
+        identity::write_maps(init, 0, spec.ids)?;
+        let namespace = identity::namespace_of(init)?;
+        // It makes its other namespaces while the overlays are mounted here.
+        tell(channel, &Go::Mapped, &[])?;
         let overlays =
             overlay::mount_all(self.one, &mut self.scratch, spec, self.identity, &namespace)?;
         let descriptors: Vec<_> = overlays.iter().map(AsFd::as_fd).collect();
-        tell(&birth.channel, &Go::Mounted, &descriptors)
+        tell(channel, &Go::Mounted, &descriptors)
+    }
+
+    /// Hears of the birth at this place among all whether its sandbox is there.
+    fn attend(&mut self, provider: &Channel, place: usize) -> std::io::Result<()> {
+        let birth = self.births.swap_remove(place);
+        let born = hear(&birth.channel).and_then(|word| match word {
+            Birth::Ready => Ok(()),
+            Birth::Failed(failure) => Err(failure),
+        });
+        let living = birth.init.and_then(|init| self.inits.get(&init.id()));
+        match (born, living) {
+            (Ok(()), Some(living)) => provider.send(
+                &Reply::Created(birth.id),
+                &[birth.provider_end.as_fd(), living.init.as_fd()],
+            ),
+            (born, _) => {
+                if let Some(init) = birth.init {
+                    init.kill();
+                }
+                let failure = born.err().unwrap_or_else(died);
+                provider.send(&Reply::Failed(birth.id, failure), &[])
+            }
+        }
     }
 
     /// Takes the end of every child: copies are reported.
@@ -409,7 +403,7 @@ impl Spawner {
                     self.removers.reaped(pid);
                     for birth in &mut self.births {
                         // Its id may be another's from here on.
-                        birth.first = birth.first.filter(|first| first.id() != pid);
+                        birth.init = birth.init.filter(|init| init.id() != pid);
                     }
                     if let Some((id, _)) = self.copies.remove(&pid) {
                         let copied = match status.exit_status() {
@@ -444,24 +438,29 @@ fn let_go_of_all_but(keep: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     close_all_except(keep)
 }
 
-/// Sends the child its next word. One that is not there to take it has said why, and that is the cause.
+/// Sends init its next word. One that is not there to take it has said why, and that is the cause.
 fn tell(birth: &Channel, word: &Go, descriptors: &[BorrowedFd<'_>]) -> Result<(), Failure> {
     let Err(error) = birth.send(word, descriptors) else {
         return Ok(());
     };
-    // After any other error the child may be waiting for that word.
+    // After any other error it may be waiting for that word.
     let is_gone = matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET));
-    if is_gone && let Birth::Failed(cause) = hear(birth)?.message {
+    if is_gone && let Birth::Failed(cause) = hear(birth)? {
         return Err(cause);
     }
-    Err(error).at(Step::Process, "telling a sandbox's first process to go on")
+    Err(error).at(Step::Process, "telling a sandbox's init to go on")
 }
 
-fn hear(birth: &Channel) -> Result<Received<Birth>, Failure> {
+fn hear(birth: &Channel) -> Result<Birth, Failure> {
     birth
         .receive()
-        .at(Step::Process, "hearing from a sandbox's first process")?
-        .ok_or_else(|| Failure::new(Step::Process, "a sandbox's first process died on its way"))
+        .at(Step::Process, "hearing from a sandbox's init")?
+        .map(|received| received.message)
+        .ok_or_else(died)
+}
+
+fn died() -> Failure {
+    Failure::new(Step::Process, "a sandbox's init died on its way")
 }
 
 /// The process id behind a pidfd as the spawner sees it, proc_pid_fdinfo(5).

@@ -133,6 +133,31 @@ pub fn fork_child(_proof: OneThread, body: impl FnOnce() -> i32) -> io::Result<C
     }
 }
 
+/// As [`fork_child`], with the child the first process of new namespaces of these kinds, clone(2).
+///
+/// # Errors
+/// Those of clone(2).
+pub fn fork_into(
+    _proof: OneThread,
+    namespaces: rustix::thread::UnshareFlags,
+    body: impl FnOnce() -> i32,
+) -> io::Result<Child> {
+    let flags = libc::c_long::from(namespaces.bits()) | libc::c_long::from(libc::SIGCHLD);
+    // SAFETY: with no stack, and no flag but those of namespaces, it is fork(2) to the memory of both, and
+    // `OneThread` vouches for the single thread. What the C library's fork does besides is to note the
+    // child's thread id, for locks of threads, of which there are none; its own forks note theirs.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
+    match i32::try_from(pid) {
+        Ok(0) => {
+            // As in `fork_child`.
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101);
+            exit_now(code)
+        }
+        Ok(child @ 1..) => Ok(Child(Pid::from_raw(child))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Ends the calling process without running any handler of the program that it was forked from.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) takes any code and does not return.
