@@ -111,9 +111,13 @@ fn empty(top: &OwnedFd, moved: &mut u64, removed: &mut Removed) -> io::Result<()
                     }
                 }
                 // Most directories are empty, or soon will be.
-                if current.remove(&name, AtFlags::REMOVEDIR)?.is_ok() {
-                    removed.files += u64::from(written);
-                    continue;
+                match current.remove(&name, AtFlags::REMOVEDIR)? {
+                    Ok(()) => {
+                        removed.files += u64::from(written);
+                        continue;
+                    }
+                    Err(Errno::NOENT) => continue,
+                    Err(_) => {}
                 }
                 if levels.len() < MAX_DEPTH {
                     let next = level(current.directory()?, &name)?;
