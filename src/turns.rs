@@ -2,14 +2,18 @@
 //! other, and those of one owner in the order in which they came.
 //!
 //! So an owner that asks for much waits for itself. An owner is the name of a token; all who have none are
-//! one.
+//! one. What somebody has for long does not all become one owner's either: a gate keeps some for others.
 
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
+
+/// The name of an owner, if it has one.
+type Owner = Option<Arc<str>>;
 
 /// What is waited with, by owner.
 #[derive(Debug)]
@@ -22,7 +26,7 @@ pub struct Turns<T> {
 /// Those of one owner.
 #[derive(Debug)]
 struct Line<T> {
-    owner: Option<Arc<str>>,
+    owner: Owner,
     waiting: VecDeque<(u64, T)>,
 }
 
@@ -60,12 +64,19 @@ impl<T> Turns<T> {
 
     /// Takes that one; its owner has the next turn after all others.
     pub fn pop(&mut self) -> Option<T> {
-        let mut line = self.owners.pop_front()?;
-        let first = line.waiting.pop_front();
+        self.pop_of(|_| true).map(|(_, item)| item)
+    }
+
+    /// Takes the next one of an owner who may have a turn; its owner has the next turn after all others.
+    fn pop_of(&mut self, may: impl Fn(&Owner) -> bool) -> Option<(Owner, T)> {
+        let place = self.owners.iter().position(|line| may(&line.owner))?;
+        let mut line = self.owners.remove(place)?;
+        let (_, first) = line.waiting.pop_front()?;
+        let owner = line.owner.clone();
         if !line.waiting.is_empty() {
             self.owners.push_back(line);
         }
-        first.map(|(_, item)| item)
+        Some((owner, first))
     }
 
     /// Takes out one that waits no more. The turns of others stay.
@@ -106,30 +117,62 @@ impl<T> Turns<T> {
     }
 }
 
-/// Lets so many in at once; who waits is let in in turn. Clones are the same gate.
+/// Lets so many in at once; who waits is let in in turn. Of what is free there is always some left for another
+/// owner: nobody gets more than twice what is then left, and so two thirds of all if alone. Clones are the same
+/// gate.
 #[derive(Clone)]
 pub struct Gate(Arc<Mutex<Inside>>);
 
+/// Of those who wait none may be let in.
 struct Inside {
     free: usize,
+    /// How many each owner has, of those who have some.
+    held: HashMap<Owner, usize>,
     waiting: Turns<oneshot::Sender<Pass>>,
+}
+
+impl Inside {
+    /// Whether one more may be let in of this owner, who has that many.
+    fn may_enter(free: usize, held: usize) -> bool {
+        free.checked_sub(1)
+            .is_some_and(|left| held == 0 || held < 2 * left)
+    }
+
+    /// Notes that one more of this owner is let in.
+    fn let_in(&mut self, owner: Owner) {
+        self.free -= 1;
+        *self.held.entry(owner).or_default() += 1;
+    }
+
+    /// Notes that one of this owner is out.
+    fn let_out(&mut self, owner: Owner) {
+        self.free += 1;
+        if let Entry::Occupied(mut held) = self.held.entry(owner) {
+            *held.get_mut() -= 1;
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
+    }
+
+    /// The next of those who wait that may be let in.
+    fn next(&mut self) -> Option<(Owner, oneshot::Sender<Pass>)> {
+        let (free, held) = (self.free, &self.held);
+        let count = |owner: &Owner| held.get(owner).copied().unwrap_or(0);
+        self.waiting
+            .pop_of(|owner| Self::may_enter(free, count(owner)))
+    }
 }
 
 /// One that was let in; the next one is when this is dropped.
 #[derive(Debug)]
 pub struct Pass {
     gate: Option<Gate>,
+    owner: Owner,
     waited: Duration,
 }
 
 impl Pass {
-    fn of(gate: &Gate) -> Self {
-        Self {
-            gate: Some(gate.clone()),
-            waited: Duration::ZERO,
-        }
-    }
-
     /// How long it was waited for.
     #[must_use]
     pub fn waited(&self) -> Duration {
@@ -143,24 +186,24 @@ impl Gate {
     pub fn new(count: usize) -> Self {
         Self(Arc::new(Mutex::new(Inside {
             free: count,
+            held: HashMap::new(),
             waiting: Turns::default(),
         })))
     }
 
     /// Waits to be let in, in the turn that this call gets.
     pub fn enter(&self, owner: Option<&str>) -> impl Future<Output = Pass> + Send + use<> {
+        let owner: Owner = owner.map(Arc::from);
         let entered = {
             let mut inside = self.lock();
-            match inside.free.checked_sub(1) {
-                Some(free) => {
-                    inside.free = free;
-                    Ok(Pass::of(self))
-                }
-                None => {
-                    let (let_in, waiting) = oneshot::channel();
-                    inside.waiting.push(owner, let_in);
-                    Err(waiting)
-                }
+            let held = inside.held.get(&owner).copied().unwrap_or(0);
+            if Inside::may_enter(inside.free, held) {
+                inside.let_in(owner.clone());
+                Ok(self.pass(owner))
+            } else {
+                let (let_in, waiting) = oneshot::channel();
+                inside.waiting.push(owner.as_deref(), let_in);
+                Err(waiting)
             }
         };
         let began = Instant::now();
@@ -177,8 +220,20 @@ impl Gate {
                     pass
                 }
                 // Where the gate is gone there is nothing to wait for.
-                Err(_) => Pass { gate: None, waited },
+                Err(_) => Pass {
+                    gate: None,
+                    owner: None,
+                    waited,
+                },
             }
+        }
+    }
+
+    fn pass(&self, owner: Owner) -> Pass {
+        Pass {
+            gate: Some(self.clone()),
+            owner,
+            waited: Duration::ZERO,
         }
     }
 
@@ -203,19 +258,22 @@ impl Drop for Pass {
             return;
         };
         let mut inside = gate.lock();
-        while let Some(next) = inside.waiting.pop() {
-            match next.send(Self::of(&gate)) {
-                Ok(()) => return,
-                // Nobody waits there any more. This one is the pass of whoever comes next.
-                Err(mut unwanted) => drop(unwanted.gate.take()),
+        inside.let_out(self.owner.take());
+        while let Some((owner, next)) = inside.next() {
+            inside.let_in(owner.clone());
+            if let Err(mut unwanted) = next.send(gate.pass(owner)) {
+                // Nobody waits there any more. Let out here, where the lock is held.
+                unwanted.gate = None;
+                inside.let_out(unwanted.owner.take());
             }
         }
-        inside.free += 1;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     /// Those who wait, by the letter of their owner, in the order in which their turns come.
@@ -274,7 +332,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_gate_lets_owners_in_in_turn() {
-        let gate = Gate::new(2);
+        let gate = Gate::new(3);
         let (first, second) = (gate.enter(Some("a")).await, gate.enter(Some("a")).await);
         let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
         for name in ["a3", "a4", "b1"] {
@@ -291,11 +349,38 @@ mod tests {
             order.push(name);
             drop(pass);
         }
-        assert_eq!(order, ["a3", "b1", "a4"]);
+        // What is kept for others is there for b at once.
+        assert_eq!(order, ["b1", "a3", "a4"]);
         drop(second);
-        // All are free again.
-        let (_one, _two) = (gate.enter(None).await, gate.enter(None).await);
-        assert!(format!("{gate:?}").contains("free: 0"), "{gate:?}");
+        assert!(format!("{gate:?}").contains("free: 3"), "{gate:?}");
+    }
+
+    #[tokio::test]
+    async fn no_owner_has_all_that_a_gate_lets_in_and_alone_it_has_two_thirds() {
+        let gate = Gate::new(12);
+        let enter = |owner: &str| {
+            let mut entering = Box::pin(gate.enter(Some(owner)));
+            let now = entering.as_mut().now_or_never();
+            now.ok_or(entering)
+        };
+        let mut a: Vec<_> = (0..8).map(|_| enter("a").ok().expect("at once")).collect();
+        let ninth = enter("a").expect_err("the others' are kept");
+        // The first of an owner gets in as long as there is one, others while enough is left.
+        let b: Vec<_> = (0..2).map(|_| enter("b").ok().expect("at once")).collect();
+        let third = enter("b").expect_err("twice what is left");
+        let c = enter("c").ok().expect("the first one");
+        let (d, e) = (enter("d").ok().expect("the last one"), enter("e"));
+        let e = e.expect_err("none is left");
+        // One that is out lets in whom it may: the first of another owner before the third and the ninth.
+        drop(a.pop());
+        let e = e.await;
+        drop((c, d, e));
+        let third = third.await;
+        drop((b, third));
+        a.push(ninth.await);
+        drop(a);
+        assert!(format!("{gate:?}").contains("free: 12"), "{gate:?}");
+        assert!(gate.lock().held.is_empty());
     }
 
     #[tokio::test]

@@ -15,8 +15,8 @@ use crate::sandbox::{At, Failure, Step};
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::process::{Child, OneThread, fork_child};
 
-/// How many there are at the most.
-const MOST: usize = 8;
+/// How many there are at the most: as many as the provider asks for at once.
+const MOST: usize = 12;
 /// How long one waits for another directory.
 const IDLE: Duration = Duration::from_secs(1);
 

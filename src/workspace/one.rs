@@ -517,7 +517,13 @@ impl Workspace {
             Verify::Usual => None,
             Verify::Full => Some(self.pool.fingerprint(&kind).await?),
         };
-        let leave = self.pool.leave(self.owner().as_deref()).await;
+        let owner = self.owner();
+        // Who waits for it holds no new sandbox meanwhile. But to compare all that is to be seen may take long,
+        // and nobody's turn is to wait for that.
+        let mut leave = match verify {
+            Verify::Usual => Some(self.pool.leave(owner.as_deref()).await),
+            Verify::Full => None,
+        };
         let old = self.record();
         let old_files = writable(&self.directory, old.generation);
         let mut ending = None;
@@ -531,7 +537,7 @@ impl Workspace {
             }
             taken => taken?,
         };
-        let mut waited = leave.waited + fresh.waited;
+        let mut waited = fresh.waited;
         // A comparison of everything may take long: others want sandboxes meanwhile.
         let mut service = (verify == Verify::Usual).then_some(fresh.service);
         let adopted = match self.adopt(fresh.ready, expected.as_ref()).await {
@@ -544,6 +550,11 @@ impl Workspace {
             }
             Ok(adopted) => adopted,
         };
+        let leave = match leave.take() {
+            Some(leave) => leave,
+            None => self.pool.leave(owner.as_deref()).await,
+        };
+        waited += leave.waited;
         if let Some(old) = self.set_current(None) {
             let mut left = old.leave(reason);
             // What is shut off reaches nothing of the new sandbox's, and nobody outside: it is killed by those

@@ -30,8 +30,9 @@ const SIZE: u32 = 16;
 const MEMORY: u64 = 64 << 20;
 /// What one that is ready takes of that: its processes, and what the kernel keeps for it.
 const MEMORY_OF_ONE: u64 = 2 << 20;
-/// Sandboxes that are disposed of at once. Whoever wants to give up one more waits for a turn among owners.
-const DISPOSALS: usize = 64;
+/// Sandboxes that are disposed of at once, a third of them kept for other owners than one. Whoever wants to give
+/// up one more waits for a turn among owners.
+const DISPOSALS: usize = 96;
 
 /// Fingerprints that are kept, those asked for last.
 const FINGERPRINTS: usize = 64;
