@@ -542,6 +542,46 @@ fn a_chain_of_snapshots_has_no_end_and_each_is_what_it_was() {
 }
 
 #[test]
+fn layers_that_cannot_be_merged_are_not_tried_again_after_each_snapshot() {
+    let mut derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    // Deeper than is merged.
+    let made = workspace.python(
+        r#"
+import os
+at = os.open("/tmp", os.O_DIRECTORY)
+for n in range(10050):
+    os.mkdir("d", dir_fd=at)
+    below = os.open("d", os.O_DIRECTORY, dir_fd=at)
+    os.close(at)
+    at = below
+"#,
+    );
+    made.expect(0);
+    let failed = "cannot flatten a chain of snapshots";
+    let mut taken = 0;
+    let refused = loop {
+        let answer = workspace.post("snapshots", &json!({}));
+        if answer.status != 201 {
+            break answer;
+        }
+        taken += 1;
+        // The first merge is over before more are asked for.
+        while taken == 8 && !derrick.log().contains(failed) {
+            std::thread::park_timeout(std::time::Duration::from_millis(20));
+        }
+    };
+    let problem = refused.problem(409);
+    assert_eq!(problem["type"], "urn:derrick:problem:too-deep", "{problem}");
+    assert!(taken > 20, "{taken}");
+    // One is left for a fence.
+    workspace.post("fence", &json!({})).expect(200);
+    assert!(derrick.stop().success());
+    let log = derrick.log();
+    assert_eq!(log.matches(failed).count(), 1, "{log}");
+}
+
+#[test]
 fn what_was_merged_goes_when_nothing_names_it_and_nobody_loses_a_file_by_that() {
     const STEPS: usize = 12;
     let mut derrick = Derrick::start(busybox());

@@ -139,6 +139,10 @@ impl Workspaces {
         workspace: &Workspace,
         noted: Option<Fence>,
     ) -> Result<Arc<Snapshot>, WorkspaceError> {
+        if workspace.fenced().is_none() {
+            let (snapshots, store) = (self.snapshots(), self.store());
+            workspace.make_room(snapshots, store, Then::End).await?;
+        }
         let mut lifecycle = workspace.lifecycle.lock().await;
         lifecycle.check_open()?;
         let record = workspace.record();

@@ -3,23 +3,26 @@
 //! Which ones is told by the chain alone: from a certain length on, the lowest four in a row that are of the same
 //! size. All that stand on the same snapshots so choose the same ones and share what was made of them, what was
 //! written once is copied again each time that the chain is four times as long, and a chain of `n` snapshots
-//! stands on about 3 log4(n) layers. It is done in the background after a snapshot; one that would be too deep
-//! waits for it. The new layer is named by those that are in it. They stay as long as something uses them.
+//! stands on about 3 log4(n) layers. It is done in the background after a snapshot, for owners in turn; one that
+//! would be too deep waits for it, with its workspace free for others. What cannot be merged is left alone for a
+//! while. The new layer is named by those that are in it. They stay as long as something uses them.
 
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use super::Snapshot;
 use super::records::Snapshots;
-use super::{Snapshot, SnapshotId};
 use crate::base::store::{LAYER_FORMAT, LayerMeta};
 use crate::base::{Digest, Layer, LayerStore, Stack};
 use crate::chain;
 use crate::sandbox::identity::IDS_PER_SANDBOX;
 use crate::sandbox::{Access, IdMap, Merge, Merged};
 use crate::state::State;
+use crate::turns::Gate;
 use crate::workspace::WorkspaceError;
 
 /// Layers of snapshots that a chain may have without being flattened.
@@ -28,8 +31,63 @@ const SHORT: usize = 8;
 /// Layers that become one.
 const AT_ONCE: usize = 4;
 
-/// Merges at once.
-static MERGING: Semaphore = Semaphore::const_new(1);
+/// Merges at once, of which one owner has two at the most.
+const MERGES: usize = 3;
+
+/// For how long layers that could not be merged are not tried again, at first and at most; each time it is twice
+/// as long.
+const REST: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(3600)];
+
+/// The merges of all chains.
+#[derive(Debug)]
+pub(super) struct Merges {
+    turns: Gate,
+    /// Those that failed, by what the layer would be called.
+    failed: Mutex<HashMap<Digest, Rest>>,
+}
+
+/// How long it is not tried again.
+#[derive(Debug, Clone, Copy)]
+struct Rest {
+    until: Instant,
+    length: Duration,
+}
+
+impl Default for Merges {
+    fn default() -> Self {
+        Self {
+            turns: Gate::new(MERGES),
+            failed: Mutex::default(),
+        }
+    }
+}
+
+impl Merges {
+    /// Whether that layer is not to be made at the moment.
+    fn rests(&self, digest: &Digest, now: Instant) -> bool {
+        let failed = self.lock();
+        failed.get(digest).is_some_and(|rest| now < rest.until)
+    }
+
+    /// Notes whether that layer could be made.
+    fn note(&self, digest: &Digest, made: bool, now: Instant) {
+        let mut failed = self.lock();
+        let before = failed.remove(digest);
+        if made {
+            return;
+        }
+        let [first, longest] = REST;
+        let length = before.map_or(first, |rest| (rest.length * 2).min(longest));
+        // Nobody came back for those.
+        failed.retain(|_, rest| now < rest.until + longest);
+        let until = now + length;
+        failed.insert(digest.clone(), Rest { until, length });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Rest>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Which of a chain's layers become one, if some do: `sizes` says of each, the uppermost first, how many
 /// snapshots are in it.
@@ -55,28 +113,65 @@ pub(super) enum Missing {
 /// Where a layer cannot be made.
 pub(super) async fn flatten(
     state: &State,
+    snapshots: &Snapshots,
     store: &LayerStore,
     mut stack: Stack,
+    owner: Option<String>,
     missing: Missing,
 ) -> Result<Stack, WorkspaceError> {
     if next_run(&stack.snapshots).is_none() {
         return Ok(stack);
     }
+    let host = WorkspaceError::host("merging layers");
     while let Some(run) = next_run(&stack.snapshots) {
         let Some(digest) = digest_of(store, &stack, &run) else {
             break;
         };
         let layer = match (store.get(&digest), missing) {
-            (Some(layer), _) => layer,
-            (None, Missing::Left) => break,
-            (None, Missing::Made) => make(state, store, &stack, &run, &digest).await?,
+            (None, Missing::Made) => {
+                let _lock = store.lock(&digest).await.map_err(&host)?;
+                let _turn = snapshots.merges.turns.enter(owner.as_deref()).await;
+                // Somebody else may have tried meanwhile.
+                match store.get(&digest) {
+                    None if snapshots.merges.rests(&digest, Instant::now()) => None,
+                    None => {
+                        let made = make(state, store, &stack, &run, &digest).await;
+                        let is_made = made.is_ok();
+                        snapshots.merges.note(&digest, is_made, Instant::now());
+                        Some(made?)
+                    }
+                    made => made,
+                }
+            }
+            (made, _) => made,
         };
+        let Some(layer) = layer else { break };
         stack = stack.with_merged(&layer, run);
     }
     // Those that are in a merged one are not this one's any more.
     store
         .claimed(stack)
         .map_err(WorkspaceError::host("finding the layers of a snapshot"))
+}
+
+/// The same, making what is missing, also where nobody waits for it any more.
+///
+/// # Errors
+/// Where a layer cannot be made.
+pub(super) async fn flatten_beside(
+    state: &State,
+    snapshots: &Arc<Snapshots>,
+    store: &LayerStore,
+    stack: Stack,
+    owner: Option<String>,
+) -> Result<Stack, WorkspaceError> {
+    let (state, snapshots, store) = (state.clone(), Arc::clone(snapshots), store.clone());
+    let flat = tokio::spawn(async move {
+        flatten(&state, &snapshots, &store, stack, owner, Missing::Made).await
+    });
+    let failed =
+        |error: tokio::task::JoinError| WorkspaceError::host("merging layers")(error.into());
+    flat.await.map_err(failed)?
 }
 
 /// Flattens the stack of a snapshot in the background, if it is deep.
@@ -90,10 +185,11 @@ pub(super) fn flatten_later(
         return;
     }
     let (state, store, snapshots) = (state.clone(), store.clone(), Arc::clone(snapshots));
-    let (id, stack) = (snapshot.id, snapshot.stack.clone());
+    let snapshot = snapshot.clone();
     let background = state.clone();
     background.in_background(async move {
-        if let Err(error) = flatten_one(&state, &snapshots, &store, id, stack).await {
+        let id = snapshot.id;
+        if let Err(error) = flatten_one(&state, &snapshots, &store, snapshot).await {
             let error = chain::text(&error);
             tracing::warn!(snapshot = %id, error, "cannot flatten a chain of snapshots");
         }
@@ -104,10 +200,12 @@ async fn flatten_one(
     state: &State,
     snapshots: &Arc<Snapshots>,
     store: &LayerStore,
-    id: SnapshotId,
-    stack: Stack,
+    snapshot: Snapshot,
 ) -> Result<(), WorkspaceError> {
-    let flat = flatten(state, store, stack, Missing::Made).await?;
+    let Snapshot {
+        id, stack, owner, ..
+    } = snapshot;
+    let flat = flatten(state, snapshots, store, stack, owner, Missing::Made).await?;
     let snapshots = Arc::clone(snapshots);
     let noted =
         tokio::task::spawn_blocking(move || snapshots.change(id, |snapshot| snapshot.stack = flat));
@@ -136,12 +234,6 @@ async fn make(
     digest: &Digest,
 ) -> Result<Layer, WorkspaceError> {
     let host = WorkspaceError::host("merging layers");
-    let _lock = store.lock(digest).await.map_err(&host)?;
-    if let Some(layer) = store.get(digest) {
-        return Ok(layer);
-    }
-    // It is never closed.
-    let _turn = MERGING.acquire().await;
     let aside = state.staging().join(Uuid::now_v7().to_string());
     state.make_directory(&aside).map_err(&host)?;
     let writable = stack.overlays.iter().enumerate();
@@ -218,6 +310,28 @@ mod tests {
         assert_eq!(sizes.iter().sum::<u64>(), 10_000);
         assert!(deepest <= 22, "{deepest}");
         assert!(copied < 10_000 * 8, "{copied}");
+    }
+
+    #[test]
+    fn what_cannot_be_merged_is_tried_again_later_and_later() {
+        let merges = Merges::default();
+        let (one, other) = (Digest::of(["one"]), Digest::of(["other"]));
+        let mut now = Instant::now();
+        assert!(!merges.rests(&one, now));
+        for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
+            merges.note(&one, false, now);
+            let minutes = Duration::from_secs(60) * minutes;
+            assert!(merges.rests(&one, now + minutes - Duration::from_millis(1)));
+            assert!(!merges.rests(&other, now));
+            now += minutes;
+            assert!(!merges.rests(&one, now));
+        }
+        merges.note(&one, true, now);
+        merges.note(&one, false, now);
+        assert!(!merges.rests(&one, now + Duration::from_secs(60)));
+        // What nobody comes back for is forgotten.
+        merges.note(&other, false, now + Duration::from_secs(3600 * 2));
+        assert_eq!(merges.lock().len(), 1);
     }
 
     #[test]

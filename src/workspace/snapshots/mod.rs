@@ -31,7 +31,7 @@ use crate::pool::{Gone, Sandbox};
 use crate::sandbox::Storage;
 use crate::sandbox::overlay::MAX_LOWERS;
 use crate::state::State;
-use flatten::{Missing, flatten, flatten_later};
+use flatten::{Missing, flatten, flatten_beside, flatten_later};
 use records::boot;
 
 /// How long it is waited for whoever holds a sandbox in which nothing runs, such as a request that tells
@@ -71,6 +71,17 @@ pub(super) enum Then {
     End,
 }
 
+impl Then {
+    /// How many layers there may be below the one to come, and one more.
+    fn most_below(self) -> usize {
+        match self {
+            // One is left for a fence.
+            Self::GoOn => MAX_LOWERS - 1,
+            Self::End => MAX_LOWERS,
+        }
+    }
+}
+
 impl Workspace {
     /// Takes a snapshot.
     ///
@@ -82,9 +93,7 @@ impl Workspace {
         store: &LayerStore,
         label: Option<String>,
     ) -> Result<Taken, WorkspaceError> {
-        let mut lifecycle = self.lifecycle.lock().await;
-        lifecycle.check_open()?;
-        self.check_fence()?;
+        let mut lifecycle = self.lock_with_room(snapshots, store).await?;
         let id = SnapshotId::generate();
         self.freeze(&mut lifecycle, snapshots, store, id, label, Then::GoOn)
             .await
@@ -102,11 +111,9 @@ impl Workspace {
     ) -> Result<Taken, WorkspaceError> {
         // A reset waits for the command's end with the lock held, and would be waited for.
         let mut lifecycle = tokio::select! {
-            lifecycle = self.lifecycle.lock() => lifecycle,
+            lifecycle = self.lock_with_room(snapshots, store) => lifecycle?,
             () = sandbox.until_gone() => return Err(WorkspaceError::Moved),
         };
-        lifecycle.check_open()?;
-        self.check_fence()?;
         if sandbox.gone().is_some() {
             return Err(WorkspaceError::Moved);
         }
@@ -129,30 +136,87 @@ impl Workspace {
         }
     }
 
-    /// What it stands on, with room for one more layer: flattened as far as it has been, and further only
-    /// where that does not do.
+    /// Its lock, taken while there is room for one more layer.
+    ///
+    /// # Errors
+    /// `Moved`, `Fenced`, and those of [`make_room`](Self::make_room).
+    async fn lock_with_room(
+        &self,
+        snapshots: &Arc<Snapshots>,
+        store: &LayerStore,
+    ) -> Result<tokio::sync::MutexGuard<'_, Lifecycle>, WorkspaceError> {
+        loop {
+            self.make_room(snapshots, store, Then::GoOn).await?;
+            let lifecycle = self.lifecycle.lock().await;
+            lifecycle.check_open()?;
+            self.check_fence()?;
+            // Others may have taken what there was.
+            match self.check_room(snapshots, store, Then::GoOn).await {
+                Err(WorkspaceError::TooDeep(_)) => {}
+                room => return room.map(|()| lifecycle),
+            }
+        }
+    }
+
+    /// Sees that there is room for one more layer on what it stands on. Where layers have to become one for
+    /// that, it takes as long as they are large, and other owners may be before it: so its lock is not held.
+    ///
+    /// # Errors
+    /// `TooDeep`, and those of the host.
+    pub(super) async fn make_room(
+        &self,
+        snapshots: &Arc<Snapshots>,
+        store: &LayerStore,
+        then: Then,
+    ) -> Result<(), WorkspaceError> {
+        match self.check_room(snapshots, store, then).await {
+            Err(WorkspaceError::TooDeep(_)) => {}
+            room => return room,
+        }
+        let Record { stack, owner, .. } = self.record();
+        let flat = flatten_beside(&self.state, snapshots, store, stack, owner).await?;
+        if flat.deepest() < then.most_below() {
+            Ok(())
+        } else {
+            Err(WorkspaceError::TooDeep(flat.deepest()))
+        }
+    }
+
+    /// Whether there is room for one more layer, without anything being merged.
+    ///
+    /// # Errors
+    /// `TooDeep`, and those of the host.
+    async fn check_room(
+        &self,
+        snapshots: &Snapshots,
+        store: &LayerStore,
+        then: Then,
+    ) -> Result<(), WorkspaceError> {
+        if self.lock_record().stack.deepest() < then.most_below() {
+            return Ok(());
+        }
+        let room = self.room_for_one_more(snapshots, store, then).await;
+        room.map(drop)
+    }
+
+    /// What it stands on, flattened as far as it has been, with room for one more layer.
     ///
     /// # Errors
     /// `TooDeep`, and those of the host.
     async fn room_for_one_more(
         &self,
+        snapshots: &Snapshots,
         store: &LayerStore,
-        before: &Record,
         then: Then,
     ) -> Result<Stack, WorkspaceError> {
-        let most = match then {
-            // One is left for a fence.
-            Then::GoOn => MAX_LOWERS - 1,
-            Then::End => MAX_LOWERS,
-        };
-        let mut stack = before.stack.clone();
-        for missing in [Missing::Left, Missing::Made] {
-            stack = flatten(&self.state, store, stack, missing).await?;
-            if stack.deepest() < most {
-                return Ok(stack);
-            }
+        let Record { stack, owner, .. } = self.record();
+        let missing = Missing::Left;
+        let stack = flatten(&self.state, snapshots, store, stack, owner, missing).await?;
+        if stack.deepest() < then.most_below() {
+            Ok(stack)
+        } else {
+            Err(WorkspaceError::TooDeep(stack.deepest()))
         }
-        Err(WorkspaceError::TooDeep(stack.deepest()))
     }
 
     pub(super) async fn freeze(
@@ -167,7 +231,7 @@ impl Workspace {
         let started = Instant::now();
         let before = self.record();
         self.check_freezable()?;
-        let under = self.room_for_one_more(store, &before, then).await?;
+        let under = self.room_for_one_more(snapshots, store, then).await?;
         let shape = self.state.spawner().identity().shape();
         let on = under.top().and_then(|top| store.digest_of(top));
         let meta = LayerMeta {

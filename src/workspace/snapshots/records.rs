@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
+use super::flatten::Merges;
 use crate::base::{Digest, LayerStore, Stack};
 use crate::state::Use;
 use crate::workspace::WorkspaceId;
@@ -133,6 +134,7 @@ pub(crate) struct Snapshots {
     changing: Mutex<()>,
     /// Those who copy what a workspace wrote.
     pub(super) copying: Semaphore,
+    pub(super) merges: Merges,
 }
 
 /// Copies at once: each holds a workspace, and all of them share one disk.
@@ -205,6 +207,7 @@ impl Snapshots {
             starting: Mutex::default(),
             changing: Mutex::default(),
             copying: Semaphore::new(COPIES),
+            merges: Merges::default(),
         })
     }
 
