@@ -169,7 +169,7 @@ pub fn mount_all(
         };
         let overlays = spec.overlays.iter().enumerate();
         overlays
-            .map(|(number, overlay)| mount_one(&mut mounting, number, overlay))
+            .map(|(number, overlay)| mount_or_show(&mut mounting, number, overlay))
             .collect()
     })
 }
@@ -258,6 +258,36 @@ fn attributes(without: &Without) -> MountAttrFlags {
     all
 }
 
+/// Mounts an overlay; or shows a host directory with mounts of its own below it, which an ordinary user's copy of
+/// the mount namespace holds locked together, as it is, mounts and all.
+fn mount_or_show(
+    mounting: &mut Mounting<'_>,
+    number: usize,
+    overlay: &Overlay,
+) -> Result<OwnedFd, Failure> {
+    let mounted = mount_one(mounting, number, overlay);
+    match (mounted, only_lower(overlay)) {
+        (Err(failure), Some(lower))
+            if failure.errno == libc::EINVAL && mounting.identity != Identity::Ranges =>
+        {
+            bind_read_only(&lower.path).at(
+                Step::Overlay,
+                format_args!("showing {}", overlay.at.display()),
+            )
+        }
+        (mounted, _) => mounted,
+    }
+}
+
+/// What alone is to be seen where it is shown without an overlay.
+fn only_lower(overlay: &Overlay) -> Option<&Lower> {
+    match (overlay.access, overlay.lowers.as_slice()) {
+        (Access::ReadOnly, [lower]) => Some(lower),
+        _ => None,
+    }
+}
+
+/// Mounts an overlay, which shows all its lowers.
 fn mount_one(
     mounting: &mut Mounting<'_>,
     number: usize,
@@ -270,23 +300,8 @@ fn mount_one(
             format!("{count} layers are more than {MAX_LOWERS}"),
         ));
     }
-    let mounted =
-        attach_lowers(mounting, &overlay.lowers).and_then(|()| create(mounting, number, overlay));
-    match mounted {
-        // A host directory with mounts of its own below it, which an ordinary user's copy of the
-        // mount namespace holds locked together: shown as it is, mounts and all.
-        Err(failure)
-            if failure.errno == libc::EINVAL
-                && overlay.access == Access::ReadOnly
-                && mounting.identity != Identity::Ranges =>
-        {
-            bind_read_only(&overlay.lowers[0].path).at(
-                Step::Overlay,
-                format_args!("showing {}", overlay.at.display()),
-            )
-        }
-        other => other,
-    }
+    attach_lowers(mounting, &overlay.lowers)?;
+    create(mounting, number, overlay)
 }
 
 /// Attaches each lower below its number, on top of what the overlay before left there.
@@ -480,4 +495,31 @@ pub fn enter(root: &OwnedFd) -> Result<(), Failure> {
     rustix::process::pivot_root(".", ".").at(step, "changing the root")?;
     unmount(".", UnmountFlags::DETACH).at(step, "detaching the host's root")?;
     chdir("/").at(step, "entering the root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_shown_alone_that_others_lie_on_or_below() {
+        let overlay = |access, lowers: &[&str]| Overlay {
+            at: "usr".into(),
+            lowers: lowers
+                .iter()
+                .map(|path| Lower {
+                    path: path.into(),
+                    first_id: 0,
+                })
+                .collect(),
+            access,
+        };
+        let alone = |overlay: &Overlay| only_lower(overlay).map(|lower| lower.path.clone());
+        let one = overlay(Access::ReadOnly, &["/usr"]);
+        assert_eq!(alone(&one), Some("/usr".into()));
+        let two = overlay(Access::ReadOnly, &["/layer", "/usr"]);
+        assert_eq!(alone(&two), None);
+        let written = overlay(Access::Writable, &["/usr"]);
+        assert_eq!(alone(&written), None);
+    }
 }
