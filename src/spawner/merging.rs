@@ -26,6 +26,12 @@ use crate::sandbox::overlay::Chain;
 /// Directories below each other, at most.
 const DEEPEST: usize = 10_000;
 
+/// Directories that are held open on the way down, and among those above them one in so many: the others are
+/// looked up again from there when their turn comes. A step up would not do, as what a directory joins in another
+/// layer may have been renamed, and be in another place.
+const KEPT_OPEN: usize = 64;
+const LANDMARK: usize = 256;
+
 /// The longest value of an attribute that is looked at.
 const LARGEST: usize = 64 * 1024;
 
@@ -53,7 +59,7 @@ pub(super) fn merge(chains: &[(usize, Chain)], into: &Path, identity: Identity) 
     Ok(())
 }
 
-/// Each directory on the way down holds some.
+/// Each directory that is open on the way down holds some.
 fn allow_open_files() -> io::Result<()> {
     let most = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit {
@@ -104,13 +110,19 @@ struct Merged {
 
 /// A directory on the way down.
 struct Level {
-    directory: Merged,
-    copy: OwnedFd,
+    /// Always that of the last one, and of the root.
+    open: Option<Open>,
     names: Names,
     /// What it is called, and its attributes, which are set when it is filled.
     name: CString,
     status: Stat,
     marks: Marked,
+}
+
+/// A directory and its copy.
+struct Open {
+    directory: Merged,
+    copy: OwnedFd,
 }
 
 /// What is to be noted of a directory.
@@ -166,8 +178,10 @@ impl Merge {
             to: copy.try_clone()?,
         };
         let mut levels = vec![Level {
-            directory: root,
-            copy,
+            open: Some(Open {
+                directory: root,
+                copy,
+            }),
             names: Names::default(),
             name: c".".to_owned(),
             status,
@@ -176,23 +190,31 @@ impl Merge {
                 redirect: None,
             },
         }];
-        while let Some(level) = levels.last_mut() {
-            let Some(name) = level.names.next(&level.directory)? else {
+        loop {
+            let depth = levels.len();
+            let Some(level) = levels.last_mut() else {
+                break;
+            };
+            let Some(open) = &level.open else {
+                return Err(Errno::BADF.into());
+            };
+            let directory = &open.directory;
+            let Some(name) = level.names.next(directory)? else {
                 if let Some(done) = levels.pop()
-                    && let Some(parent) = levels.last()
+                    && !levels.is_empty()
                 {
-                    self.close(parent, &done)?;
+                    self.open_again(&mut levels)?;
+                    self.close(&levels[levels.len() - 1], &done)?;
                 }
                 continue;
             };
-            let directory = &level.directory;
             match self.look_up(directory, &name)? {
                 Found::Whiteout => {
                     if let Some(below) = &directory.below
                         && exists(below, &name)?
                     {
                         mknodat(
-                            &level.copy,
+                            &open.copy,
                             &name,
                             FileType::CharacterDevice,
                             Mode::empty(),
@@ -203,27 +225,66 @@ impl Merge {
                 Found::File(part, status) => {
                     let pair = Pair {
                         from: directory.parts[part].1.try_clone()?,
-                        to: level.copy.try_clone()?,
+                        to: open.copy.try_clone()?,
                     };
                     self.copy.copy_one(&pair, &name, &status)?;
                 }
                 Found::Directory(found) => {
                     level.names.close();
-                    if levels.len() >= DEEPEST {
+                    if depth >= DEEPEST {
                         return Err(Errno::NAMETOOLONG.into());
                     }
-                    let next = open_level(&levels[levels.len() - 1], name, found)?;
+                    let next = open_level(open, name, found)?;
                     levels.push(next);
+                    let place = depth.saturating_sub(KEPT_OPEN);
+                    if place % LANDMARK != 0 {
+                        levels[place].open = None;
+                    }
                 }
             }
         }
         set_attributes(&pair, c".", c".", &status)
     }
 
+    /// Opens the last one again, if it was closed, and those before it as far as they are kept open.
+    fn open_again(&self, levels: &mut [Level]) -> io::Result<()> {
+        // The root is always open.
+        let from = levels.iter().rposition(|level| level.open.is_some());
+        let from = from.ok_or(Errno::BADF)?;
+        let kept = levels.len().saturating_sub(KEPT_OPEN);
+        let mut before: Option<Open> = None;
+        for place in from + 1..levels.len() {
+            let above = levels[place - 1].open.as_ref().or(before.as_ref());
+            let Open { directory, copy } = above.ok_or(Errno::BADF)?;
+            let level = &levels[place];
+            let stale = || io::Error::from(Errno::STALE);
+            let Found::Directory(found) = self.look_up(directory, &level.name)? else {
+                return Err(stale());
+            };
+            let same = |a: &Stat, b: &Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
+            if !same(&found.status, &level.status) {
+                return Err(stale());
+            }
+            let open = Open {
+                copy: open_below(copy, &level.name, DIRECTORY)?,
+                directory: found.merged,
+            };
+            if place >= kept {
+                levels[place].open = Some(open);
+            } else {
+                before = Some(open);
+            }
+        }
+        Ok(())
+    }
+
     /// Gives a directory that is filled what it has.
     fn close(&self, parent: &Level, done: &Level) -> io::Result<()> {
-        let Some((_, first)) = parent.directory.parts.iter().find(|(layer, _)| {
-            let first = done.directory.parts.first();
+        let (Some(above), Some(own)) = (&parent.open, &done.open) else {
+            return Err(Errno::BADF.into());
+        };
+        let Some((_, first)) = above.directory.parts.iter().find(|(layer, _)| {
+            let first = own.directory.parts.first();
             first.is_some_and(|(own, _)| own == layer)
         }) else {
             return Err(io::Error::other(
@@ -232,13 +293,13 @@ impl Merge {
         };
         let pair = Pair {
             from: first.try_clone()?,
-            to: parent.copy.try_clone()?,
+            to: above.copy.try_clone()?,
         };
         set_attributes(&pair, &done.name, &done.name, &done.status)?;
         let opaque = done.marks.opaque.then_some(&b"y"[..]);
-        mark(&done.copy, self.marks.opaque, opaque)?;
+        mark(&own.copy, self.marks.opaque, opaque)?;
         mark(
-            &done.copy,
+            &own.copy,
             self.marks.redirect,
             done.marks.redirect.as_deref(),
         )?;
@@ -370,7 +431,7 @@ impl Merge {
 }
 
 /// Makes the copy of a directory that was found in `parent`.
-fn open_level(parent: &Level, name: CString, found: Directory) -> io::Result<Level> {
+fn open_level(parent: &Open, name: CString, found: Directory) -> io::Result<Level> {
     mkdirat(&parent.copy, &name, Mode::RWXU)?;
     let copy = open_below(&parent.copy, &name, DIRECTORY)?;
     let marks = Marked {
@@ -379,9 +440,11 @@ fn open_level(parent: &Level, name: CString, found: Directory) -> io::Result<Lev
             .then_some(found.wanted),
     };
     Ok(Level {
+        open: Some(Open {
+            directory: found.merged,
+            copy,
+        }),
         names: Names::default(),
-        directory: found.merged,
-        copy,
         name,
         status: found.status,
         marks,
@@ -494,6 +557,87 @@ fn mark(directory: &OwnedFd, name: &CStr, value: Option<&[u8]>) -> io::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Directories `d` below each other, each with a file of that name.
+    fn chain(top: &OwnedFd, depth: usize, file: &str) {
+        let mut at = top.try_clone().expect("a descriptor");
+        for _ in 0..depth {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC;
+            openat(&at, file, flags, Mode::RUSR).expect("a file");
+            mkdirat(&at, "d", Mode::RWXU).expect("a directory");
+            at = openat(&at, "d", DIRECTORY, Mode::empty()).expect("a directory");
+        }
+    }
+
+    #[test]
+    fn a_tree_of_any_depth_takes_few_descriptors_also_where_it_was_renamed() {
+        const DEPTH: usize = 1500;
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let make = |name: &str| {
+            let path = scratch.path().join(name);
+            std::fs::create_dir_all(&path).expect("a directory");
+            openat(CWD, &path, DIRECTORY, Mode::empty()).expect("a directory")
+        };
+        let marks = Marks::of(Identity::Single);
+        let whiteout = |at: &OwnedFd, name: &str| {
+            mknodat(at, name, FileType::CharacterDevice, Mode::empty(), 0).expect("a whiteout");
+        };
+        // In the uppermost what the others call `d` is called `moved`.
+        let layers = ["0", "1", "2", "3"].map(make);
+        let moved = make("0/moved");
+        chain(&moved, DEPTH, "f0");
+        mark(&moved, marks.redirect, Some(b"/d")).expect("a mark");
+        whiteout(&layers[0], "d");
+        for (number, layer) in layers.iter().enumerate().skip(1) {
+            chain(layer, DEPTH, &format!("f{number}"));
+        }
+        let below = make("below");
+        chain(&below, DEPTH, "old");
+        let into = make("into");
+        let mut merge = Merge {
+            layers: layers.into(),
+            below,
+            marks,
+            copy: Copy::begin(&into).expect("it begins"),
+        };
+
+        let before = getrlimit(Resource::Nofile);
+        let few = Rlimit {
+            current: Some(2048),
+            ..before
+        };
+        setrlimit(Resource::Nofile, few).expect("fewer descriptors");
+        let merged = merge.walk(make("into/tree"));
+        setrlimit(Resource::Nofile, before).expect("as many as before");
+        merged.expect("merged");
+
+        let tree = make("into/tree");
+        let names = |at: &OwnedFd| {
+            let entries = Dir::read_from(at).expect("read");
+            let names = entries.map(|entry| entry.expect("read").file_name().to_owned());
+            let mut names: Vec<_> = names.filter(|name| !is_dots(name)).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(
+            names(&tree),
+            [c"d", c"f1", c"f2", c"f3", c"moved"].map(CStr::to_owned)
+        );
+        let mut at = openat(&tree, "moved", DIRECTORY, Mode::empty()).expect("it was moved");
+        let redirect = attribute(&at, merge.marks.redirect).expect("an attribute");
+        assert_eq!(redirect.as_deref(), Some(&b"/d"[..]));
+        // Those of `d` are one level further down.
+        for level in 1..DEPTH {
+            let expected = [c"d", c"f0", c"f1", c"f2", c"f3"].map(CStr::to_owned);
+            assert_eq!(names(&at), expected, "at level {level}");
+            at = openat(&at, "d", DIRECTORY, Mode::empty()).expect("as deep");
+        }
+        drop((merge, tree, into, moved));
+        super::super::removal::remove(&scratch.path().join("into")).expect("removed");
+        for name in ["0", "1", "2", "3", "below"] {
+            super::super::removal::remove(&scratch.path().join(name)).expect("removed");
+        }
+    }
 
     #[test]
     fn each_name_of_any_part_is_told_once() {
