@@ -429,7 +429,15 @@ async fn change(
         None => Ok(Json(app.provider.show_snapshot(id)?)),
         Some(label) => {
             let label = checked_label(label)?;
-            Ok(Json(app.provider.label_snapshot(id, label)?))
+            // Its record is written to disk.
+            let changed = tokio::task::spawn_blocking(move || {
+                let changed = app.provider.label_snapshot(id, label);
+                changed.map_err(Problem::from)
+            });
+            match changed.await {
+                Ok(changed) => Ok(Json(changed?)),
+                Err(error) => Err(Problem::new(Kind::Internal, error.to_string())),
+            }
         }
     }
 }

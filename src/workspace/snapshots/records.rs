@@ -229,11 +229,23 @@ impl Snapshots {
     /// and nobody who looks at one waits for that.
     ///
     /// # Errors
-    /// Those of writing it; it is as it was then.
+    /// Those of writing it. It is as it was then; where the disk alone does not say that it has it, it is as it is
+    /// to be.
     pub(crate) fn change(
         &self,
         id: SnapshotId,
         change: impl FnOnce(&mut Snapshot),
+    ) -> io::Result<Option<Arc<Snapshot>>> {
+        let sync = |directory: &Path| std::fs::File::open(directory)?.sync_all();
+        self.change_and(id, change, sync)
+    }
+
+    /// The same, with what has a directory be on disk.
+    fn change_and(
+        &self,
+        id: SnapshotId,
+        change: impl FnOnce(&mut Snapshot),
+        sync: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<Option<Arc<Snapshot>>> {
         let changing = self.changing.lock();
         let _changing = changing.unwrap_or_else(PoisonError::into_inner);
@@ -244,22 +256,21 @@ impl Snapshots {
         change(&mut changed);
         let changed = changed.claimed(&self.store)?;
         self.prepare(&changed)?;
+        let changed = Arc::new(changed);
         {
-            let all = self.lock();
-            if !all.contains_key(&id) {
+            let mut all = self.lock();
+            // It may have been removed meanwhile.
+            let Some(place) = all.get_mut(&id) else {
                 std::fs::remove_file(self.prepared(id))?;
                 return Ok(None);
-            }
+            };
             self.reveal(id)?;
+            *place = Arc::clone(&changed);
         }
         if changed.unwritten.is_none() {
-            std::fs::File::open(&self.directory)?.sync_all()?;
+            sync(&self.directory)?;
         }
-        // It may have been removed meanwhile.
-        Ok(self.lock().get_mut(&id).map(|place| {
-            *place = Arc::new(changed);
-            Arc::clone(place)
-        }))
+        Ok(Some(changed))
     }
 
     /// The one of that id, to start a workspace from.
@@ -372,4 +383,47 @@ fn read(path: &Path) -> io::Result<Snapshot> {
 pub(crate) fn boot() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
     id.unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_record_is_in_memory_what_it_is_on_disk_whatever_fails() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let store = LayerStore::open(scratch.path().join("layers"), |_| Ok(())).expect("a store");
+        let open = || Snapshots::open(scratch.path().join("snapshots"), Use::Serve, &store);
+        let snapshots = open().expect("opened");
+        let id = SnapshotId::generate();
+        let snapshot = json!({
+            "id": id,
+            "label": "before",
+            "workspace": WorkspaceId::generate(),
+            "created": 1.0,
+            "env": {},
+            "stack": {
+                "digest": id.layer(),
+                "overlays": [],
+                "owner": "sandbox",
+                "commits": {},
+                "depth": 1,
+            },
+            "shape": "ranges",
+        });
+        let snapshot = serde_json::from_value(snapshot).expect("a snapshot");
+        snapshots.add(snapshot).expect("added");
+        let label = |snapshots: &Snapshots| snapshots.get(id).and_then(|it| it.label.clone());
+        let relabel = |label: &'static str, synced: io::Result<()>| {
+            let change = |snapshot: &mut Snapshot| snapshot.label = Some(label.to_owned());
+            snapshots.change_and(id, change, |_| synced)
+        };
+        relabel("after", Ok(())).expect("changed");
+        assert_eq!(label(&snapshots).as_deref(), Some("after"));
+        let failed = relabel("late", Err(io::ErrorKind::StorageFull.into()));
+        assert!(failed.is_err());
+        assert_eq!(label(&snapshots), label(&open().expect("opened again")));
+    }
 }
