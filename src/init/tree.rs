@@ -232,6 +232,12 @@ impl Held {
 }
 
 /// How large each part of a process's memory is, proc_pid_statm(5): the same for two that share it.
+///
+/// Also for two that do not, if one wants it so: a child that it forked, and stopped, is then taken for one that
+/// borrows its memory, and a thread of it that writes for one that waits. What that reaches is a copy that has a
+/// part of that one write, which its own process had begun before: what is written to the files later is in no
+/// copy, and what ends the processes waits for nobody. To be sure takes kcmp(2), which seccomp refuses in here, or
+/// the freezer, which knows.
 fn memory_of(pid: i32) -> Option<Vec<u8>> {
     fs::read(format!("/proc/{pid}/statm")).ok()
 }

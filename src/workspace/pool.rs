@@ -199,7 +199,13 @@ impl Pool {
             range,
             directory,
         } = self.take(kind).await?.ready;
-        let sandbox = sandbox.adopt("reference".to_owned()).await?;
+        let sandbox = match sandbox.adopt("reference".to_owned()).await {
+            Ok(sandbox) => sandbox,
+            Err(error) => {
+                self.state.discard_or_say(&directory);
+                return Err(error.into());
+            }
+        };
         let fingerprint = sandbox.fingerprint().await;
         self.dispose(Disposal {
             ending: Some(sandbox.leave(Gone::Removed)),
