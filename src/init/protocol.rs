@@ -49,6 +49,8 @@ pub enum Request {
     Count(RequestId),
     /// Stop all processes and start none, until they are to go on.
     Hold(RequestId),
+    /// Start none until they are to go on; somebody else stops them.
+    Suspend(RequestId),
     /// Have them go on.
     Release,
     /// Count those that go on all the same, while all are to be stopped: in a system call, until that ends.

@@ -40,6 +40,8 @@ struct Init<'a> {
     orphans: BTreeSet<i32>,
     /// All processes, while they are to stand still.
     held: Option<tree::Held>,
+    /// While the kernel holds them: nothing is started either.
+    suspended: bool,
     /// Execs that are to be started then.
     deferred: Vec<Received<Request>>,
     /// The request for the end, once all processes were killed.
@@ -61,6 +63,7 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
         doomed_since: None,
         orphans: BTreeSet::new(),
         held: None,
+        suspended: false,
         deferred: Vec::new(),
         ending: None,
         ended: 0,
@@ -111,7 +114,8 @@ impl Init<'_> {
         if self.ending.is_some() {
             return Ok(());
         }
-        if self.held.is_some() && matches!(received.message, Request::Exec(..)) {
+        let is_still = self.held.is_some() || self.suspended;
+        if is_still && matches!(received.message, Request::Exec(..)) {
             self.deferred.push(received);
             return Ok(());
         }
@@ -143,7 +147,12 @@ impl Init<'_> {
                 }
                 self.tell(&Reply::Held(id), &[])
             }
+            Request::Suspend(id) => {
+                self.suspended = true;
+                self.tell(&Reply::Held(id), &[])
+            }
             Request::Release => {
+                self.suspended = false;
                 if let Some(held) = self.held.take() {
                     tree::release_all(&held)?;
                 }

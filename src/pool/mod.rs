@@ -15,7 +15,7 @@ pub mod stock;
 
 pub use channel::watch;
 pub use pristine::Pristine;
-pub use sandbox::{Ending, Gone, Left, Running, Sandbox, SandboxError, Signaller};
+pub use sandbox::{Brake, Ending, Gone, Left, Running, Sandbox, SandboxError, Signaller};
 pub use spawner::{Spawner, SpawnerError};
 
 /// Whether an error says that the disk, its inodes or a quota are full.

@@ -1,5 +1,7 @@
 //! One living sandbox, as the provider holds it: requests to its init, and its end.
 
+mod pause;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
@@ -23,6 +25,8 @@ use crate::sandbox::cgroups::{Counters, Group, Hits, Throttle};
 use crate::sandbox::{Capacity, Enforcement, MemoryFiles, Network, Storage};
 use crate::sys::channel::Received;
 
+pub use pause::Brake;
+
 /// How long a sandbox may take to end by itself where it cannot be killed.
 pub(super) const OWN_END: Duration = Duration::from_secs(10);
 
@@ -34,10 +38,6 @@ const ENDING: Duration = Duration::from_secs(2);
 
 /// How long init may take to stop all processes.
 const HOLD_PATIENCE: Duration = Duration::from_secs(2);
-
-/// How long it is waited before the next look whether all processes stand still: at first, and at most.
-const FIRST_LOOK: Duration = Duration::from_micros(200);
-const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// How long init may take to say how full its filesystem is.
 const ROOM_PATIENCE: Duration = Duration::from_secs(1);
@@ -97,6 +97,8 @@ struct Shared {
     /// How many want all processes to stand still.
     holds: tokio::sync::Mutex<u32>,
     paused: AtomicBool,
+    /// Whether it is the kernel that holds them; changed with `holds` locked.
+    frozen: AtomicBool,
     alarm: Mutex<Option<AbortHandle>>,
 }
 
@@ -248,6 +250,7 @@ impl Sandbox {
             attended: Mutex::default(),
             holds: tokio::sync::Mutex::default(),
             paused: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
             alarm: Mutex::new(alarm.map(|alarm| listen(alarm, shared.clone()))),
         });
         Ok(Self { shared })
@@ -386,96 +389,6 @@ impl Sandbox {
         let enclosed = self.shared.spawner.enclose(group.clone(), init).await;
         self.release().await;
         enclosed
-    }
-
-    /// Stops all its processes at a stroke and starts none, until [`release`](Self::release) was called
-    /// as often as this.
-    ///
-    /// # Errors
-    /// `Gone`; `Unreachable` where init does not do it.
-    pub async fn hold(&self) -> Result<(), SandboxError> {
-        let mut holds = self.shared.holds.lock().await;
-        if *holds == 0 {
-            let held = tokio::time::timeout(HOLD_PATIENCE, self.ask(Request::Hold)).await;
-            let failed = match held {
-                Ok(Ok(Received {
-                    message: Reply::Held(_),
-                    ..
-                })) => None,
-                Ok(Err(error)) => Some(error),
-                _ => {
-                    let silent = io::Error::other("init does not hold the sandbox's processes");
-                    Some(SandboxError::Unreachable(silent))
-                }
-            };
-            if let Some(error) = failed {
-                let _ = self.send(&Request::Release, &[]).await;
-                return Err(error);
-            }
-        }
-        *holds += 1;
-        Ok(())
-    }
-
-    /// Has its processes go on, unless others want them to stand still.
-    pub async fn release(&self) {
-        let mut holds = self.shared.holds.lock().await;
-        *holds = holds.saturating_sub(1);
-        if *holds == 0 {
-            // If it cannot be asked, its sandbox is gone.
-            let _ = self.send(&Request::Release, &[]).await;
-        }
-    }
-
-    /// Waits until what is held stands still: a process stops when the system call ends that it is in.
-    /// `false` if some do not within `patience`.
-    ///
-    /// # Errors
-    /// `Gone`.
-    pub async fn until_still(&self, patience: Duration) -> Result<bool, SandboxError> {
-        let until = tokio::time::Instant::now() + patience;
-        let mut pause = FIRST_LOOK;
-        loop {
-            match self.ask(Request::Unsettled).await?.message {
-                Reply::Counted(_, 0) => return Ok(true),
-                Reply::Counted(..) if tokio::time::Instant::now() > until => return Ok(false),
-                Reply::Counted(..) => tokio::time::sleep(pause).await,
-                other => return Err(self.not_done(other)),
-            }
-            pause = (pause * 2).min(LAST_LOOK);
-        }
-    }
-
-    /// Holds its processes until [`resume`](Self::resume). For one caller at a time.
-    ///
-    /// # Errors
-    /// Those of [`hold`](Self::hold).
-    pub async fn pause(&self) -> Result<(), SandboxError> {
-        // First: who sees it starts nothing, and what is on its way waits in init.
-        if self.shared.paused.swap(true, Ordering::SeqCst) {
-            return Ok(());
-        }
-        let held = self.hold().await;
-        if held.is_err() {
-            self.shared.paused.store(false, Ordering::SeqCst);
-        }
-        held
-    }
-
-    /// Has them go on; `false` if it was not paused. For one caller at a time.
-    pub async fn resume(&self) -> bool {
-        if !self.is_paused() {
-            return false;
-        }
-        self.release().await;
-        self.shared.paused.store(false, Ordering::SeqCst);
-        true
-    }
-
-    /// Whether it is paused.
-    #[must_use]
-    pub fn is_paused(&self) -> bool {
-        self.shared.paused.load(Ordering::SeqCst)
     }
 
     /// Ends it when the memory of `group`, which it was moved to, runs out.

@@ -236,6 +236,9 @@ pub struct Description {
     /// Why it is stopped, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_detail: Option<String>,
+    /// What holds its processes, where it is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_by: Option<Brake>,
     /// The name of the token that it was made with, if that has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -286,6 +289,16 @@ pub enum State {
     Fenced,
     /// It has none; files are there.
     Stopped,
+}
+
+/// What holds the processes of a paused workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Brake {
+    /// The freezer of its control group: nobody inside notices it, or can have anything go on.
+    Freezer,
+    /// SIGSTOP, sent to all of them at once: it shows to their parents, and what sends SIGCONT at just that moment may have others go on.
+    Signals,
 }
 
 /// What a workspace may use; what is absent is not limited.

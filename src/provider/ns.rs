@@ -25,7 +25,7 @@ use crate::chain;
 use crate::config::WorkspaceConfig;
 use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::user;
-use crate::pool::{Gone, SandboxError};
+use crate::pool::{self, Gone, SandboxError};
 use crate::sandbox::identity::Identity;
 use crate::state::{NoRoom, State, Use};
 use crate::workspace::execs::Order;
@@ -128,6 +128,11 @@ impl Provider for NsProvider {
                 Some(workspace.what_is_left().to_owned()),
             ),
         };
+        let brake = sandbox.as_ref().and_then(pool::Sandbox::brake);
+        let paused_by = brake.map(|brake| match brake {
+            pool::Brake::Freezer => super::Brake::Freezer,
+            pool::Brake::Signals => super::Brake::Signals,
+        });
         let mut enforcement = self.enforcement();
         let InForce {
             limits,
@@ -153,6 +158,7 @@ impl Provider for NsProvider {
             id: id.clone(),
             state,
             state_detail,
+            paused_by: paused_by.filter(|_| state == super::State::Paused),
             owner: workspace.owner(),
             setup_output: self.workspaces.setups().output(&workspace.layer()),
             layer: workspace.layer().to_string(),

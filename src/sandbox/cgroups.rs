@@ -211,6 +211,8 @@ pub fn usable(directory: &Path) -> bool {
 pub struct Hierarchies {
     /// For each controller that can be used, the group below which all of this provider's are made.
     places: BTreeMap<Controller, Place>,
+    /// That of version 2, where there is a freezer, whatever else there is.
+    unified: Option<PathBuf>,
     /// Why others cannot, where that is known.
     reason: Option<String>,
 }
@@ -274,8 +276,10 @@ impl Hierarchies {
                 places.insert(controller, place);
             }
         }
+        let unified = layout.unified(caller).filter(|group| usable(group));
         let mut found = Self {
             places,
+            unified: unified.map(|group| group.join(name)),
             reason: None,
         };
         let uses_unified = found
@@ -290,6 +294,7 @@ impl Hierarchies {
             && let Err(error) = step_aside(own)
         {
             found.places.clear();
+            found.unified = None;
             found.reason = Some(format!(
                 "derrick's own group {} cannot be divided: {error}",
                 own.display()
@@ -305,6 +310,7 @@ impl Hierarchies {
             .places
             .values()
             .map(|place| place.directory.clone())
+            .chain(self.unified.clone())
             .collect();
         all.sort();
         all.dedup();
@@ -367,7 +373,8 @@ impl Hierarchies {
         requests: &Requests,
     ) -> Result<Option<Group>, Unenforceable> {
         self.check(limits, requests)?;
-        Ok(Group::new(&self.places, name, limits, requests))
+        let unified = self.unified.as_deref();
+        Ok(Group::new(&self.places, unified, name, limits, requests))
     }
 
     /// What of `limits` and `requests` this host enforces, and why it does not enforce the rest.

@@ -12,7 +12,7 @@ mod removal;
 mod removers;
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -31,8 +31,8 @@ use crate::sandbox::{
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::events::Events;
 use crate::sys::process::{
-    Child, OneThread, Standard, become_standard, close_all_except, fork_child, take_standard_input,
-    unshare,
+    Child, OneThread, Standard, become_standard, close_all_except, fork_child, id_behind,
+    take_standard_input, unshare,
 };
 use protocol::{Hello, Reply, Request, RequestId};
 use removers::Removers;
@@ -252,7 +252,7 @@ impl Spawner {
     fn enclose(&mut self, group: &Group, init: Option<&OwnedFd>) -> Result<(), Failure> {
         let step = Step::Limits;
         let init = init.ok_or_else(|| Failure::new(step, "no sandbox was named"))?;
-        let pid = process_id(init).at(step, "finding init's process id")?;
+        let pid = id_behind(init.as_fd()).at(step, "finding init's process id")?;
         // One that ended and was reaped has no id any more, or a spawner before this one made it.
         if !self.inits.contains_key(&pid) {
             return Err(Failure::new(step, "the sandbox is gone"));
@@ -461,12 +461,4 @@ fn hear(birth: &Channel) -> Result<Birth, Failure> {
 
 fn died() -> Failure {
     Failure::new(Step::Process, "a sandbox's init died on its way")
-}
-
-/// The process id behind a pidfd as the spawner sees it, proc_pid_fdinfo(5).
-fn process_id(pidfd: &OwnedFd) -> std::io::Result<i32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
-    info.lines()
-        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
-        .ok_or_else(|| std::io::Error::other("the kernel does not say which process it is"))
 }

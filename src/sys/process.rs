@@ -46,6 +46,19 @@ impl Child {
     }
 }
 
+/// The process id behind a pidfd as the caller sees it, proc_pid_fdinfo(5).
+///
+/// # Errors
+/// `NotFound` where it has ended and was reaped, and those of reading `/proc`.
+pub fn id_behind(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let id = info
+        .lines()
+        .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+    id.filter(|id| *id > 0)
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// A child that ended and was reaped.
 #[derive(Debug, Clone, Copy)]
 pub struct Ended {

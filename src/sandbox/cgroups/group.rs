@@ -154,9 +154,11 @@ pub struct Hits {
 }
 
 impl Group {
-    /// `None` where nothing is asked for that needs a group.
+    /// `None` where nothing is asked for that needs a group. Where something does, it has one below `unified` as
+    /// well, if there is that.
     pub(super) fn new(
         places: &BTreeMap<Controller, Place>,
+        unified: Option<&Path>,
         name: &str,
         limits: &Limits,
         requests: &Requests,
@@ -181,6 +183,18 @@ impl Group {
                     settings,
                 }),
             }
+        }
+        let unified = unified.map(|parent| parent.join(name));
+        if let Some(directory) = unified
+            && !parts.is_empty()
+            && parts.iter().all(|part| part.directory != directory)
+        {
+            parts.push(Part {
+                version: Version::V2,
+                directory,
+                controllers: Vec::new(),
+                settings: Vec::new(),
+            });
         }
         Self::of(parts)
     }
@@ -303,6 +317,10 @@ impl Group {
     /// # Errors
     /// Those of rmdir(2): `EBUSY` while it has a process.
     pub fn remove(&self) -> io::Result<()> {
+        if let Some(Ok(aside)) = self.unified().map(aside) {
+            // The init of one that was frozen to its end has been there. Others may be.
+            let _ = fs::remove_dir(aside);
+        }
         self.parts
             .iter()
             .try_for_each(|part| remove(&part.directory))
@@ -334,7 +352,8 @@ impl Group {
             for controller in &part.controllers {
                 part.count(*controller, &mut counters);
             }
-            if part.version == Version::V2 {
+            // One without controllers is there for the freezer alone.
+            if part.version == Version::V2 && !part.controllers.is_empty() {
                 let pressure = |file: &str| Pressure::parse(&part.read(file));
                 counters.pressure = Pressures {
                     memory: pressure("memory.pressure"),
@@ -364,6 +383,62 @@ impl Group {
                 fs::write(part.directory.join(file), value)?;
             }
         }
+        Ok(())
+    }
+
+    /// Whether the kernel can freeze its processes. Version 1 could as well, but a process that it has frozen
+    /// cannot be killed.
+    #[must_use]
+    pub fn has_freezer(&self) -> bool {
+        self.unified().is_some()
+    }
+
+    fn unified(&self) -> Option<&Path> {
+        let mut parts = self.parts.iter();
+        let part = parts.find(|part| part.version == Version::V2)?;
+        Some(&part.directory)
+    }
+
+    /// Has all its processes but `init` freeze, which they do as soon as they are in no system call any more.
+    /// `init` must start none from before this until it is thawed.
+    ///
+    /// # Errors
+    /// Those of the group's files; [`thaw`](Self::thaw) undoes what was done by then.
+    pub fn freeze(&self, init: i32) -> io::Result<()> {
+        let directory = self.unified().ok_or(io::ErrorKind::Unsupported)?;
+        let aside = aside(directory)?;
+        let mut tries = 0..TRIES;
+        loop {
+            make_directory(&aside)?;
+            match move_to(&aside, init) {
+                // Another one that is thawed has just removed it.
+                Err(error) if is_not_there(&error) && tries.next().is_some() => {}
+                moved => break moved?,
+            }
+        }
+        fs::write(directory.join("cgroup.freeze"), "1")
+    }
+
+    /// Whether all that was to freeze has.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let events = self
+            .unified()
+            .map(|directory| directory.join("cgroup.events"));
+        let events = events.and_then(|file| fs::read_to_string(file).ok());
+        events.is_some_and(|events| entry(&events, "frozen") == Some(1))
+    }
+
+    /// Has its processes go on, and `init` be one of them again.
+    ///
+    /// # Errors
+    /// Those of the group's files.
+    pub fn thaw(&self, init: i32) -> io::Result<()> {
+        let directory = self.unified().ok_or(io::ErrorKind::Unsupported)?;
+        fs::write(directory.join("cgroup.freeze"), "0")?;
+        move_to(directory, init)?;
+        // Others may be there; the last one removes it.
+        let _ = fs::remove_dir(aside(directory)?);
         Ok(())
     }
 
@@ -437,9 +512,9 @@ impl Part {
     }
 
     fn add(&self, process: i32) -> Result<(), Failure> {
-        let procs = self.directory.join("cgroup.procs");
-        fs::write(&procs, process.to_string())
-            .at(Step::Limits, format_args!("writing {}", procs.display()))
+        let shown = self.directory.display();
+        move_to(&self.directory, process)
+            .at(Step::Limits, format_args!("writing {shown}/cgroup.procs"))
     }
 
     /// Whether a process is in this group, proc_pid_cgroup(5).
@@ -513,6 +588,27 @@ impl Part {
     fn read(&self, file: &str) -> String {
         fs::read_to_string(self.directory.join(file)).unwrap_or_default()
     }
+}
+
+/// Moves a process to a group.
+fn move_to(directory: &Path, process: i32) -> io::Result<()> {
+    fs::write(directory.join("cgroup.procs"), process.to_string())
+}
+
+/// The group, beside those of sandboxes, in which inits are while all else of theirs is frozen.
+fn aside(directory: &Path) -> io::Result<PathBuf> {
+    Ok(directory
+        .parent()
+        .ok_or(io::ErrorKind::NotFound)?
+        .join("inits"))
+}
+
+/// How often it is tried to be in a group that others remove.
+const TRIES: u32 = 10;
+
+/// Whether a group is not there, or was removed just then.
+fn is_not_there(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
 /// What version 2 has for memory that is taken from a group last.
@@ -780,7 +876,7 @@ mod tests {
             cpus: Some(0.5),
         };
         let made = |places, limits, requests| {
-            Group::new(places, "1", limits, requests).map(|group| shown(&group))
+            Group::new(places, None, "1", limits, requests).map(|group| shown(&group))
         };
         let v2 = places(&Controller::ALL.map(|it| (it, Version::V2, "/v2/d")));
         let all = [
@@ -859,7 +955,7 @@ mod tests {
             (Controller::Memory, Version::V1, "/m/d"),
             (Controller::Pids, Version::V1, "/p/d"),
         ]);
-        let made = |limits| Group::new(&v1, "1", &limits, &Requests::default());
+        let made = |limits| Group::new(&v1, None, "1", &limits, &Requests::default());
         let memory = Limits {
             memory: Some(4096),
             ..Limits::default()
@@ -883,6 +979,36 @@ mod tests {
         let third = Group::change(Some(&second.whole), None).unwrap();
         assert_eq!((third.whole.parts.len(), third.fresh), (2, None));
         assert!(Group::change(None, None).is_none());
+    }
+
+    #[test]
+    fn whoever_has_a_group_has_one_that_can_be_frozen_where_there_is_version_2() {
+        let pids = Limits {
+            pids: Some(7),
+            ..Limits::default()
+        };
+        let v1 = places(&[(Controller::Pids, Version::V1, "/p/d")]);
+        let v2 = places(&[(Controller::Pids, Version::V2, "/u/d")]);
+        for (places, unified, limits, expected) in [
+            (&v1, None, &pids, Some((vec!["/p/d/1"], false))),
+            (
+                &v1,
+                Some("/u/d"),
+                &pids,
+                Some((vec!["/p/d/1", "/u/d/1"], true)),
+            ),
+            (&v2, Some("/u/d"), &pids, Some((vec!["/u/d/1"], true))),
+            (&v2, Some("/u/d"), &Limits::default(), None),
+        ] {
+            let unified = unified.map(Path::new);
+            let group = Group::new(places, unified, "1", limits, &Requests::default());
+            let found = group.as_ref().map(|group| {
+                let parts = group.parts.iter();
+                let directories = parts.map(|part| part.directory.to_str().unwrap());
+                (directories.collect::<Vec<_>>(), group.has_freezer())
+            });
+            assert_eq!(found, expected);
+        }
     }
 
     #[test]

@@ -91,6 +91,7 @@ impl Provider for Fake {
             id: id.clone(),
             state: State::Running,
             state_detail: None,
+            paused_by: None,
             owner: None,
             layer: "l".to_owned(),
             snapshot: None,
