@@ -5,7 +5,16 @@ mod support;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use support::{Api, Derrick, Lives, Workspace, descendants, process_with_argument};
+use support::{Api, Derrick, Lives, Mode, Workspace, descendants, mode, process_with_argument};
+
+/// Configs by which what workspaces write is on filesystems of their own.
+fn apart() -> Vec<Value> {
+    let mut configs = vec![json!({ "name": "test", "storage": "memory" })];
+    if mode() == Mode::Root {
+        configs.push(json!({ "name": "test", "limits": { "disk": "64MiB" } }));
+    }
+    configs
+}
 
 /// Starts daemons that no signal to their leader's group or session reaches, which count all the time.
 fn start_daemons(workspace: &Workspace) -> Lives {
@@ -233,4 +242,78 @@ fn a_paused_workspace_can_be_fenced_and_snapshotted() {
     let [paused, fenced] =
         [&taken["id"], &fenced["snapshot"]].map(|id| sizes(&start_from(&derrick.api, id)));
     assert_eq!(paused, fenced);
+}
+
+#[test]
+fn what_is_in_memory_or_on_an_image_is_fenced_as_well() {
+    for config in apart() {
+        let mut derrick = Derrick::start(config);
+        let workspace = derrick.create();
+        let daemons = start_daemons(&workspace);
+        let events = workspace.events(None);
+        let at = now() + 0.5;
+        let scheduled = workspace.post("fence", &json!({ "at": at }));
+        let scheduled = scheduled.expect(202).json();
+        let snapshot = until_fenced(&workspace, events);
+        assert_eq!(snapshot, scheduled["snapshot"]);
+        daemons.assert_gone();
+        workspace
+            .post("execs", &json!({ "cmd": "true" }))
+            .problem(409);
+        let held = sizes(&start_from(&derrick.api, &snapshot));
+        assert!(held.iter().all(|size| *size > 0), "{held:?}");
+        assert_eq!(sizes(&start_from(&derrick.api, &snapshot)), held);
+        derrick.restart();
+        let workspace = derrick.api.workspace(&workspace.id);
+        assert_eq!(workspace.describe()["state"], "fenced");
+        assert_eq!(sizes(&start_from(&derrick.api, &snapshot)), held);
+        workspace
+            .post("reset", &json!({ "to": snapshot }))
+            .expect(200);
+        assert_eq!(sizes(&workspace), held);
+        workspace.ok("rm /count/1");
+        workspace.reset();
+        workspace.ok("test ! -e /count");
+    }
+}
+
+#[test]
+fn what_is_in_memory_stays_until_the_fence_that_failed_is_taken() {
+    for config in apart() {
+        let derrick = Derrick::start(config);
+        let workspace = derrick.create();
+        let daemons = start_daemons(&workspace);
+        let events = workspace.events(None);
+        // Nothing can be copied there.
+        let run = derrick.state().join("run");
+        let own = std::fs::read_dir(&run).expect("it runs").next();
+        let staging = own.expect("one").expect("an entry").path().join("staging");
+        let away = staging.with_extension("away");
+        std::fs::rename(&staging, &away).expect("moved");
+        let refused = workspace.post("fence", &json!({}));
+        assert_eq!(refused.status, 500, "{}", refused.text());
+        // One that is for now is refused, and the workspace goes on.
+        let before = sizes(&workspace);
+        while sizes(&workspace) <= before {}
+        let at = now() + 0.5;
+        let scheduled = workspace.post("fence", &json!({ "at": at }));
+        let scheduled = scheduled.expect(202).json();
+        while now() < at + 0.5 {
+            std::thread::yield_now();
+        }
+        workspace
+            .post("execs", &json!({ "cmd": "true" }))
+            .problem(409);
+        std::fs::rename(&away, &staging).expect("moved back");
+        let snapshot = until_fenced(&workspace, events);
+        assert_eq!(snapshot, scheduled["snapshot"]);
+        daemons.assert_gone();
+        let held = sizes(&start_from(&derrick.api, &snapshot));
+        assert!(
+            held.iter()
+                .zip(&before)
+                .all(|(held, before)| held >= before),
+            "{held:?} {before:?}"
+        );
+    }
 }

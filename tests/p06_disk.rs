@@ -186,7 +186,10 @@ fn an_image_is_attached_as_long_as_its_sandbox_lives_and_takes_what_is_written()
     workspace.ok("test ! -e /file");
     assert_eq!(attached_below(&state).len(), 1);
     assert!(workspace.delete());
-    assert_eq!(attached_below(&state), Vec::<String>::new());
+    // What is dirty is written first, by whoever lets go of it last.
+    while !attached_below(&state).is_empty() {
+        std::thread::yield_now();
+    }
 }
 
 #[test]

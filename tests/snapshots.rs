@@ -4,9 +4,12 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde_json::{Value, json};
-use support::{Answer, Derrick, Launch, Mode, Workspace, entries, fixture, mode, wait_until_gone};
+use support::{
+    Answer, Derrick, Launch, Mode, Workspace, entries, fixture, mode, succeed, wait_until_gone,
+};
 
 /// A small base, so that every file of it can be looked at.
 fn busybox() -> Value {
@@ -436,20 +439,119 @@ print(depth)
 }
 
 #[test]
-fn what_is_on_no_disk_that_a_snapshot_could_keep_is_refused() {
-    let derrick = Derrick::start(json!({ "name": "test", "storage": "memory" }));
-    let workspace = derrick.create();
-    for (action, body) in [
-        ("snapshots", json!({})),
-        ("fork", json!({})),
-        ("fence", json!({})),
-        ("execs", json!({ "cmd": "true", "snapshot": "after" })),
-    ] {
-        let problem = workspace.post(action, &body).problem(422);
-        let detail = problem["detail"].as_str().expect("a text");
-        assert!(detail.contains("storage"), "{detail}");
+fn what_is_in_memory_or_on_a_disk_of_its_own_is_copied() {
+    let mut configs = vec![json!({ "name": "test", "storage": "memory" })];
+    if mode() == Mode::Root {
+        configs.push(json!({ "name": "test", "limits": { "disk": "64MiB" } }));
     }
-    assert_eq!(workspace.ok("echo on"), "on\n");
+    for config in configs {
+        let derrick = Derrick::start(config.clone());
+        let workspace = derrick.create();
+        workspace.ok("mkdir /work; echo one > /work/one; ln /work/one /work/twin; rm /etc/profile");
+        let idle = snapshot(&workspace);
+        assert_eq!(idle["way"], "copied", "{config} {idle}");
+        workspace.keep_busy();
+        let ran =
+            workspace.run_with(&json!({ "cmd": "echo two > /work/two", "snapshot": "after" }));
+        assert!(ran["snapshot"].is_string(), "{ran}");
+        workspace.ok("rm -r /work; echo later > /later");
+        // It goes on as it was.
+        assert_ne!(workspace.ok(SLEEPERS), "0\n");
+        let seen = "ls /work /etc/profile /later 2> /dev/null; [ /work/one -ef /work/twin ] && echo twins; true";
+        let other = start_from(&workspace, &idle);
+        assert_eq!(other.ok(seen), "/work:\none\ntwin\ntwins\n");
+        other.ok("echo more > /work/more");
+        let forked = other.post("fork", &json!({})).expect(201).json();
+        let forked = forked["workspaces"][0]["id"]
+            .as_str()
+            .expect("an id")
+            .to_owned();
+        let forked = derrick.api.workspace(&forked);
+        assert_eq!(forked.ok(seen), "/work:\nmore\none\ntwin\ntwins\n");
+        other
+            .post("reset", &json!({ "to": ran["snapshot"] }))
+            .expect(200);
+        assert_eq!(other.ok(seen), "/work:\none\ntwin\ntwo\ntwins\n");
+        let fenced = workspace.post("fence", &json!({})).expect(200).json();
+        let described = workspace.describe();
+        assert_eq!(described["state"], "fenced", "{described}");
+        assert_eq!(described["snapshot"], fenced["snapshot"], "{described}");
+        workspace
+            .post("execs", &json!({ "cmd": "true" }))
+            .problem(409);
+        workspace
+            .post("reset", &json!({ "to": fenced["snapshot"] }))
+            .expect(200);
+        assert_eq!(workspace.ok(seen), "/later\n");
+        workspace.reset();
+        assert_eq!(workspace.ok(seen), "/etc/profile\n");
+    }
+}
+
+#[test]
+fn an_image_is_copied_where_nothing_runs_on_it_any_more() {
+    if mode() != Mode::Root {
+        // An ordinary user has none.
+        return;
+    }
+    let mut derrick = Derrick::start(json!({ "name": "test", "limits": { "disk": "64MiB" } }));
+    let workspace = derrick.create();
+    workspace.ok("echo one > /one");
+    derrick.restart();
+    let workspace = derrick.api.workspace(&workspace.id);
+    let stopped = snapshot(&workspace);
+    assert_eq!(start_from(&workspace, &stopped).ok("cat /one"), "one\n");
+    workspace.ok("echo two > /two");
+    derrick.restart();
+    let workspace = derrick.api.workspace(&workspace.id);
+    let fenced = workspace.post("fence", &json!({})).expect(200).json();
+    let graded = derrick
+        .api
+        .create_with(&json!({ "snapshot": fenced["snapshot"] }));
+    assert_eq!(graded.ok("cat /one /two"), "one\ntwo\n");
+}
+
+#[test]
+fn a_snapshot_that_the_disk_does_not_take_leaves_nothing() {
+    let disk = std::env::var_os("DERRICK_SMALL_DISK")
+        .expect("DERRICK_SMALL_DISK names no small filesystem; tests/run as root makes one");
+    let state = Path::new(&disk).join("snapshots");
+    for (storage, megabytes) in [("memory", 70), ("disk", 40)] {
+        let derrick = Launch::new(json!({ "name": "test", "storage": storage }))
+            .state(&state)
+            .arguments(["--min-free", "0"])
+            .start();
+        let workspace = derrick.create();
+        // More than there is, or than is left beside it: no room for a copy.
+        workspace.ok(&format!(
+            "echo small > /small; head -c {megabytes}M /dev/urandom > /big"
+        ));
+        workspace.keep_busy();
+        let other = derrick.create();
+        other.ok("head -c 10M /dev/urandom > /big");
+        let room = || rustix::fs::statvfs(&state).expect("a filesystem").f_bfree;
+        let layers = || entries(&state.join("layers"));
+        let (room_before, before) = (room(), layers());
+        let refused = workspace.post("snapshots", &json!({})).problem(507);
+        assert!(refused.to_string().contains("space"), "{refused}");
+        let listed = workspace.api.get("/snapshots").expect(200).json();
+        assert_eq!(listed, json!({ "snapshots": [] }));
+        assert_eq!(layers(), before);
+        // What there is of the copy goes in the background.
+        while room() < room_before - 1024 {
+            std::thread::yield_now();
+        }
+        // It goes on, and has lost nothing.
+        assert_ne!(workspace.ok(SLEEPERS), "0\n");
+        let bytes = workspace.ok("stat -c %s /big; rm /big");
+        assert_eq!(bytes, format!("{}\n", megabytes << 20));
+        let taken = snapshot(&workspace);
+        assert_eq!(taken["way"], "copied", "{taken}");
+        assert!(other.delete());
+        assert_eq!(start_from(&workspace, &taken).ok("cat /small"), "small\n");
+        drop(derrick);
+        succeed(support::as_owner("rm").arg("-rf").arg(&state));
+    }
 }
 
 /// One of a hundred changes, each other than the one before it.

@@ -6,6 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -465,6 +466,16 @@ impl Sandbox {
     #[must_use]
     pub fn gone(&self) -> Option<Gone> {
         *self.shared.connection.gone.borrow()
+    }
+
+    /// Copies what it has written to `tree` in `into`, where its files are in no directory. They must stand
+    /// still.
+    ///
+    /// # Errors
+    /// The step that failed; part of it may be there.
+    pub async fn copy_out(&self, into: PathBuf) -> Result<(), SpawnerError> {
+        let init = self.shared.init.as_fd();
+        self.shared.spawner.copy_out(init, into).await
     }
 
     /// Asks for a command. `descriptors` are stdout and stderr, or stdin, stdout and stderr.

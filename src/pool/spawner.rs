@@ -250,6 +250,19 @@ impl Spawner {
         done(self.ask(|id| Request::Copy(id, from, into), &[]).await?)
     }
 
+    /// Copies what a sandbox has written, whose files are in no directory, to `tree` in `into`; of the
+    /// sandbox `init` is a pidfd of init. Nothing may change it meanwhile.
+    ///
+    /// # Errors
+    /// The step that failed; part of it may be there.
+    pub(super) async fn copy_out(
+        &self,
+        init: BorrowedFd<'_>,
+        into: PathBuf,
+    ) -> Result<(), SpawnerError> {
+        done(self.ask(|id| Request::CopyOut(id, into), &[init]).await?)
+    }
+
     /// Makes one layer of several.
     ///
     /// # Errors

@@ -221,10 +221,7 @@ impl Provider for NsProvider {
         };
         let after = match command.after {
             AfterEnd::Nothing => None,
-            AfterEnd::Snapshot => {
-                let keeping = self.workspaces.keep_after(&workspace);
-                Some(keeping.map_err(|error| error_of(error, ""))?)
-            }
+            AfterEnd::Snapshot => Some(self.workspaces.keep_after(&workspace)),
         };
         let order = Order {
             input: command.input,
@@ -630,9 +627,7 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
         WorkspaceError::NoSnapshot(_) => Error::NoSuchSnapshot(error.to_string()),
         WorkspaceError::SnapshotInUse { .. } => Error::SnapshotInUse(error.to_string()),
         WorkspaceError::TooDeep(_) => Error::TooDeep(error.to_string()),
-        WorkspaceError::NotOnDisk | WorkspaceError::OtherShape(_) => {
-            Error::Invalid(error.to_string())
-        }
+        WorkspaceError::OtherShape(_) => Error::Invalid(error.to_string()),
         WorkspaceError::Restless => Error::Conflict(error.to_string()),
         WorkspaceError::Moved | WorkspaceError::MemoryInUse | WorkspaceError::ForksTooFast => {
             Error::Conflict(error.to_string())

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, XattrFlags};
@@ -140,6 +141,14 @@ pub fn image_obstacle(identity: Identity) -> Option<String> {
     }
 }
 
+/// Copies at most `left` bytes from one place to the same one in another file; how many, none at the end.
+fn copy_piece(from: &File, to: &File, at: u64, left: usize) -> io::Result<usize> {
+    let mut piece = vec![0; left.min(256 * 1024)];
+    let length = from.read_at(&mut piece, at)?;
+    to.write_all_at(&piece[..length], at)?;
+    Ok(length)
+}
+
 /// Copies a file and its holes.
 ///
 /// # Errors
@@ -160,7 +169,18 @@ pub fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
         let (mut read, mut written) = (start, start);
         while read < end {
             let left = usize::try_from(end - read).unwrap_or(usize::MAX);
-            if copy_file_range(from, Some(&mut read), to, Some(&mut written), left)? == 0 {
+            let copied = match copy_file_range(from, Some(&mut read), to, Some(&mut written), left)
+            {
+                // From another filesystem, such as one in memory.
+                Err(Errno::XDEV) => {
+                    let length = copy_piece(from, to, read, left)?;
+                    read += length as u64;
+                    written = read;
+                    length
+                }
+                copied => copied?,
+            };
+            if copied == 0 {
                 break;
             }
         }

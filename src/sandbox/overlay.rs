@@ -144,7 +144,8 @@ fn make_if_missing(path: &Path) -> rustix::io::Result<bool> {
     }
 }
 
-/// Mounts every overlay of `spec`, attached nowhere yet, in the order of the spec.
+/// Mounts every overlay of `spec`, attached nowhere yet, in the order of the spec; and the filesystem that they
+/// write to.
 ///
 /// # Errors
 /// The failed step.
@@ -154,7 +155,7 @@ pub fn mount_all(
     spec: &SandboxSpec,
     identity: Identity,
     namespace: &OwnedFd,
-) -> Result<Vec<OwnedFd>, Failure> {
+) -> Result<(Vec<OwnedFd>, OwnedFd), Failure> {
     scratch.on_stage(|maps| {
         let uppers = disk::open(&spec.writable, identity)?;
         attach(&uppers, Path::new(UPPERS)).at(Step::Overlay, "attaching the writable directory")?;
@@ -168,9 +169,9 @@ pub fn mount_all(
             attributes: attributes(&spec.without),
         };
         let overlays = spec.overlays.iter().enumerate();
-        overlays
-            .map(|(number, overlay)| mount_or_show(&mut mounting, number, overlay))
-            .collect()
+        let mounted =
+            overlays.map(|(number, overlay)| mount_or_show(&mut mounting, number, overlay));
+        Ok((mounted.collect::<Result<_, _>>()?, uppers))
     })
 }
 

@@ -468,7 +468,7 @@ fn mount_and_work(
         without: super::Without::default(),
     };
     let namespace = identity::make_namespace(one, 0, spec.ids)?;
-    let overlays = overlay::mount_all(one, &mut scratch, &spec, identity, &namespace)?;
+    let (overlays, _) = overlay::mount_all(one, &mut scratch, &spec, identity, &namespace)?;
     // Through an idmapped lower the probe is an id that owns nothing; the mount is what counts.
     if first_id != spec.ids.first {
         return Ok(Renaming::Works);

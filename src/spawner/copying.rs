@@ -50,19 +50,25 @@ pub(super) fn copy(from: &Path, into: &Path) -> io::Result<()> {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let name = CString::new(name.as_bytes())?;
+    let parent = openat(CWD, parent, DIRECTORY, Mode::empty())?;
+    copy_below(parent, &name, into)
+}
+
+/// The same with the directory `name` in `parent`.
+pub(super) fn copy_below(parent: OwnedFd, name: &CStr, into: &Path) -> io::Result<()> {
     let parents = Pair {
-        from: openat(CWD, parent, DIRECTORY, Mode::empty())?,
+        from: parent,
         to: openat(CWD, into, DIRECTORY, Mode::empty())?,
     };
     let mut copy = Copy::begin(&parents.to)?;
-    let status = statat(&parents.from, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let status = statat(&parents.from, name, AtFlags::SYMLINK_NOFOLLOW)?;
     mkdirat(&parents.to, c"tree", Mode::RWXU)?;
     let top = Pair {
-        from: openat(&parents.from, &name, DIRECTORY, Mode::empty())?,
+        from: openat(&parents.from, name, DIRECTORY, Mode::empty())?,
         to: openat(&parents.to, c"tree", DIRECTORY, Mode::empty())?,
     };
     copy.walk(top)?;
-    set_attributes(&parents, &name, c"tree", &status)?;
+    set_attributes(&parents, name, c"tree", &status)?;
     copy.finish(&parents.to)
 }
 

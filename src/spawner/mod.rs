@@ -15,6 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open};
 use rustix::thread::UnshareFlags;
@@ -26,7 +27,7 @@ use crate::sandbox::identity::{self, Identity};
 use crate::sandbox::overlay::{self, Scratch};
 use crate::sandbox::seccomp::Filters;
 use crate::sandbox::{
-    At, Failure, Merge, Profile, Restriction, SandboxSpec, Step, limits, namespaces,
+    At, Failure, Merge, Profile, Restriction, SandboxSpec, Step, Storage, limits, namespaces,
 };
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::events::Events;
@@ -95,6 +96,9 @@ struct Living {
     /// The lock on its ids: its last process is gone when init is reaped, which waits for all others,
     /// pid_namespaces(7).
     _ids: Option<OwnedFd>,
+    /// What it writes to, once that is mounted, where it is no directory of the provider's and so is found nowhere
+    /// else.
+    written: Option<OwnedFd>,
 }
 
 /// A sandbox on its way.
@@ -192,6 +196,13 @@ impl Spawner {
                 Ok(()) => Ok(()),
                 Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
             },
+            Request::CopyOut(id, into) => {
+                let init = received.descriptors.first();
+                match self.begin_copy_out(id, init, &into) {
+                    Ok(()) => Ok(()),
+                    Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
+                }
+            }
             Request::Merge(id, merge) => match self.begin_merge(id, &merge) {
                 Ok(()) => Ok(()),
                 Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
@@ -227,6 +238,59 @@ impl Spawner {
         .at(Step::Process, "forking to copy a directory")?;
         self.copies.insert(child.id(), (id, child));
         Ok(())
+    }
+
+    /// Has a child copy what a sandbox has written that is in no directory.
+    fn begin_copy_out(
+        &mut self,
+        id: RequestId,
+        init: Option<&OwnedFd>,
+        into: &Path,
+    ) -> Result<(), Failure> {
+        let step = Step::Upper;
+        let init = init.ok_or_else(|| Failure::new(step, "no sandbox was named"))?;
+        let pid = id_behind(init.as_fd()).at(step, "finding init's process id")?;
+        let living = self.inits.get(&pid);
+        let written = living.and_then(|living| living.written.as_ref());
+        // A spawner before this one may have made it, and had it.
+        let written =
+            written.ok_or_else(|| Failure::new(step, "what the sandbox wrote is out of reach"))?;
+        let child = fork_child(self.one, || {
+            let _ = rustix::process::nice(NICE);
+            let copied = let_go_of_all_but(&[written.as_fd()]).and_then(|()| {
+                let root = rustix::fs::openat(
+                    written,
+                    c".",
+                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
+                copying::copy_below(root, c"upper", into)
+            });
+            match copied {
+                Ok(()) => 0,
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            }
+        })
+        .at(Step::Process, "forking to copy what a sandbox wrote")?;
+        self.copies.insert(child.id(), (id, child));
+        Ok(())
+    }
+
+    /// Lets go of what a sandbox has written. The last one to do so waits until an image is written out and
+    /// its device free: that is a child.
+    fn release(&self, written: OwnedFd) {
+        let Ok((waits, ends)) = std::io::pipe() else {
+            return;
+        };
+        // Where there is none, the spawner is the last one.
+        let _ = fork_child(self.one, || {
+            let _ = let_go_of_all_but(&[written.as_fd(), waits.as_fd()]);
+            // Until the spawner has let go.
+            let _ = std::io::Read::read(&mut &waits, &mut [0]);
+            0
+        });
+        drop(written);
+        drop(ends);
     }
 
     /// Has a child merge layers, which are opened here, where their mounts are at home.
@@ -341,6 +405,7 @@ impl Spawner {
         let living = Living {
             init: pidfd,
             _ids: ids,
+            written: None,
         };
         self.inits.insert(init.id(), living);
         Ok(())
@@ -364,8 +429,13 @@ impl Spawner {
         let namespace = identity::namespace_of(init)?;
         // It makes its other namespaces while the overlays are mounted here.
         tell(channel, &Go::Mapped, &[])?;
-        let overlays =
+        let (overlays, written) =
             overlay::mount_all(self.one, &mut self.scratch, spec, self.identity, &namespace)?;
+        if spec.writable.storage != Storage::Directory
+            && let Some(living) = self.inits.get_mut(&init.id())
+        {
+            living.written = Some(written);
+        }
         let descriptors: Vec<_> = overlays.iter().map(AsFd::as_fd).collect();
         tell(channel, &Go::Mounted, &descriptors)
     }
@@ -399,7 +469,9 @@ impl Spawner {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
                     let pid = pid.as_raw_nonzero().get();
-                    self.inits.remove(&pid);
+                    if let Some(written) = self.inits.remove(&pid).and_then(|init| init.written) {
+                        self.release(written);
+                    }
                     self.removers.reaped(pid);
                     for birth in &mut self.births {
                         // Its id may be another's from here on.

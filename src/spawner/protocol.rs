@@ -32,6 +32,9 @@ pub enum Request {
     /// Copy a directory with all that is in it, whoever owns it, to `tree` in another one. Nothing may
     /// change it meanwhile.
     Copy(RequestId, PathBuf, PathBuf),
+    /// Copy what the sandbox has written whose init this comes with a pidfd of, and whose files are in no
+    /// directory, to `tree` in one. Nothing may change it meanwhile.
+    CopyOut(RequestId, PathBuf),
     /// Make one layer of several.
     Merge(RequestId, Box<Merge>),
     /// Remove a directory with all that is in it, whoever owns it.

@@ -19,6 +19,7 @@ use super::{Shared, WorkspaceError, WorkspaceId, Workspaces};
 use crate::chain;
 use crate::clock;
 use crate::pool::Gone;
+use crate::sandbox::Storage;
 
 /// The longest that is waited without a look at the clock, which may be set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -68,7 +69,7 @@ impl Workspaces {
     /// Fences a workspace now. One that is fenced has been before: the answer is the same.
     ///
     /// # Errors
-    /// `NotFound`, `NotOnDisk`, `TooDeep`, and those of the host.
+    /// `NotFound`, `TooDeep`, and those of the host.
     pub async fn fence(&self, id: &WorkspaceId) -> Result<Arc<Snapshot>, WorkspaceError> {
         let workspace = self.get(id)?;
         self.fence_if(&workspace, None).await
@@ -77,13 +78,12 @@ impl Workspaces {
     /// Notes that a workspace is to be fenced at a time, seconds since 1970, in the place of another such time.
     ///
     /// # Errors
-    /// `NotFound`, `NotOnDisk`, `Fenced`, and those of writing its record.
+    /// `NotFound`, `Fenced`, and those of writing its record.
     pub async fn fence_at(&self, id: &WorkspaceId, at: f64) -> Result<Fence, WorkspaceError> {
         let workspace = self.get(id)?;
         let lifecycle = workspace.lifecycle.lock().await;
         lifecycle.check_open()?;
         workspace.check_fence()?;
-        workspace.check_freezable()?;
         let snapshot = workspace.fence().map(|fence| fence.snapshot);
         let fence = Fence {
             at,
@@ -127,7 +127,10 @@ impl Workspaces {
             (Err(error), Some(sandbox))
                 if noted.is_some() && !matches!(error, WorkspaceError::Moved) =>
             {
-                sandbox.end(Gone::Frozen).await?;
+                // With it, what is in memory would go; it stays held until a fence is taken.
+                if !matches!(sandbox.storage(), Storage::Memory(_)) {
+                    sandbox.end(Gone::Frozen).await?;
+                }
             }
             (Err(_), Some(sandbox)) => sandbox.release().await,
         }

@@ -160,11 +160,6 @@ pub enum WorkspaceError {
         "snapshot {0} was taken while this host gave derrick other ids; its files cannot be used with these"
     )]
     OtherShape(SnapshotId),
-    /// Its files are not where a snapshot could keep them.
-    #[error(
-        "the workspace cannot be snapshotted: its files are in memory or on a disk of their own; that takes a config with \"storage\": \"disk\" and a workspace without limits.disk"
-    )]
-    NotOnDisk,
     /// There is no room for one more layer.
     #[error(
         "the workspace stands on {0} layers, as many as derrick lets it; start from an earlier snapshot"
@@ -215,7 +210,6 @@ impl WorkspaceError {
             | Self::NoSnapshot(_)
             | Self::SnapshotInUse { .. }
             | Self::OtherShape(_)
-            | Self::NotOnDisk
             | Self::TooDeep(_)
             | Self::Restless
             | Self::Moved => false,

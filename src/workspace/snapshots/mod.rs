@@ -86,7 +86,7 @@ impl Workspace {
     /// Takes a snapshot.
     ///
     /// # Errors
-    /// `NotOnDisk`, `TooDeep`, `Fenced`, `Restless`, and those of the host; the workspace is as it was then.
+    /// `TooDeep`, `Fenced`, `Restless`, and those of the host; the workspace is as it was then.
     pub(super) async fn snapshot(
         &self,
         snapshots: &Arc<Snapshots>,
@@ -122,18 +122,6 @@ impl Workspace {
         let id = SnapshotId::generate();
         self.freeze(&mut lifecycle, snapshots, store, id, None, Then::GoOn)
             .await
-    }
-
-    /// Refuses to freeze what cannot be.
-    ///
-    /// # Errors
-    /// `NotOnDisk`.
-    pub(super) fn check_freezable(&self) -> Result<(), WorkspaceError> {
-        if self.lock_record().storage == Storage::Directory {
-            Ok(())
-        } else {
-            Err(WorkspaceError::NotOnDisk)
-        }
     }
 
     /// Its lock, taken while there is room for one more layer.
@@ -229,8 +217,8 @@ impl Workspace {
         then: Then,
     ) -> Result<Taken, WorkspaceError> {
         let started = Instant::now();
+        let apart = self.reach_files(lifecycle, then).await?;
         let before = self.record();
-        self.check_freezable()?;
         let under = self.room_for_one_more(snapshots, store, then).await?;
         let shape = self.state.spawner().identity().shape();
         let on = under.top().and_then(|top| store.digest_of(top));
@@ -253,12 +241,12 @@ impl Workspace {
             shape,
             unwritten: Some(boot()),
         };
-        let busy = match then {
-            Then::GoOn => self.busy().await,
-            Then::End => None,
+        let busy = match (apart, then) {
+            (None, Then::GoOn) => self.busy().await,
+            (apart, _) => apart,
         };
-        let (way, snapshot) = match busy {
-            Some(sandbox) => {
+        let (way, snapshot) = match (busy, then) {
+            (Some(sandbox), Then::GoOn) => {
                 let _layer = self
                     .copy(&sandbox, &before, snapshots, store, layer)
                     .await?;
@@ -266,7 +254,11 @@ impl Workspace {
                 let snapshot = snapshot.map_err(noting)?;
                 (Way::Copied, snapshot)
             }
-            None => {
+            (Some(sandbox), Then::End) => {
+                let ended = self.copy_and_end(&sandbox, &before, snapshots, store, layer, snapshot);
+                (Way::Copied, ended.await?)
+            }
+            (None, _) => {
                 // One that died by itself is started again when it is needed.
                 let goes_on = then == Then::GoOn && self.current().is_some();
                 if let Some(sandbox) = self.set_current(None) {
@@ -304,6 +296,30 @@ impl Workspace {
             way,
             duration,
         })
+    }
+
+    /// The sandbox through which alone is reached what the workspace wrote, where that is on a filesystem of its
+    /// own; started if there is none. Nobody starts anything in one that was started for a fence.
+    async fn reach_files(
+        &self,
+        lifecycle: &mut Lifecycle,
+        then: Then,
+    ) -> Result<Option<Sandbox>, WorkspaceError> {
+        if self.record().storage == Storage::Directory {
+            return Ok(None);
+        }
+        if let Some(sandbox) = self.current() {
+            return Ok(Some(sandbox));
+        }
+        // An image must not be mounted twice.
+        if let Some(dying) = self.set_current(None) {
+            dying.end(Gone::Lost).await?;
+        }
+        let sandbox = self.start_here(lifecycle).await?;
+        if then == Then::End {
+            self.give_access(AccessTo::Lookers);
+        }
+        Ok(Some(sandbox))
     }
 
     /// The present sandbox, if something runs in it or somebody is about to start something there. Else
@@ -360,7 +376,13 @@ impl Workspace {
                 if !sandbox.until_still(SETTLING).await? {
                     return Err(WorkspaceError::Restless);
                 }
-                Ok(self.state.spawner().copy(upper, aside.clone()).await?)
+                match before.storage {
+                    Storage::Directory => self.state.spawner().copy(upper, aside.clone()).await?,
+                    Storage::Image(_) | Storage::Memory(_) => {
+                        sandbox.copy_out(aside.clone()).await?;
+                    }
+                }
+                Ok(())
             };
             let copied = copied.await;
             sandbox.release().await;
@@ -374,6 +396,37 @@ impl Workspace {
         });
         self.state.discard_or_say(&aside);
         kept
+    }
+
+    /// Copies what was written so far on a filesystem of the workspace's own, and ends all that runs.
+    ///
+    /// The layer is whole before the record says that the workspace is on it, and only then is anything ended:
+    /// whatever fails before that, what is in memory is still there. From then on as in
+    /// [`move_files`](Self::move_files).
+    async fn copy_and_end(
+        &self,
+        sandbox: &Sandbox,
+        before: &Record,
+        snapshots: &Snapshots,
+        store: &LayerStore,
+        layer: Layer,
+        snapshot: Snapshot,
+    ) -> Result<Arc<Snapshot>, WorkspaceError> {
+        // Beyond the copy, which lets go of what it held.
+        sandbox.hold().await?;
+        let copied = self.copy(sandbox, before, snapshots, store, layer).await;
+        let noted = match copied {
+            Ok(_layer) => self.note_frozen(before, &snapshot, Then::End),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = noted {
+            sandbox.release().await;
+            return Err(error);
+        }
+        self.set_current(None);
+        sandbox.end(Gone::Frozen).await?;
+        self.execs().settle().await;
+        self.note_taken(before, snapshots, snapshot)
     }
 
     /// Has the files of the workspace, in which nothing runs, become the layer.
@@ -394,6 +447,31 @@ impl Workspace {
         snapshot: Snapshot,
         then: Then,
     ) -> Result<Arc<Snapshot>, WorkspaceError> {
+        self.note_frozen(before, &snapshot, then)?;
+        let upper = writable(&self.directory, before.generation).join("upper");
+        if let Err(error) = store.take_in(layer, &upper) {
+            // Nothing was moved.
+            self.change_record(|record| {
+                record.home.clone_from(&before.home);
+                record.stack = before.stack.clone();
+                record.generation = before.generation;
+                record.storage = before.storage;
+                record.frozen = None;
+                record.fenced = before.fenced;
+                record.fence = before.fence;
+            })?;
+            return Err(WorkspaceError::host("keeping a snapshot")(error));
+        }
+        self.note_taken(before, snapshots, snapshot)
+    }
+
+    /// Has the record say that the workspace is on the snapshot's layer.
+    fn note_frozen(
+        &self,
+        before: &Record,
+        snapshot: &Snapshot,
+        then: Then,
+    ) -> Result<(), WorkspaceError> {
         let (storage, next) = (self.next_storage(), before.generation + 1);
         self.change_record(|record| {
             record.home = Some(before.home().clone());
@@ -408,28 +486,24 @@ impl Workspace {
                 record.fenced = Some(snapshot.id);
                 record.fence = None;
             }
-        })?;
-        let files = writable(&self.directory, before.generation);
-        if let Err(error) = store.take_in(layer, &files.join("upper")) {
-            // Nothing was moved.
-            self.change_record(|record| {
-                record.home.clone_from(&before.home);
-                record.stack = before.stack.clone();
-                record.generation = before.generation;
-                record.storage = before.storage;
-                record.frozen = None;
-                record.fenced = before.fenced;
-                record.fence = before.fence;
-            })?;
-            return Err(WorkspaceError::host("keeping a snapshot")(error));
-        }
+        })
+    }
+
+    /// Acknowledges a snapshot whose layer the workspace is on, and discards what is left of the generation
+    /// that it was.
+    fn note_taken(
+        &self,
+        before: &Record,
+        snapshots: &Snapshots,
+        snapshot: Snapshot,
+    ) -> Result<Arc<Snapshot>, WorkspaceError> {
         let added = snapshots.add(snapshot).map_err(noting)?;
         self.change_record(|record| {
             record.frozen = None;
             // With its layers claimed.
             record.stack = added.stack.clone();
         })?;
-        self.discard(&files);
+        self.discard(&writable(&self.directory, before.generation));
         Ok(added)
     }
 }
@@ -526,20 +600,17 @@ impl Workspaces {
     }
 
     /// What takes a snapshot of a workspace after the end of a command in it.
-    ///
-    /// # Errors
-    /// `NotOnDisk`, for there would be none.
-    pub fn keep_after(&self, workspace: &Arc<Workspace>) -> Result<After, WorkspaceError> {
-        workspace.check_freezable()?;
+    #[must_use]
+    pub fn keep_after(&self, workspace: &Arc<Workspace>) -> After {
         let (this, workspace) = (self.clone(), Arc::downgrade(workspace));
-        Ok(After::new(async move |sandbox| {
+        After::new(async move |sandbox| {
             let Some(workspace) = workspace.upgrade() else {
                 return Err(WorkspaceError::Moved.to_string());
             };
             let taken = workspace.snapshot_after(this.snapshots(), this.store(), sandbox);
             let taken = taken.await.map_err(|error| chain::text(&error))?;
             Ok(taken.snapshot.id)
-        }))
+        })
     }
 
     /// The snapshot that a workspace is on, if it is on one.
