@@ -16,9 +16,9 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{
-    AttachArgs, CapacityArgs, CpArgs, CreateArgs, ExecArgs, FenceArgs, FetchArgs, ForgetArgs,
-    ForkArgs, LabelArgs, LimitsArgs, LogsArgs, LsArgs, PauseArgs, RenewArgs, ResetArgs, ResumeArgs,
-    RmArgs, ShowArgs, SnapshotArgs, SnapshotsArgs,
+    AttachArgs, CapacityArgs, CpArgs, CreateArgs, DiffArgs, ExecArgs, FenceArgs, FetchArgs,
+    ForgetArgs, ForkArgs, LabelArgs, LimitsArgs, LogsArgs, LsArgs, PauseArgs, RenewArgs, ResetArgs,
+    ResumeArgs, RmArgs, ShowArgs, SnapshotArgs, SnapshotsArgs,
 };
 use store::{GcArgs, LayersArgs};
 
@@ -64,6 +64,8 @@ pub enum Command {
     Logs(LogsArgs),
     /// Copy files and whole directories into a workspace or out of one.
     Cp(CpArgs),
+    /// Show what changed in a workspace since setup, or print it as a patch.
+    Diff(DiffArgs),
     /// Show or change what a workspace may use.
     Limits(LimitsArgs),
     /// Have the time to live of a workspace begin anew.

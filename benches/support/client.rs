@@ -98,6 +98,12 @@ impl Client {
         self.send("DELETE", exec, b"");
     }
 
+    /// What changed, with a query behind it such as `?format=patch`; how many bytes came.
+    pub(crate) fn changes(&mut self, workspace: &Workspace, query: &str) -> usize {
+        self.send("GET", &format!("{}/changes{query}", workspace.path), b"");
+        self.body.len()
+    }
+
     /// Back to the state after setup.
     pub(crate) fn reset(&mut self, workspace: &Workspace) {
         self.send("POST", &format!("{}/reset", workspace.path), b"");

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use derrick::provider::changes::*;
 use derrick::provider::files::*;
 use derrick::provider::snapshots::*;
 use derrick::provider::*;
@@ -250,6 +251,18 @@ impl Provider for Empty {
     }
 
     async fn shutdown(&self) {}
+}
+
+#[async_trait]
+impl ShowChanges for Empty {
+    async fn changes(
+        &self,
+        _id: &WorkspaceId,
+        _within: Option<RawPath>,
+        _form: Form,
+    ) -> Result<ToldChanges, Error> {
+        nothing()
+    }
 }
 
 #[async_trait]

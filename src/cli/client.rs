@@ -657,6 +657,67 @@ pub struct ResumeArgs {
     pub workspace: IdPart,
 }
 
+/// Changes to be shown.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct DiffArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// Print a patch that git apply takes.
+    #[arg(short, long, conflicts_with = "json")]
+    patch: bool,
+    /// Leave binary files out of the patch.
+    #[arg(long, requires = "patch")]
+    no_binary: bool,
+    /// Have ignored files in the patch.
+    #[arg(long, requires = "patch")]
+    ignored: bool,
+    /// Print the answer as JSON.
+    #[arg(long)]
+    json: bool,
+    /// What changed at this path alone. A patch is relative to it; without it, to the workspace's repository.
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+}
+
+/// As what changes are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// A line for each.
+    List,
+    /// The answer.
+    Json,
+    /// A patch.
+    Patch,
+}
+
+impl DiffArgs {
+    /// As what they are printed.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        match (self.patch, self.json) {
+            (true, _) => Shape::Patch,
+            (_, true) => Shape::Json,
+            _ => Shape::List,
+        }
+    }
+
+    /// What is asked of the provider for a patch: each parameter with its value.
+    #[must_use]
+    pub fn query(&self) -> Vec<(&'static str, String)> {
+        let mut query = vec![
+            ("format", "patch".to_owned()),
+            ("binary", (!self.no_binary).to_string()),
+            ("ignored", self.ignored.to_string()),
+        ];
+        query.extend(self.path.clone().map(|path| ("path", path)));
+        query
+    }
+}
+
 /// A snapshot to be taken.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXIT_CODES)]

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use hyper::{Method, Request};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -104,6 +106,32 @@ impl Client {
     /// Why it is not known.
     pub async fn capacity(&self) -> Result<Capacity, Error> {
         self.json(Method::GET, "/capacity").await
+    }
+
+    /// What changed in a workspace since setup, at a path if one is given.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub async fn changes(&self, workspace: &str, path: Option<&str>) -> Result<Value, Error> {
+        let query = path.map(|path| ("path", path.to_owned()));
+        let target = to_changes(workspace, query.as_slice());
+        self.json(Method::GET, &target).await
+    }
+
+    /// The same as a patch: how many changes are not in it, and what it is, as it comes.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn patch(
+        &self,
+        workspace: &str,
+        query: &[(&str, String)],
+    ) -> Result<(u64, BoxStream<'static, Result<Bytes, Error>>), Error> {
+        let target = to_changes(workspace, query);
+        let answer = self.ask(Method::GET, &target).await?;
+        let left_out = answer.headers.get("derrick-left-out");
+        let left_out = left_out.and_then(|count| count.to_str().ok()?.parse().ok());
+        Ok((left_out.unwrap_or(0), answer.stream().boxed()))
     }
 
     /// Has the time to live of a workspace begin anew.
@@ -418,6 +446,15 @@ fn to_create(wait: Option<Duration>) -> String {
         Some(wait) => format!("/workspaces?wait={}", wait.as_secs_f64()),
         None => "/workspaces".to_owned(),
     }
+}
+
+/// The target of a question about changes.
+fn to_changes(workspace: &str, query: &[(&str, String)]) -> String {
+    let parameters = query
+        .iter()
+        .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
+    let parameters: Vec<_> = parameters.collect();
+    format!("/workspaces/{workspace}/changes?{}", parameters.join("&"))
 }
 
 /// The target of an exec.

@@ -5,6 +5,7 @@ pub mod capacity;
 pub mod check;
 pub mod cp;
 pub mod create;
+pub mod diff;
 pub mod exec;
 pub mod fetch;
 mod foreground;
@@ -57,6 +58,7 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Attach(arguments)) => attach::attach(&arguments),
         Some(Command::Logs(arguments)) => logs::logs(&arguments),
         Some(Command::Cp(arguments)) => cp::cp(&arguments),
+        Some(Command::Diff(arguments)) => diff::diff(&arguments),
         Some(Command::Limits(arguments)) => limits::limits(&arguments),
         Some(Command::Renew(arguments)) => renew::renew(&arguments),
         Some(Command::Gc(arguments)) => gc::gc(&arguments),

@@ -4,6 +4,7 @@ mod pause;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use crate::init::protocol::{
 };
 use crate::sandbox::cgroups::{Counters, Group, Hits, Throttle};
 use crate::sandbox::{Capacity, Enforcement, MemoryFiles, Network, Storage};
+use crate::spawner::changes::protocol::Inquiry;
 use crate::sys::channel::Received;
 
 pub use pause::Brake;
@@ -476,6 +478,16 @@ impl Sandbox {
     pub async fn copy_out(&self, into: PathBuf) -> Result<(), SpawnerError> {
         let init = self.shared.init.as_fd();
         self.shared.spawner.copy_out(init, into).await
+    }
+
+    /// Has what changed in its workspace be written to `spool`. Its files must stand still.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub async fn tell(&self, inquiry: Inquiry, spool: &File) -> Result<(), SpawnerError> {
+        let init = self.shared.init.as_fd();
+        let spawner = &self.shared.spawner;
+        spawner.tell_of(Some(init), inquiry, spool).await
     }
 
     /// Asks for a command. `descriptors` are stdout and stderr, or stdin, stdout and stderr.

@@ -23,6 +23,7 @@ use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::{Failure, Merge, SandboxSpec, Step, Without};
 use crate::spawner::NAME;
+use crate::spawner::changes::protocol::Inquiry;
 use crate::spawner::protocol::{Hello, Removed, Reply, Request, RequestId};
 use crate::sys::channel::{Channel, Peer, Received};
 
@@ -270,6 +271,33 @@ impl Spawner {
     pub async fn merge(&self, merge: Merge) -> Result<(), SpawnerError> {
         let merge = Box::new(merge);
         done(self.ask(|id| Request::Merge(id, merge), &[]).await?)
+    }
+
+    /// Has what changed in a workspace be written to `spool`; `init` is a pidfd of init of its sandbox, if it has
+    /// one.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub(super) async fn tell_of(
+        &self,
+        init: Option<BorrowedFd<'_>>,
+        inquiry: Inquiry,
+        spool: &File,
+    ) -> Result<(), SpawnerError> {
+        let inquiry = Box::new(inquiry);
+        let descriptors: Vec<_> = [spool.as_fd()].into_iter().chain(init).collect();
+        done(
+            self.ask(|id| Request::Tell(id, inquiry), &descriptors)
+                .await?,
+        )
+    }
+
+    /// Has what changed in a workspace without a sandbox be written to `spool`.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub async fn tell(&self, inquiry: Inquiry, spool: &File) -> Result<(), SpawnerError> {
+        self.tell_of(None, inquiry, spool).await
     }
 
     /// Removes `group` when the sandbox's last handle is gone.

@@ -35,13 +35,16 @@ pub use crate::workspace::{
     Verify, WorkspaceId,
 };
 
+pub mod changes;
 pub mod files;
 pub mod ns;
 pub mod snapshots;
 
 /// A provisioning mode.
 #[async_trait]
-pub trait Provider: files::Files + snapshots::Snapshots + Send + Sync + 'static {
+pub trait Provider:
+    changes::ShowChanges + files::Files + snapshots::Snapshots + Send + Sync + 'static
+{
     /// Makes a workspace on the setup layer, setting up first if no layer is there yet.
     ///
     /// What `asked` says comes on top of the config.

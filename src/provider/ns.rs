@@ -1,5 +1,6 @@
 //! The `ns` mode: workspaces made of namespaces, overlayfs, seccomp and landlock on this host.
 
+mod changes;
 mod fetch;
 mod files;
 mod snapshots;
@@ -627,7 +628,9 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
         WorkspaceError::NoSnapshot(_) => Error::NoSuchSnapshot(error.to_string()),
         WorkspaceError::SnapshotInUse { .. } => Error::SnapshotInUse(error.to_string()),
         WorkspaceError::TooDeep(_) => Error::TooDeep(error.to_string()),
-        WorkspaceError::OtherShape(_) => Error::Invalid(error.to_string()),
+        WorkspaceError::SeveralRepositories | WorkspaceError::OtherShape(_) => {
+            Error::Invalid(error.to_string())
+        }
         WorkspaceError::Restless => Error::Conflict(error.to_string()),
         WorkspaceError::Moved | WorkspaceError::MemoryInUse | WorkspaceError::ForksTooFast => {
             Error::Conflict(error.to_string())

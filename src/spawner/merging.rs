@@ -45,12 +45,8 @@ pub(super) fn merge(chains: &[(usize, Chain)], into: &Path, identity: Identity) 
         let name = CString::new(number.to_string())?;
         mkdirat(&tree, &name, Mode::RWXU)?;
         let copy = openat(&tree, &name, DIRECTORY, Mode::empty())?;
-        let layers = chain.layers.iter();
-        let layers = layers.map(|layer| openat(layer, c".", DIRECTORY, Mode::empty()));
         let mut merge = Merge {
-            layers: layers.collect::<Result<_, _>>()?,
-            below: openat(&chain.below, c".", DIRECTORY, Mode::empty())?,
-            marks: Marks::of(identity),
+            layers: Layers::of(chain, identity)?,
             copy: Copy::begin(&into)?,
         };
         merge.walk(copy)?;
@@ -60,7 +56,7 @@ pub(super) fn merge(chains: &[(usize, Chain)], into: &Path, identity: Identity) 
 }
 
 /// Each directory that is open on the way down holds some.
-fn allow_open_files() -> io::Result<()> {
+pub(super) fn allow_open_files() -> io::Result<()> {
     let most = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit {
         current: most,
@@ -92,20 +88,25 @@ impl Marks {
 }
 
 struct Merge {
+    layers: Layers,
+    copy: Copy,
+}
+
+/// What is looked up in.
+pub(super) struct Layers {
     /// The roots of the layers, the uppermost first.
     layers: Vec<OwnedFd>,
     /// The root of what is below them.
     below: OwnedFd,
     marks: Marks,
-    copy: Copy,
 }
 
 /// A directory of the layers together.
-struct Merged {
+pub(super) struct Merged {
     /// Where it is, by the number of the layer, the uppermost first.
-    parts: Vec<(usize, OwnedFd)>,
+    pub(super) parts: Vec<(usize, OwnedFd)>,
     /// The directory below all layers that it joins, if it joins one.
-    below: Option<OwnedFd>,
+    pub(super) below: Option<OwnedFd>,
 }
 
 /// A directory on the way down.
@@ -132,7 +133,7 @@ struct Marked {
 }
 
 /// What there is of a name.
-enum Found {
+pub(super) enum Found {
     /// It was deleted.
     Whiteout,
     /// No directory: in this part of the directory that it is in.
@@ -140,11 +141,11 @@ enum Found {
     Directory(Directory),
 }
 
-struct Directory {
-    merged: Merged,
-    status: Stat,
-    /// The name under which it was looked for below.
-    wanted: Vec<u8>,
+pub(super) struct Directory {
+    pub(super) merged: Merged,
+    pub(super) status: Stat,
+    /// The name under which it was looked for below, or its path there from the root.
+    pub(super) wanted: Vec<u8>,
 }
 
 /// What is looked for, and how far.
@@ -166,15 +167,11 @@ enum One {
 
 impl Merge {
     fn walk(&mut self, copy: OwnedFd) -> io::Result<()> {
-        let parts = self.layers.iter().map(OwnedFd::try_clone);
-        let parts: Vec<OwnedFd> = parts.collect::<io::Result<_>>()?;
-        let root = Merged {
-            parts: parts.into_iter().enumerate().collect(),
-            below: Some(self.below.try_clone()?),
-        };
-        let status = statat(&self.layers[0], c".", AtFlags::SYMLINK_NOFOLLOW)?;
+        let root = self.layers.root()?;
+        let top = root.parts[0].1.try_clone()?;
+        let status = statat(&top, c".", AtFlags::SYMLINK_NOFOLLOW)?;
         let pair = Pair {
-            from: self.layers[0].try_clone()?,
+            from: top,
             to: copy.try_clone()?,
         };
         let mut levels = vec![Level {
@@ -208,7 +205,7 @@ impl Merge {
                 }
                 continue;
             };
-            match self.look_up(directory, &name)? {
+            match self.layers.look_up(directory, &name)? {
                 Found::Whiteout => {
                     if let Some(below) = &directory.below
                         && exists(below, &name)?
@@ -258,7 +255,7 @@ impl Merge {
             let Open { directory, copy } = above.ok_or(Errno::BADF)?;
             let level = &levels[place];
             let stale = || io::Error::from(Errno::STALE);
-            let Found::Directory(found) = self.look_up(directory, &level.name)? else {
+            let Found::Directory(found) = self.layers.look_up(directory, &level.name)? else {
                 return Err(stale());
             };
             let same = |a: &Stat, b: &Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
@@ -297,17 +294,38 @@ impl Merge {
         };
         set_attributes(&pair, &done.name, &done.name, &done.status)?;
         let opaque = done.marks.opaque.then_some(&b"y"[..]);
-        mark(&own.copy, self.marks.opaque, opaque)?;
-        mark(
-            &own.copy,
-            self.marks.redirect,
-            done.marks.redirect.as_deref(),
-        )?;
+        let marks = &self.layers.marks;
+        mark(&own.copy, marks.opaque, opaque)?;
+        mark(&own.copy, marks.redirect, done.marks.redirect.as_deref())?;
         // To set a mark changes no time that is shown but that of the change.
         Ok(())
     }
+}
 
-    fn look_up(&self, parent: &Merged, name: &CStr) -> io::Result<Found> {
+impl Layers {
+    /// Those of an overlay.
+    pub(super) fn of(chain: &Chain, identity: Identity) -> io::Result<Self> {
+        let layers = chain.layers.iter();
+        let layers = layers.map(|layer| openat(layer, c".", DIRECTORY, Mode::empty()));
+        Ok(Self {
+            layers: layers.collect::<Result<_, _>>()?,
+            below: openat(&chain.below, c".", DIRECTORY, Mode::empty())?,
+            marks: Marks::of(identity),
+        })
+    }
+
+    /// The root directory of all.
+    pub(super) fn root(&self) -> io::Result<Merged> {
+        let parts = self.layers.iter().map(OwnedFd::try_clone);
+        let parts: Vec<OwnedFd> = parts.collect::<io::Result<_>>()?;
+        Ok(Merged {
+            parts: parts.into_iter().enumerate().collect(),
+            below: Some(self.below.try_clone()?),
+        })
+    }
+
+    /// What a directory has of a name that one of its parts has.
+    pub(super) fn look_up(&self, parent: &Merged, name: &CStr) -> io::Result<Found> {
         let mut lookup = Lookup {
             wanted: name.to_bytes().to_vec(),
             is_directory: false,
@@ -495,7 +513,7 @@ impl Names {
     }
 }
 
-fn is_in_any(parts: &[(usize, OwnedFd)], name: &CStr) -> io::Result<bool> {
+pub(super) fn is_in_any(parts: &[(usize, OwnedFd)], name: &CStr) -> io::Result<bool> {
     for (_, part) in parts {
         if exists(part, name)? {
             return Ok(true);
@@ -513,7 +531,7 @@ fn exists(directory: &OwnedFd, name: &CStr) -> io::Result<bool> {
 }
 
 /// The directory of that path below another one, if there is one.
-fn open_directory(base: &OwnedFd, path: &[u8]) -> io::Result<Option<OwnedFd>> {
+pub(super) fn open_directory(base: &OwnedFd, path: &[u8]) -> io::Result<Option<OwnedFd>> {
     let path = std::ffi::OsStr::from_bytes(path);
     let below = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     match openat2(
@@ -595,9 +613,11 @@ mod tests {
         chain(&below, DEPTH, "old");
         let into = make("into");
         let mut merge = Merge {
-            layers: layers.into(),
-            below,
-            marks,
+            layers: Layers {
+                layers: layers.into(),
+                below,
+                marks,
+            },
             copy: Copy::begin(&into).expect("it begins"),
         };
 
@@ -624,7 +644,7 @@ mod tests {
             [c"d", c"f1", c"f2", c"f3", c"moved"].map(CStr::to_owned)
         );
         let mut at = openat(&tree, "moved", DIRECTORY, Mode::empty()).expect("it was moved");
-        let redirect = attribute(&at, merge.marks.redirect).expect("an attribute");
+        let redirect = attribute(&at, merge.layers.marks.redirect).expect("an attribute");
         assert_eq!(redirect.as_deref(), Some(&b"/d"[..]));
         // Those of `d` are one level further down.
         for level in 1..DEPTH {

@@ -5,6 +5,7 @@
 //! once and attends the next one while a child is about its part. It ends when the provider's end of
 //! its socket closes.
 
+pub mod changes;
 mod copying;
 mod merging;
 pub mod protocol;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open};
 use rustix::thread::UnshareFlags;
 
@@ -35,6 +37,7 @@ use crate::sys::process::{
     Child, OneThread, Standard, become_standard, close_all_except, fork_child, id_behind,
     take_standard_input, unshare,
 };
+use changes::protocol::Inquiry;
 use protocol::{Hello, Reply, Request, RequestId};
 use removers::Removers;
 
@@ -80,7 +83,7 @@ struct Spawner {
     /// Sandboxes on their way.
     births: Vec<Attended>,
     removers: Removers,
-    /// Copies and merges under way, by the child that does each.
+    /// Copies, merges and lists of changes under way, by the child that does each.
     copies: HashMap<i32, (RequestId, Child)>,
     /// The living inits, by process id.
     inits: HashMap<i32, Living>,
@@ -207,6 +210,12 @@ impl Spawner {
                 Ok(()) => Ok(()),
                 Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
             },
+            Request::Tell(id, inquiry) => {
+                match self.begin_telling(id, &inquiry, received.descriptors) {
+                    Ok(()) => Ok(()),
+                    Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
+                }
+            }
             Request::Remove(id, path) => match self.removers.remove(self.one, id, path) {
                 Ok(()) => Ok(()),
                 Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
@@ -247,14 +256,7 @@ impl Spawner {
         init: Option<&OwnedFd>,
         into: &Path,
     ) -> Result<(), Failure> {
-        let step = Step::Upper;
-        let init = init.ok_or_else(|| Failure::new(step, "no sandbox was named"))?;
-        let pid = id_behind(init.as_fd()).at(step, "finding init's process id")?;
-        let living = self.inits.get(&pid);
-        let written = living.and_then(|living| living.written.as_ref());
-        // A spawner before this one may have made it, and had it.
-        let written =
-            written.ok_or_else(|| Failure::new(step, "what the sandbox wrote is out of reach"))?;
+        let written = self.written(init)?;
         let child = fork_child(self.one, || {
             let _ = rustix::process::nice(NICE);
             let copied = let_go_of_all_but(&[written.as_fd()]).and_then(|()| {
@@ -274,6 +276,17 @@ impl Spawner {
         .at(Step::Process, "forking to copy what a sandbox wrote")?;
         self.copies.insert(child.id(), (id, child));
         Ok(())
+    }
+
+    /// What a sandbox has written that is in no directory of the provider's.
+    fn written(&self, init: Option<&OwnedFd>) -> Result<&OwnedFd, Failure> {
+        let step = Step::Upper;
+        let init = init.ok_or_else(|| Failure::new(step, "no sandbox was named"))?;
+        let pid = id_behind(init.as_fd()).at(step, "finding init's process id")?;
+        let living = self.inits.get(&pid);
+        let written = living.and_then(|living| living.written.as_ref());
+        // A spawner before this one may have made it, and had it.
+        written.ok_or_else(|| Failure::new(step, "what the sandbox wrote is out of reach"))
     }
 
     /// Lets go of what a sandbox has written. The last one to do so waits until an image is written out and
@@ -308,6 +321,49 @@ impl Spawner {
             }
         })
         .at(Step::Process, "forking to merge layers")?;
+        self.copies.insert(child.id(), (id, child));
+        Ok(())
+    }
+
+    /// Has a child write what changed in a workspace to a file.
+    fn begin_telling(
+        &mut self,
+        id: RequestId,
+        inquiry: &Inquiry,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), Failure> {
+        let step = Step::Upper;
+        let mut descriptors = descriptors.into_iter();
+        let spool = descriptors.next();
+        let spool = spool.ok_or_else(|| Failure::new(step, "there is no file for the answer"))?;
+        let layers = &inquiry.layers;
+        let mut opened = overlay::open_chains(self.one, &mut self.scratch, layers, self.identity)?;
+        if inquiry.apart {
+            let written = self.written(descriptors.next().as_ref())?;
+            for (number, chain) in &mut opened {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let upper = format!("upper/{number}");
+                let upper = rustix::fs::openat(written, upper, flags, Mode::empty());
+                let upper = upper.at(step, "opening what a sandbox wrote")?;
+                chain.layers.insert(0, upper);
+            }
+        }
+        let identity = self.identity;
+        let child = fork_child(self.one, || {
+            let _ = rustix::process::nice(NICE);
+            let descriptors = opened.iter().flat_map(|(_, chain)| chain.all());
+            let kept: Vec<_> = descriptors.chain([spool.as_fd()]).collect();
+            let told = let_go_of_all_but(&kept)
+                .and_then(|()| hide_everything(self.one))
+                .and_then(|()| {
+                    changes::answer(&opened, inquiry, identity, spool.try_clone()?.into())
+                });
+            match told {
+                Ok(()) => 0,
+                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+            }
+        })
+        .at(Step::Process, "forking to tell what changed")?;
         self.copies.insert(child.id(), (id, child));
         Ok(())
     }
@@ -483,7 +539,7 @@ impl Spawner {
                             errno => Err(Failure {
                                 step: Step::Upper,
                                 errno: errno.unwrap_or(0),
-                                detail: "copying what workspaces wrote".into(),
+                                detail: "reading what workspaces wrote".into(),
                             }),
                         };
                         provider.send(&Reply::to(id, copied), &[])?;
@@ -508,6 +564,17 @@ fn let_go_of_all_but(keep: &[BorrowedFd<'_>]) -> std::io::Result<()> {
     become_standard(null.as_fd(), Standard::Output)?;
     drop(null);
     close_all_except(keep)
+}
+
+/// Has a child of the spawner's no network and an empty filesystem as its root: it has what it holds open.
+fn hide_everything(one: OneThread) -> std::io::Result<()> {
+    unshare(
+        one,
+        UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC,
+    )?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let nothing = overlay::new_filesystem("tmpfs", &[("size", "4k")], attributes)?;
+    overlay::enter(&nothing).map_err(|failure| std::io::Error::from_raw_os_error(failure.errno))
 }
 
 /// Sends init its next word. One that is not there to take it has said why, and that is the cause.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::changes::protocol::Inquiry;
 use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::{Failure, Merge, SandboxSpec};
@@ -37,6 +38,8 @@ pub enum Request {
     CopyOut(RequestId, PathBuf),
     /// Make one layer of several.
     Merge(RequestId, Box<Merge>),
+    /// Tell what changed in a workspace: written to the file that this comes with.
+    Tell(RequestId, Box<Inquiry>),
     /// Remove a directory with all that is in it, whoever owns it.
     Remove(RequestId, PathBuf),
 }
@@ -48,7 +51,7 @@ pub enum Reply {
     Created(RequestId),
     /// The directory is gone, with all this.
     Removed(RequestId, Removed),
-    /// The sandbox is dying, or in its groups; or the copy or the layer is made.
+    /// The sandbox is dying, or in its groups; or the copy, the layer or the answer is made.
     Done(RequestId),
     /// It could not be done.
     Failed(RequestId, Failure),

@@ -5,6 +5,7 @@
 
 mod admission;
 mod capacity;
+mod changes;
 mod events;
 pub mod execs;
 mod fence;
@@ -35,6 +36,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub use crate::pool::stock::Level;
 pub use admission::Shortage;
 pub use capacity::{Basis, DiskRoom, Headroom, MemoryRoom, Places, RangeRoom};
+pub use changes::Telling;
 pub use events::{Event, EventId, Events, InvalidEventId, Next, Told};
 pub use execs::{Exec, ExecError, ExecId, ExecRecord, Outcome};
 pub use fence::Fence;
@@ -66,6 +68,9 @@ pub enum WorkspaceError {
     /// There is none of that id.
     #[error("there is no workspace {0}")]
     NotFound(WorkspaceId),
+    /// A patch is relative to one of them.
+    #[error("the workspace has several repositories: name the path of one")]
+    SeveralRepositories,
     /// Setup failed.
     #[error(transparent)]
     Setup(#[from] SetupError),
@@ -212,6 +217,7 @@ impl WorkspaceError {
             | Self::OtherShape(_)
             | Self::TooDeep(_)
             | Self::Restless
+            | Self::SeveralRepositories
             | Self::Moved => false,
         }
     }

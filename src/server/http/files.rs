@@ -59,7 +59,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 }
 
 impl App {
-    fn count(&self, direction: Direction, piece: &Bytes) {
+    pub(super) fn count(&self, direction: Direction, piece: &Bytes) {
         self.metrics.moved(direction, piece.len() as u64);
     }
 }
@@ -76,7 +76,7 @@ pub(super) const FILES: u64 = SANDBOX
 /// The `{id}` and the `{path}` of the route.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-struct Place {
+pub(super) struct Place {
     /// The workspace.
     id: WorkspaceId,
     /// The path in the workspace without its first slash. Any bytes, percent-encoded.
@@ -85,7 +85,7 @@ struct Place {
 }
 
 impl Place {
-    fn target(self, user: Option<String>) -> (WorkspaceId, FileTarget) {
+    pub(super) fn target(self, user: Option<String>) -> (WorkspaceId, FileTarget) {
         let target = FileTarget {
             path: self.path,
             user,
@@ -408,7 +408,7 @@ fn part(asked: &HeaderValue, size: u64) -> Part {
 
 /// The bytes of a file: one piece is read while the one before it is sent. A file that got shorter
 /// meanwhile breaks the connection off: no client takes it for whole.
-fn content(file: std::fs::File, range: Range<u64>) -> Content {
+pub(super) fn content(file: std::fs::File, range: Range<u64>) -> Content {
     let file = Arc::new(file);
     let read = move |range: Range<u64>| {
         let file = Arc::clone(&file);

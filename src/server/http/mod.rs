@@ -9,6 +9,7 @@
 mod attach;
 mod body;
 mod capacity;
+mod changes;
 mod commands;
 mod connection;
 mod cors;

@@ -60,8 +60,8 @@ use super::observe::observe;
 use super::problem::{Kind, Problem};
 use super::unread::close_if_unread;
 use super::{
-    App, attach, capacity, commands, documents, events, execs, files, layers, leases, metrics,
-    output, sessions, snapshots, workspaces,
+    App, attach, capacity, changes, commands, documents, events, execs, files, layers, leases,
+    metrics, output, sessions, snapshots, workspaces,
 };
 use crate::provider::{Error, WorkspaceId};
 
@@ -77,6 +77,7 @@ pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
     events::routes,
     sessions::routes,
     files::routes,
+    changes::routes,
     commands::routes,
     documents::routes,
     capacity::routes,

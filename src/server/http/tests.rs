@@ -24,6 +24,8 @@ use super::body::Uploads;
 use super::connection::Owner;
 use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Tokens, serve_as};
+use crate::provider::changes::{Form, ShowChanges, ToldChanges};
+use crate::provider::files::RawPath;
 use crate::provider::snapshots::{Fence, Forked, Snapshot, SnapshotId, Snapshots, Taken};
 use crate::provider::{
     Asked, Bounds, Capacity, Collected, Command, Description, Error, Events, Exec, ExecId,
@@ -333,6 +335,19 @@ impl Provider for Fake {
     }
 
     async fn shutdown(&self) {}
+}
+
+#[async_trait]
+impl ShowChanges for Fake {
+    async fn changes(
+        &self,
+        id: &WorkspaceId,
+        _within: Option<RawPath>,
+        _form: Form,
+    ) -> Result<ToldChanges, Error> {
+        self.call(id, "changes".to_owned())?;
+        Err(Error::Invalid("a fake has no changes".to_owned()))
+    }
 }
 
 #[async_trait]

@@ -1,0 +1,227 @@
+//! What changed in a workspace since setup: as a list, a patch, a tar, and each file as it was and as it is.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use futures_util::TryStreamExt;
+use serde::Deserialize;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::App;
+use super::files::{Place, content};
+use super::metrics::Direction;
+use super::problem::{Kind, Problem, Problems, of};
+use super::routes::{Id, Octets, Parameters, tag};
+use crate::provider::changes::{Binaries, Changes, Form, Ignored, ToldChanges};
+use crate::provider::files::RawPath;
+
+/// How many changes an answer has no place for.
+const LEFT_OUT: HeaderName = HeaderName::from_static("derrick-left-out");
+
+/// The longest path, path_resolution(7), without its NUL.
+const LONGEST_PATH: usize = 4095;
+
+pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::default()
+        .routes(routes!(changes))
+        .routes(routes!(side))
+}
+
+/// What any of these may be refused for.
+const CHANGES: u64 = of(&[
+    Kind::InvalidRequest,
+    Kind::NoSuchWorkspace,
+    Kind::Conflict,
+    Kind::NotPossible,
+    Kind::NoSpace,
+]);
+
+#[derive(Clone, Copy, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Format {
+    /// A list.
+    #[default]
+    Json,
+    /// What git-apply(1) takes.
+    Patch,
+    /// The files that are new or other than they were.
+    Tar,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ChangesQuery {
+    /// `json` if absent.
+    #[param(inline)]
+    format: Option<Format>,
+    /// An absolute path in the workspace: what changed there alone is told, and paths of a patch or a tar are
+    /// relative to it. If absent, for a list everything; else the workspace's repository, or `/` if it has none.
+    #[param(pattern = "^/", max_length = 4095)]
+    path: Option<String>,
+    /// Of a patch: whether binary files are in it; they are if absent.
+    binary: Option<bool>,
+    /// Of a patch or a tar: whether ignored files are in it; they are not if absent.
+    ignored: Option<bool>,
+}
+
+/// Tells what changed since setup, whatever state the workspace's git is in.
+///
+/// It is read off what the workspace wrote, from the outside: staged, committed on any branch or untracked makes
+/// no difference, and git's config, index, hooks, attributes and ignore rules in the workspace hide nothing. What
+/// is ignored is told by the rules of setup's checkout. All that runs in the workspace is held until the answer
+/// is written. What is in git directories is counted and not listed; hooks and configs among it are named.
+///
+/// A patch has regular files and links, as git keeps them. The header `derrick-left-out` counts what is not in
+/// an answer; a patch names it in lines that begin with `# left out:`.
+#[utoipa::path(
+    get,
+    path = "/workspaces/{id}/changes",
+    operation_id = "show_changes",
+    tag = tag::FILES,
+    params(Id, ChangesQuery),
+    responses(
+        (status = 200, description = "What changed.", content(
+            (Changes = "application/json"),
+            (Octets = "text/x-diff"),
+            (Octets = "application/x-tar"),
+        ), headers(
+            ("derrick-left-out" = u64, description = "How many changes are not in it."),
+        )),
+        Problems<CHANGES>,
+    )
+)]
+async fn changes(
+    State(app): State<Arc<App>>,
+    Id(id): Id,
+    Parameters(asked): Parameters<ChangesQuery>,
+) -> Result<Response, Problem> {
+    let within = asked
+        .path
+        .map(|path| checked(path.as_bytes()))
+        .transpose()?;
+    let ignored = match asked.ignored {
+        Some(true) => Ignored::Included,
+        _ => Ignored::LeftOut,
+    };
+    let binaries = match asked.binary {
+        Some(false) => Binaries::LeftOut,
+        _ => Binaries::Included,
+    };
+    let (form, kind) = match asked.format.unwrap_or_default() {
+        Format::Json => (Form::List, "application/json"),
+        Format::Patch => (Form::Patch(binaries, ignored), "text/x-diff"),
+        Format::Tar => (Form::Tar(ignored), "application/x-tar"),
+    };
+    let told = app.provider.changes(&id, within, form).await?;
+    Ok(send(app, told, kind))
+}
+
+#[derive(Clone, Copy, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Side {
+    /// As setup left it.
+    Old,
+    /// As it is.
+    #[default]
+    New,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct SideQuery {
+    /// `new` if absent.
+    #[param(inline)]
+    side: Option<Side>,
+}
+
+/// Sends a file as it was after setup, or as it is; of a link, where it leads. No link is followed.
+#[utoipa::path(
+    get,
+    path = "/workspaces/{id}/changes/{*path}",
+    operation_id = "show_side",
+    tag = tag::FILES,
+    params(Place, SideQuery),
+    responses(
+        (status = 200, description = "What is in it.", content((Octets = "application/octet-stream"))),
+        Problems<{ CHANGES | of(&[Kind::NoSuchFile, Kind::NotAFile, Kind::NotRegular]) }>,
+    )
+)]
+async fn side(
+    State(app): State<Arc<App>>,
+    place: Place,
+    Parameters(asked): Parameters<SideQuery>,
+) -> Result<Response, Problem> {
+    let (id, target) = place.target(None);
+    let path = checked(target.path.as_bytes())?;
+    let form = match asked.side.unwrap_or_default() {
+        Side::Old => Form::Old,
+        Side::New => Form::New,
+    };
+    let told = app.provider.changes(&id, Some(path), form).await?;
+    Ok(send(app, told, "application/octet-stream"))
+}
+
+/// A path that is one name after the other.
+fn checked(path: &[u8]) -> Result<RawPath, Problem> {
+    let invalid = |what| {
+        Err(Problem::new(
+            Kind::InvalidRequest,
+            format!("the path {what}"),
+        ))
+    };
+    if path.first() != Some(&b'/') {
+        return invalid("is not absolute");
+    }
+    if path.len() > LONGEST_PATH || path.contains(&0) {
+        return invalid("is none: it is too long, or has a NUL");
+    }
+    let names = path
+        .split(|byte| *byte == b'/')
+        .filter(|name| !name.is_empty());
+    let mut checked = Vec::new();
+    for name in names {
+        if matches!(name, b"." | b"..") {
+            return invalid("has a part . or ..");
+        }
+        checked.push(b'/');
+        checked.extend(name);
+    }
+    if checked.is_empty() {
+        checked.push(b'/');
+    }
+    Ok(checked.into())
+}
+
+fn send(app: Arc<App>, told: ToldChanges, kind: &'static str) -> Response {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CONTENT_LENGTH, told.content.size.into());
+    headers.insert(LEFT_OUT, told.left_out.into());
+    let pieces = content(told.content.file, 0..told.content.size);
+    let counted = pieces.inspect_ok(move |piece| app.count(Direction::Out, piece));
+    (headers, Body::from_stream(counted)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_absolute_and_leads_down() {
+        for (path, expected) in [("/", "/"), ("//a//b/", "/a/b"), ("/a b", "/a b")] {
+            let checked = checked(path.as_bytes()).expect("a path");
+            assert_eq!(checked.as_bytes(), expected.as_bytes());
+        }
+        for path in ["", "a", "/a/../b", "/.", "/a\0"] {
+            assert!(checked(path.as_bytes()).is_err(), "{path:?}");
+        }
+        assert!(checked(&[b'/'; 5000]).is_err());
+    }
+}
