@@ -12,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use rustix::fs::IFlags;
@@ -224,7 +224,7 @@ impl State {
                 _locks: serving.into_iter().chain([own]).collect(),
             }),
         };
-        state.sweep().map_err(failed("sweeping it"))?;
+        state.sweep().await.map_err(failed("sweeping it"))?;
         drop(starting);
         Ok(state)
     }
@@ -510,14 +510,14 @@ impl State {
         let _ = self.shared.discards.send(discard);
     }
 
-    fn sweep(&self) -> io::Result<()> {
+    async fn sweep(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(self.path("run"))? {
             let path = entry?.path();
             if path == self.shared.instance {
                 continue;
             }
             let swept = match lock(&path.join("lock")) {
-                Ok(Some(_free)) => match remove_groups(&path) {
+                Ok(Some(_free)) => match remove_groups_of_the_dying(&path).await {
                     Ok(()) => self.discard(&path),
                     Err(error) => {
                         tracing::warn!(%error, path = %path.display(), "cannot remove old control groups; the next start tries again");
@@ -577,6 +577,9 @@ async fn remove_one(spawner: Spawner, path: PathBuf, done: Option<oneshot::Sende
     }
 }
 
+/// How long the sandboxes of a process that was killed may take to be gone.
+const DYING: Duration = Duration::from_secs(5);
+
 /// In the directory of each process: where the control groups of its sandboxes are.
 const GROUPS: &str = "groups.json";
 
@@ -599,6 +602,19 @@ fn remove_groups(instance: &Path) -> io::Result<()> {
     directories
         .iter()
         .try_for_each(|directory| cgroups::remove_all(directory))
+}
+
+/// The same where its sandboxes may have been killed with it just now: a group is busy until they are gone.
+async fn remove_groups_of_the_dying(instance: &Path) -> io::Result<()> {
+    let (mut pause, end) = (Duration::from_millis(5), Instant::now() + DYING);
+    loop {
+        match remove_groups(instance) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < end => {}
+            removed => return removed,
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
 }
 
 /// Has ext4 put each directory that is made in this one, with all below it, into another part of the disk, as
