@@ -647,16 +647,24 @@ fn a_chain_of_snapshots_has_no_end_and_each_is_what_it_was() {
 fn layers_that_cannot_be_merged_are_not_tried_again_after_each_snapshot() {
     let mut derrick = Derrick::on_host();
     let workspace = derrick.create();
-    // Deeper than is merged.
+    // Deeper than is merged. Each step takes as long as it is deep, so it is put together of parts.
     let made = workspace.python(
         r#"
 import os
-at = os.open("/tmp", os.O_DIRECTORY)
-for n in range(10050):
-    os.mkdir("d", dir_fd=at)
-    below = os.open("d", os.O_DIRECTORY, dir_fd=at)
-    os.close(at)
-    at = below
+last = None
+for part in range(21):
+    os.mkdir("/tmp/top")
+    at = os.open("/tmp/top", os.O_DIRECTORY)
+    for n in range(500):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_DIRECTORY, dir_fd=at)
+        os.close(at)
+        at = below
+    if last is None:
+        os.rename("/tmp/top", "/tmp/tree")
+    else:
+        os.rename("/tmp/top", "d", dst_dir_fd=last)
+    last = at
 "#,
     );
     made.expect(0);
