@@ -67,6 +67,8 @@ struct Others {
     git: Vec<GitDirectory>,
     /// The path of the last of these.
     last: Option<Vec<u8>>,
+    /// Which of its sensitive files make room for others.
+    replaceable: Vec<usize>,
     too_deep: Vec<Place>,
     left_out: u64,
 }
@@ -122,18 +124,21 @@ impl Others {
             return Ok(());
         };
         if self.last.as_deref() != Some(git) {
-            if self.git.len() == MOST_PLACES {
+            let mut roots = repositories.iter().map(|one| trimmed(one.path.as_bytes()));
+            let known = roots.any(|root| git.strip_prefix(&*root) == Some(b"/.git"));
+            if self.git.len() >= MOST_PLACES && !known {
                 self.left_out += 1;
                 return Ok(());
             }
-            let mut roots = repositories.iter().map(|one| trimmed(one.path.as_bytes()));
+            self.replaceable.clear();
             self.git.push(GitDirectory {
                 place: Place::new(git),
-                known: roots.any(|root| git.strip_prefix(&*root) == Some(b"/.git")),
+                known,
                 added: 0,
                 modified: 0,
                 deleted: 0,
                 sensitive: Vec::new(),
+                sensitive_left_out: 0,
             });
             self.last = Some(git.to_vec());
         }
@@ -151,12 +156,23 @@ impl Others {
         }
         if let Some(new) = &seen.new
             && let Some(reason) = sensitive::reason_in_git(&seen.path[git.len()..], new)
-            && directory.sensitive.len() < MOST_NAMED
         {
-            directory.sensitive.push(SensitiveFile {
+            let file = SensitiveFile {
                 place: Place::new(seen.path),
                 reason: reason.to_owned(),
-            });
+            };
+            let first = sensitive::is_read_by_git(&seen.path[git.len()..]);
+            if directory.sensitive.len() < MOST_NAMED {
+                if !first {
+                    self.replaceable.push(directory.sensitive.len());
+                }
+                directory.sensitive.push(file);
+            } else {
+                directory.sensitive_left_out += 1;
+                if first && let Some(place) = self.replaceable.pop() {
+                    directory.sensitive[place] = file;
+                }
+            }
         }
         Ok(())
     }

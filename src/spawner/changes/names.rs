@@ -20,6 +20,49 @@ pub(super) fn is_git_modules(name: &[u8]) -> bool {
     means(name, ".gitmodules", "gitmod~1")
 }
 
+/// Whether git-apply(1) refuses a path, and the whole patch with it: because some filesystem would take a part of it
+/// for git's own directory or, of a link, for the file of submodules. On NTFS a backslash begins a part as well.
+pub(super) fn is_refused(path: &[u8], is_link: bool) -> bool {
+    path.split(|byte| *byte == b'/').any(|part| {
+        let starts = (0..part.len()).filter(|at| *at == 0 || part[at - 1] == b'\\');
+        let mut names = starts.map(|at| &part[at..]);
+        is_git(part)
+            || (is_link && is_git_modules(part))
+            || names.any(|name| is_ntfs_git(name) || (is_link && is_ntfs_git_modules(name)))
+    })
+}
+
+/// As `is_ntfs_dotgit` of git.
+fn is_ntfs_git(name: &[u8]) -> bool {
+    let rest = without(name, b".git").or_else(|| without(name, b"git~1"));
+    rest.is_some_and(|rest| matches!(after_dots(rest), None | Some(b':' | b'\\')))
+}
+
+/// As `is_ntfs_dotgitmodules` of git, and a little more of the short names.
+fn is_ntfs_git_modules(name: &[u8]) -> bool {
+    let long = without(name, b".gitmodules");
+    // A short name: the first letters, or those of a hash, and a number.
+    let short = ["gitmod", "gi7eba", "gi7eb", "gi7e", "gi7", "gi"].into_iter();
+    let mut short = short.filter_map(|begin| {
+        let rest = without(name, begin.as_bytes())?.strip_prefix(b"~")?;
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        (digits > 0).then(|| &rest[digits..])
+    });
+    long.or_else(|| short.next())
+        .is_some_and(|rest| matches!(after_dots(rest), None | Some(b':')))
+}
+
+/// The first byte after dots and spaces.
+fn after_dots(name: &[u8]) -> Option<&u8> {
+    name.iter().find(|byte| !b" .".contains(byte))
+}
+
+/// What follows a beginning in whatever case.
+fn without<'a>(name: &'a [u8], begin: &[u8]) -> Option<&'a [u8]> {
+    let (first, rest) = name.split_at_checked(begin.len())?;
+    first.eq_ignore_ascii_case(begin).then_some(rest)
+}
+
 fn means(name: &[u8], meant: &str, short: &str) -> bool {
     let Ok(name) = std::str::from_utf8(name) else {
         return false;
@@ -105,6 +148,60 @@ mod tests {
             assert!(!is_git(name.as_bytes()), "{name}");
         }
         assert!(!is_git(b".git\xff"));
+    }
+
+    #[test]
+    fn what_git_refuses_in_a_patch_is_known() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let takes = |path: &[u8], mode: &str| {
+            let mut patch = b"diff --git ".to_vec();
+            for prefix in [&b"a/"[..], b"b/"] {
+                patch.extend(quoted(&[prefix, path].concat()));
+                patch.push(if prefix == b"a/" { b' ' } else { b'\n' });
+            }
+            patch.extend(format!("new file mode {mode}\n").into_bytes());
+            patch.extend(b"index 0000000..e69de29\n");
+            std::fs::write(scratch.path().join("patch"), patch).expect("a file");
+            let checked = std::process::Command::new("git")
+                .args(["apply", "--check", "patch"])
+                .current_dir(scratch.path())
+                .output()
+                .expect("git runs");
+            checked.status.success()
+        };
+        for path in [
+            &b"x\\.git"[..],
+            b"x\\git~1",
+            b".git:\xff",
+            b"a/.Git. /b",
+            b"a\\b\\.GIT:x/y",
+        ] {
+            assert!(is_refused(path, false), "{path:?}");
+            assert!(!takes(path, "100644"), "{path:?}");
+        }
+        for path in [
+            &b"gitmod~2"[..],
+            b"GITMOD~4 .",
+            b"gi7eba~1",
+            b"a/.gitmodules:x",
+            b"gi7e~12",
+        ] {
+            assert!(
+                is_refused(path, true) && !is_refused(path, false),
+                "{path:?}"
+            );
+        }
+        for path in [
+            &b"a/b"[..],
+            b".gitignore",
+            b"x.git",
+            b"x\\.gitx",
+            b"git~2",
+            b"\xff",
+        ] {
+            assert!(!is_refused(path, true), "{path:?}");
+            assert!(takes(path, "100644"), "{path:?}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use sha1::{Digest, Sha1};
 
 use super::Stop;
 use super::content::Object;
-use super::names::{below, is_git_modules, name_of, quoted};
+use super::names::{below, is_refused, name_of, quoted};
 use super::protocol::{Binaries, Ignored};
 use super::renames::{HashWriter, Renames};
 use super::report::Kind;
@@ -87,8 +87,17 @@ impl<W: Write> Visit for Patch<'_, W> {
         if kind == Kind::Owner || (kind == Kind::Deleted && self.renames.is_elsewhere(seen.path)) {
             return Ok(());
         }
-        if let Some(flaw) = seen.new.and_then(|new| flaw(path, &new)) {
+        let is_link = [seen.old, seen.new]
+            .iter()
+            .flatten()
+            .any(|side| side.is(FileType::Symlink));
+        if is_refused(path, is_link) {
+            self.leave_out(path, "git takes nothing of this name")?;
+            return self.leave_out_origin(seen.path);
+        }
+        if let Some(flaw) = seen.new.and_then(|new| flaw(&new)) {
             self.leave_out(path, flaw)?;
+            self.leave_out_origin(seen.path)?;
             // What was there is gone all the same.
             if kind == Kind::Type {
                 self.write_pair(seen.old.and_then(|old| File::at(path, old)), None)?;
@@ -109,6 +118,10 @@ impl<W: Write> Visit for Patch<'_, W> {
             },
             // git has one as deleted and another one as new.
             (Some(_), Some(_)) if kind == Kind::Type => {
+                // One without the other would not fit.
+                if !self.takes_content(path, old, new)? {
+                    return Ok(());
+                }
                 self.write_pair(old, None)?;
                 self.write_pair(None, new)
             }
@@ -128,14 +141,11 @@ fn is_file(seen: &Seen<'_>) -> bool {
 }
 
 /// Why something cannot be in a patch.
-fn flaw(path: &[u8], new: &Object<'_>) -> Option<&'static str> {
-    let name = name_of(path);
+fn flaw(new: &Object<'_>) -> Option<&'static str> {
     match new.kind() {
         FileType::Directory => None,
         FileType::RegularFile if new.size() > LARGEST_FILE => Some("it is too large"),
-        FileType::RegularFile => None,
-        FileType::Symlink if is_git_modules(name) => Some("git takes no link of this name"),
-        FileType::Symlink => None,
+        FileType::RegularFile | FileType::Symlink => None,
         _ => Some("it is a pipe, a socket or a device"),
     }
 }
@@ -216,6 +226,18 @@ impl<W: Write> Patch<'_, W> {
         Ok(writeln!(self.out, ": {why}")?)
     }
 
+    /// Where a file was before that is left out: that it is gone from there is not told either.
+    fn leave_out_origin(&mut self, path: &[u8]) -> Result<(), Stop> {
+        let renames = self.renames;
+        match renames.old(path) {
+            Some(old) => {
+                let from = below(&old.path, self.within).unwrap_or_default();
+                self.leave_out(from, "it became what is left out")
+            }
+            None => Ok(()),
+        }
+    }
+
     fn line(&mut self, word: &str, rest: &[u8]) -> io::Result<()> {
         self.out.write_all(word.as_bytes())?;
         self.out.write_all(rest)?;
@@ -274,7 +296,7 @@ impl<W: Write> Patch<'_, W> {
             None => true,
         };
         if !is_same && !self.takes_content(new.path, old, Some(new))? {
-            return Ok(());
+            return self.leave_out(from, "it became what is left out");
         }
         self.begin(from, new.path)?;
         if old_mode != new.mode {

@@ -160,8 +160,11 @@ pub struct GitDirectory {
     pub modified: u64,
     /// Files in it that are gone.
     pub deleted: u64,
-    /// Of these, new or other ones that git runs, or that say what it runs; the first hundred.
+    /// Of these, new or other ones that git runs, or that say what it runs; a hundred at most, and those that
+    /// git reads where they are before others.
     pub sensitive: Vec<SensitiveFile>,
+    /// How many more of them there are.
+    pub sensitive_left_out: u64,
 }
 
 /// A file of git's own to look at.

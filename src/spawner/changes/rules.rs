@@ -152,7 +152,17 @@ fn parse_index(bytes: &[u8]) -> Option<HashSet<Vec<u8>>> {
             at + ((end - at) / 8 + 1) * 8
         };
     }
-    Some(names)
+    // What else there is, and the checksum. An index of names of another length, or one that leaves names to
+    // another file, is told by this.
+    let end = bytes.len().checked_sub(20)?;
+    while at < end {
+        if bytes.get(at)?.is_ascii_lowercase() {
+            return None;
+        }
+        let length = usize::try_from(number(at + 4)?).ok()?;
+        at = at.checked_add(8)?.checked_add(length)?;
+    }
+    (at == end).then_some(names)
 }
 
 #[cfg(test)]
@@ -200,5 +210,21 @@ mod tests {
             }
         }
         assert_eq!(parse_index(b"DIRC"), None);
+
+        for (format, change) in [("sha256", ""), ("sha1", "--split-index")] {
+            let scratch = tempfile::tempdir().unwrap();
+            let script = format!(
+                "git init -q --object-format={format} && touch a b c && git add . && \
+                 git update-index -q --refresh {change}"
+            );
+            let done = Command::new("sh")
+                .args(["-c", &script])
+                .current_dir(scratch.path())
+                .output()
+                .expect("git runs");
+            assert!(done.status.success(), "{done:?}");
+            let bytes = std::fs::read(scratch.path().join(".git/index")).unwrap();
+            assert_eq!(parse_index(&bytes), None, "{format} {change}");
+        }
     }
 }

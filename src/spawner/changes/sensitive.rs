@@ -202,6 +202,24 @@ pub(super) fn reason_in_git(path: &[u8], object: &Object<'_>) -> Option<&'static
     }
 }
 
+/// Whether git itself reads, or runs, the file of a git directory at this path below it.
+pub(super) fn is_read_by_git(path: &[u8]) -> bool {
+    let path = String::from_utf8_lossy(path).to_ascii_lowercase();
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    match parts[..] {
+        []
+        | ["config" | "config.worktree" | "commondir" | "gitdir"]
+        | ["hooks", _]
+        | ["info", "attributes" | "grafts"]
+        | ["objects", "info", "alternates" | "http-alternates"] => true,
+        // Those of submodules and of further work trees.
+        ["modules" | "worktrees", .., last] => {
+            matches!(last, "config" | "config.worktree" | "commondir" | "gitdir")
+        }
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
