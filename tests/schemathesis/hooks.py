@@ -67,6 +67,11 @@ def files_workspace():
     return workspace
 
 
+def made(value, one_in):
+    """Whether a value is one of those, one in so many, that something is done with; always the same of one value."""
+    return zlib.crc32(str(value).encode("utf-8", "replace")) % one_in == 0
+
+
 def removes(case, parameter):
     return case.method == "DELETE" and case.path.endswith("{" + parameter + "}")
 
@@ -158,9 +163,11 @@ def before_call(context, case, kwargs):
             case.body = {"path": "/etc/passwd"}
     # A copy: cases share what is the same in them.
     case.path_parameters = dict(case.path_parameters or {})
+    if case.method == "DELETE" and "/files/" in case.path and made(case.path_parameters.get("path"), 2):
+        case.path_parameters["path"] = "srv/f"
     for parameter, value in case.path_parameters.items():
         # Every fourth stays as it was made up; not those of signals, few of which get as far as the exec.
-        made_up = zlib.crc32(str(value).encode("utf-8", "replace")) % 4 == 0
+        made_up = made(value, 4)
         made_up = made_up and not case.path.endswith("/signal")
         if parameter in MAKERS and not made_up:
             case.path_parameters[parameter] = MAKERS[parameter](case)
