@@ -11,7 +11,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::{Answer, Derrick, GitServer, Mode, Scratch, Upstream, Workspace, fixture, git, mode};
+use support::{
+    Answer, Derrick, GitServer, Launch, Mode, Scratch, Upstream, Workspace, enforced, fixture, git,
+    mode, succeed,
+};
 
 /// What is in a tree, as git keeps it: content, or where a link leads; and whether it is a program or a link.
 type Tree = BTreeMap<Vec<u8>, (Vec<u8>, &'static str)>;
@@ -578,4 +581,101 @@ fn of_several_repositories_a_patch_is_of_one() {
     assert_eq!(repository("/one/a"), "/one");
     assert_eq!(repository("/two/b"), "/two");
     assert_eq!(repository("/elsewhere"), Value::Null);
+}
+
+#[test]
+fn a_tar_makes_no_program_run_as_whoever_unpacks_it() {
+    let derrick = Derrick::start(busybox());
+    let workspace = derrick.create();
+    workspace.ok("chmod 6755 one; mkdir shared; chmod 3777 shared");
+    let answer = changes(&workspace, "?format=tar&path=/project").expect(200);
+    let mut archive = tar::Archive::new(&answer.body[..]);
+    let modes: BTreeMap<_, _> = archive
+        .entries()
+        .expect("a tar")
+        .map(|entry| {
+            let entry = entry.expect("an entry");
+            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let name = name.trim_end_matches('/').to_owned();
+            (name, entry.header().mode().expect("a mode"))
+        })
+        .collect();
+    assert_eq!(modes["one"], 0o755, "{modes:?}");
+    assert_eq!(modes["shared"], 0o1777, "{modes:?}");
+    // The list has them all the same.
+    let told = list(&workspace);
+    let mut entries = told["changes"].as_array().expect("a list").iter();
+    let one = entries.find(|entry| entry["path"] == "/project/one");
+    assert_eq!(one.expect("it is told")["new"]["mode"], "6755", "{told:#}");
+}
+
+// A deleted file of 200 MiB, and thousands of that size: a terabyte to look at.
+#[test]
+fn files_of_the_size_of_one_that_is_gone_keep_no_list_from_being_told() {
+    let mut config = busybox();
+    config["setup_script"] = json!("truncate -s 200M big; echo text > small; echo gone > gone");
+    let derrick = Derrick::start(config);
+    let workspace = derrick.create();
+    workspace.ok("rm big; seq 5000 | xargs truncate -s 200M; mv small renamed");
+    let told = list(&workspace);
+    let kinds = kinds(&told, "changes");
+    assert_eq!(kinds.get("big"), Some(&"deleted"));
+    assert_eq!(kinds.get("5000"), Some(&"added"));
+    // What can be looked at is.
+    assert_eq!(kinds.get("renamed"), Some(&"renamed"));
+    assert_eq!(kinds.len(), 5002);
+}
+
+#[test]
+fn what_is_sparse_takes_no_room_on_the_disk_in_an_answer() {
+    let disk = std::env::var_os("DERRICK_SMALL_DISK")
+        .expect("DERRICK_SMALL_DISK names no small filesystem; tests/run as root makes one");
+    let state = Path::new(&disk).join("changes");
+    let derrick = Launch::new(busybox())
+        .state(&state)
+        .arguments(["--min-free", "0"])
+        .start();
+    let workspace = derrick.create();
+    workspace.ok("truncate -s 100M sparse; echo end >> sparse; echo file > file");
+    let size = (100 << 20) + 4;
+    let route = format!("/workspaces/{}/changes/project/sparse", workspace.id);
+    let answer = workspace.api.get(&route).expect(200);
+    assert_eq!(answer.body.len(), size);
+    assert!(answer.body.ends_with(b"\0end\n"));
+    let answer = changes(&workspace, "?format=tar&path=/project").expect(200);
+    let tree = unpacked(&answer.body);
+    let (sparse, _) = &tree[&b"sparse"[..]];
+    assert_eq!(sparse.len(), size);
+    assert!(sparse.ends_with(b"\0end\n") && sparse.iter().filter(|byte| **byte != 0).count() == 4);
+    assert_eq!(tree[&b"file"[..]].0, b"file\n");
+    // What is none does not fit.
+    workspace.ok("head -c 41943040 /dev/urandom > random");
+    let refused = changes(&workspace, "?format=tar&path=/project").problem(507);
+    assert!(refused.to_string().contains("space"), "{refused}");
+    workspace.ok("rm random");
+    changes(&workspace, "").expect(200);
+    assert!(workspace.delete());
+    drop(derrick);
+    succeed(support::as_owner("rm").arg("-rf").arg(&state));
+}
+
+#[test]
+fn an_answer_is_said_to_be_of_one_moment_only_where_nothing_can_run_meanwhile() {
+    let has_freezer = fs::read_to_string("/proc/self/mountinfo")
+        .expect("mountinfo")
+        .contains(" - cgroup2 ");
+    // Limits for which a workspace needs no control group, and some for which it needs one.
+    for limits in [json!({}), json!({ "pids": 200 })] {
+        let derrick = Derrick::start(busybox());
+        let Some(workspace) = enforced(&derrick, &limits) else {
+            continue;
+        };
+        assert_eq!(list(&workspace)["consistent"], true, "nothing runs");
+        workspace.keep_busy();
+        let is_frozen = has_freezer && limits.get("pids").is_some();
+        assert_eq!(list(&workspace)["consistent"], is_frozen, "{limits}");
+        // It is thawed, by whatever it was held.
+        assert_eq!(workspace.ok("echo on"), "on\n");
+        assert_eq!(list(&workspace)["consistent"], is_frozen, "{limits}");
+    }
 }

@@ -111,7 +111,7 @@ fn list(told: &Value) -> anyhow::Result<()> {
     }
     for place in entries("too_deep") {
         lines.push(format!(
-            "? {} (more is in it, too deep for a path)",
+            "? {} (more is in it, too deep for a path or too many names)",
             text(&place["path"])
         ));
     }

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use super::files::RawPath;
 use super::{Error, OpenFile, WorkspaceId};
+use crate::turns::Pass;
 
 pub use crate::spawner::changes::Changes;
 pub use crate::spawner::changes::protocol::{Binaries, Form, Ignored};
@@ -28,4 +29,6 @@ pub struct ToldChanges {
     pub content: OpenFile,
     /// Changes that are not in it, as the form has no place for them or they are too large.
     pub left_out: u64,
+    /// Its place among all answers: to be let go of with the content.
+    pub place: Pass,
 }

@@ -538,7 +538,9 @@ impl Spawner {
                             Some(0) => Ok(()),
                             errno => Err(Failure {
                                 step: Step::Upper,
-                                errno: errno.unwrap_or(0),
+                                errno: errno.unwrap_or_else(|| {
+                                    changes::errno_of_death(status.terminating_signal())
+                                }),
                                 detail: "reading what workspaces wrote".into(),
                             }),
                         };

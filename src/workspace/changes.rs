@@ -1,30 +1,35 @@
 //! What changed in a workspace since setup, told by a child of the spawner out of its layers.
 //!
 //! What runs is held meanwhile, so that the answer is of one moment; it is whole in a file without a name before
-//! anybody reads it, so no slow reader has anything wait.
+//! anybody reads it, so no slow reader has anything wait. There are only so many of these files, and owners get
+//! them in turn.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
-
-use tokio::sync::Semaphore;
 
 use super::one::Workspace;
 use super::record::{Record, writable};
 use super::{WorkspaceError, WorkspaceId, Workspaces};
 use crate::base::LayerStore;
 use crate::init::files::protocol::RawPath;
-use crate::pool::{Gone, Sandbox};
+use crate::pool::{Gone, Sandbox, SpawnerError};
 use crate::sandbox::{Access, Lower, Merge, Merged, Storage};
+use crate::spawner::changes::outcome_of;
 use crate::spawner::changes::protocol::{Answer, Checkout, Form, Inquiry};
+use crate::turns::{Gate, Pass};
 
 /// How long processes that are held may take to come to a stop.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// Answers that are being written at once.
-static WRITING: Semaphore = Semaphore::const_new(4);
+/// Answers that there are at once: about to be written, or until somebody has read them.
+static ANSWERS: LazyLock<Gate> = LazyLock::new(|| Gate::new(16));
+
+/// Of these, those that are being written.
+static WRITING: LazyLock<Gate> = LazyLock::new(|| Gate::new(4));
 
 /// Bytes that an [`Answer`] takes at most.
 const LONGEST_ANSWER: u32 = 4096;
@@ -36,9 +41,20 @@ pub struct Telling {
     pub file: File,
     /// What came of it.
     pub answer: Answer,
+    /// Its place among all answers: to be let go of with the file.
+    pub place: Pass,
 }
 
 impl Workspaces {
+    /// Waits for a place for an answer about a workspace.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn place_for_answer(&self, id: &WorkspaceId) -> Result<Pass, WorkspaceError> {
+        let owner = self.get(id)?.owner();
+        Ok(ANSWERS.enter(owner.as_deref()).await)
+    }
+
     /// Tells what changed in a workspace since setup, within a path: within its repository if none is given and
     /// the form is of one, or everywhere.
     ///
@@ -49,9 +65,11 @@ impl Workspaces {
         id: &WorkspaceId,
         within: Option<RawPath>,
         form: Form,
+        place: Pass,
     ) -> Result<Telling, WorkspaceError> {
         let workspace = self.get(id)?;
-        workspace.tell_changes(self.store(), within, form).await
+        let store = self.store();
+        workspace.tell_changes(store, within, form, place).await
     }
 }
 
@@ -61,12 +79,17 @@ impl Workspace {
         store: &LayerStore,
         within: Option<RawPath>,
         form: Form,
+        place: Pass,
     ) -> Result<Telling, WorkspaceError> {
         let host = WorkspaceError::host("keeping what changed");
-        // Before anything is held. It is never closed.
-        let _turn = WRITING.acquire().await;
         let mut lifecycle = self.lifecycle.lock().await;
         lifecycle.check_open()?;
+        // Once it can be used, and before anything is held.
+        let _turn = WRITING.enter(self.owner().as_deref()).await;
+        // There may be less than there was before so many waited.
+        self.state
+            .check_room()
+            .map_err(|full| host(io::Error::new(io::ErrorKind::StorageFull, full)))?;
         let is_apart = self.record().storage != Storage::Directory && self.fenced().is_none();
         if is_apart && self.current().is_none() {
             // Only a sandbox shows what is on a filesystem of its own.
@@ -92,10 +115,17 @@ impl Workspace {
         let file = tempfile::tempfile_in(self.state.staging()).map_err(&host)?;
         let told = self.ask(sandbox.as_ref(), inquiry, &file).await;
         drop(lifecycle);
-        told?;
+        let answer = match told {
+            Ok(()) => None,
+            Err(error) => Some(beyond(error)?),
+        };
         let read = tokio::task::spawn_blocking(move || {
-            let answer = read_answer(&file)?;
-            Ok(Telling { file, answer })
+            let answer = answer.map_or_else(|| read_answer(&file), Ok)?;
+            Ok(Telling {
+                file,
+                answer,
+                place,
+            })
         });
         read.await.map_err(io::Error::other).flatten().map_err(host)
     }
@@ -109,11 +139,17 @@ impl Workspace {
         let Some(sandbox) = sandbox else {
             return Ok(self.state.spawner().tell(inquiry, file).await?);
         };
-        sandbox.hold().await?;
+        sandbox.hold_for_long().await?;
         let told = async {
             if !sandbox.until_still(SETTLING).await? {
                 return Err(WorkspaceError::Restless);
             }
+            // What a signal stopped may have itself go on; where there is nothing, nothing is started.
+            let is_surely_still = sandbox.is_frozen() || sandbox.count_processes().await? == 0;
+            let inquiry = Inquiry {
+                consistent: is_surely_still,
+                ..inquiry
+            };
             Ok(sandbox.tell(inquiry, file).await?)
         };
         let told = told.await;
@@ -176,6 +212,22 @@ fn default_path(record: &Record, form: Form) -> Result<RawPath, WorkspaceError> 
         (_, Some(_), Some(_)) => return Err(WorkspaceError::SeveralRepositories),
     };
     Ok(path.as_os_str().as_encoded_bytes().into())
+}
+
+/// What is answered where the process that was to do it reached a limit.
+fn beyond(error: WorkspaceError) -> Result<Answer, WorkspaceError> {
+    let outcome = match &error {
+        WorkspaceError::Spawner(SpawnerError::Failed(failure)) => outcome_of(failure.errno),
+        _ => None,
+    };
+    let Some(outcome) = outcome else {
+        return Err(error);
+    };
+    Ok(Answer {
+        outcome,
+        length: 0,
+        left_out: 0,
+    })
 }
 
 /// What stands behind the content.

@@ -1,9 +1,10 @@
 //! A sandbox that stands still: who wants it to, and what holds its processes.
 //!
 //! Init stops them with a signal, all at a stroke. A signal is between processes, though: they notice it, and one
-//! that sends SIGCONT at just that moment may have others go on. For a pause, which may last, the kernel's freezer
-//! (cgroup v2) holds them where the sandbox has a control group: nobody inside notices it, or ends it. Init is
-//! taken out of the group for so long, since it has to kill what is to be killed all the same.
+//! that sends SIGCONT at just that moment, or has a timer send it, may have some go on. For a pause, which may last,
+//! and where files are read that must not change, the kernel's freezer (cgroup v2) holds them where the sandbox has
+//! a control group: nobody inside notices it, or ends it. Init is taken out of the group for so long, since it has
+//! to kill what is to be killed all the same.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -136,7 +137,11 @@ impl Sandbox {
         self.is_paused().then_some(brake)
     }
 
-    async fn hold_for_long(&self) -> Result<(), SandboxError> {
+    /// [`hold`](Self::hold), by the kernel's freezer where there is one.
+    ///
+    /// # Errors
+    /// Those of [`hold`](Self::hold).
+    pub async fn hold_for_long(&self) -> Result<(), SandboxError> {
         let mut holds = self.shared.holds.lock().await;
         if *holds == 0 && !self.freeze().await? {
             self.ask_to_stop(Request::Hold).await?;
@@ -178,7 +183,9 @@ impl Sandbox {
         self.shared.frozen.store(false, Ordering::SeqCst);
     }
 
-    fn is_frozen(&self) -> bool {
+    /// Whether it is the kernel's freezer that holds its processes.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
         self.shared.frozen.load(Ordering::SeqCst)
     }
 

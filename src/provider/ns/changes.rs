@@ -16,11 +16,14 @@ impl ShowChanges for NsProvider {
         within: Option<RawPath>,
         form: Form,
     ) -> Result<ToldChanges, Error> {
+        // Not to its end: who goes away waits no more.
+        let place = self.workspaces.place_for_answer(id).await;
+        let place = place.map_err(|error| error_of(error, ""))?;
         self.check_room()?;
         let (this, id, asked) = (self.clone(), id.clone(), within.clone());
         // What was held is let go of, whoever goes away.
         let told = to_its_end(async move {
-            let told = this.workspaces.tell_changes(&id, within, form).await;
+            let told = this.workspaces.tell_changes(&id, within, form, place).await;
             told.map_err(|error| error_of(error, ""))
         })
         .await?;
@@ -33,6 +36,7 @@ impl ShowChanges for NsProvider {
                     size: told.answer.length,
                 },
                 left_out: told.answer.left_out,
+                place: told.place,
             }),
             Outcome::NoSuchFile => Err(Error::NoSuchFile(match form {
                 Form::Old => format!("there was no '{path}' after setup"),
@@ -45,8 +49,11 @@ impl ShowChanges for NsProvider {
             Outcome::TooLarge(most) => Err(Error::Invalid(format!(
                 "the answer would be larger than {most} bytes; ask for a part of it with 'path'"
             ))),
-            Outcome::TooMany(most) => Err(Error::Invalid(format!(
-                "a directory has more than {most} entries; ask for another part with 'path'"
+            Outcome::TookTooLong(most) => Err(Error::Invalid(format!(
+                "the answer would take longer than {most} s; ask for a part of it with 'path'"
+            ))),
+            Outcome::TookTooMuch(most) => Err(Error::Invalid(format!(
+                "the answer would take more than {most} bytes of memory; ask for a part of it with 'path'"
             ))),
         }
     }

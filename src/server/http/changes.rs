@@ -1,13 +1,18 @@
 //! What changed in a workspace since setup: as a list, a patch, a tar, and each file as it was and as it is.
 
-use std::sync::Arc;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use futures_util::TryStreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
+use tokio_util::task::AbortOnDropHandle;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -18,7 +23,13 @@ use super::metrics::Direction;
 use super::problem::{Kind, Problem, Problems, of};
 use super::routes::{Id, Octets, Parameters, tag};
 use crate::provider::changes::{Binaries, Changes, Form, Ignored, ToldChanges};
-use crate::provider::files::RawPath;
+use crate::provider::files::{Content, RawPath};
+use crate::turns::Pass;
+
+/// So many bytes have to be taken of an answer in [`PATIENCE`], or it is let go of: it takes a place among others, and
+/// room on the disk.
+const LEAST_TAKEN: u64 = 4 << 20;
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How many changes an answer has no place for.
 const LEFT_OUT: HeaderName = HeaderName::from_static("derrick-left-out");
@@ -75,10 +86,14 @@ struct ChangesQuery {
 /// It is read off what the workspace wrote, from the outside: staged, committed on any branch or untracked makes
 /// no difference, and git's config, index, hooks, attributes and ignore rules in the workspace hide nothing. What
 /// is ignored is told by the rules of setup's checkout. All that runs in the workspace is held until the answer
-/// is written. What is in git directories is counted and not listed; hooks and configs among it are named.
+/// is written, for two minutes at most; an answer that would take longer, or more memory or room than it may, is
+/// refused, and can be asked for in parts. What is in git directories is counted and not listed; hooks and configs
+/// among it are named.
 ///
-/// A patch has regular files and links, as git keeps them. The header `derrick-left-out` counts what is not in
-/// an answer; a patch names it in lines that begin with `# left out:`.
+/// A patch has regular files and links, as git keeps them; a tar keeps no setuid and setgid. The header
+/// `derrick-left-out` counts what is not in an answer; a patch names it in lines that begin with `# left out:`.
+///
+/// An answer has to be taken at 4 MiB a minute at least, or the connection is broken off.
 #[utoipa::path(
     get,
     path = "/workspaces/{id}/changes",
@@ -205,13 +220,90 @@ fn send(app: Arc<App>, told: ToldChanges, kind: &'static str) -> Response {
     headers.insert(CONTENT_LENGTH, told.content.size.into());
     headers.insert(LEFT_OUT, told.left_out.into());
     let pieces = content(told.content.file, 0..told.content.size);
+    let pieces = unless_slow(pieces, told.place);
     let counted = pieces.inspect_ok(move |piece| app.count(Direction::Out, piece));
     (headers, Body::from_stream(counted)).into_response()
+}
+
+/// What is kept as long as somebody takes it.
+struct Kept {
+    pieces: Content,
+    _place: Pass,
+    /// Bytes that were taken since the last look.
+    taken: u64,
+}
+
+/// Lets go of the pieces, and of what stands for their place, once too little of them is taken; the next piece is
+/// an error then, which breaks the connection off.
+fn unless_slow(
+    pieces: Content,
+    place: Pass,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let kept = Arc::new(Mutex::new(Some(Kept {
+        pieces,
+        _place: place,
+        taken: 0,
+    })));
+    let watched = Arc::clone(&kept);
+    let watch = AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(PATIENCE).await;
+            let mut kept = lock(&watched);
+            let some = kept.as_mut();
+            if some.is_none_or(|some| std::mem::take(&mut some.taken) < LEAST_TAKEN) {
+                *kept = None;
+                break;
+            }
+        }
+    }));
+    stream::poll_fn(move |context| {
+        // It ends with the pieces.
+        let _watch = &watch;
+        let mut kept = lock(&kept);
+        let Some(some) = &mut *kept else {
+            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+        };
+        let piece = some.pieces.poll_next_unpin(context);
+        if let Poll::Ready(Some(Ok(piece))) = &piece {
+            some.taken += piece.len() as u64;
+        }
+        piece
+    })
+}
+
+fn lock(kept: &Mutex<Option<Kept>>) -> MutexGuard<'_, Option<Kept>> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::turns::Gate;
+
+    fn pieces(count: usize) -> Content {
+        let pieces = (0..count).map(|_| Ok(Bytes::from(vec![0; 1 << 20])));
+        stream::iter(pieces).boxed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_nobody_takes_is_let_go_of_with_its_place() {
+        let gate = Gate::new(1);
+        let mut answer = Box::pin(unless_slow(pieces(9), gate.enter(None).await));
+        for _ in 0..4 {
+            answer.next().await.expect("a piece").expect("a whole one");
+        }
+        // Enough was taken in the first while, and too little in the next.
+        let free = tokio::time::timeout(PATIENCE + PATIENCE / 2, gate.enter(None)).await;
+        assert!(free.is_err(), "it is there for who takes enough");
+        answer.next().await.expect("a piece").expect("a whole one");
+        let free = tokio::time::timeout(PATIENCE, gate.enter(None)).await;
+        drop(free.expect("its place is free"));
+        let broken = answer.next().await.expect("it has not ended");
+        assert_eq!(
+            broken.expect_err("broken off").kind(),
+            io::ErrorKind::TimedOut
+        );
+    }
 
     #[test]
     fn a_path_is_absolute_and_leads_down() {

@@ -1,4 +1,4 @@
-//! The files that are new or other than they were, as a tar: what is gone is not in it.
+//! The files that are new or other than they were, as a tar: what is gone is not in it, nor setuid and setgid.
 
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -55,7 +55,8 @@ impl<W: Write> Visit for Archive<'_, W> {
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
         let own = |id: u32| u64::from(id.saturating_sub(self.walk.ids.first));
         let mut header = Header::new_gnu();
-        header.set_mode(new.mode());
+        // Whoever unpacks it as root would have a program that runs as root, if it kept setuid and setgid.
+        header.set_mode(new.mode() & 0o1777);
         header.set_uid(own(new.status.st_uid));
         header.set_gid(own(new.status.st_gid));
         header.set_mtime(u64::try_from(new.status.st_mtime).unwrap_or(0));

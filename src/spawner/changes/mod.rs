@@ -5,7 +5,8 @@
 //! the kernel shows as an overlay of its own. Nothing of a workspace steers it: git's config, index, hooks,
 //! attributes and ignore rules in the workspace are files like others; those rules that decide what is ignored
 //! are setup's. Its root is an empty filesystem, and all that it has are the layers and the file for the answer,
-//! which is written there whole before anybody reads it: so no slow reader keeps a workspace held.
+//! which is written there whole before anybody reads it: so no slow reader keeps a workspace held. What it may
+//! take is bounded: the workspace is held for so long, and code in it decides how much there is to tell.
 
 mod archive;
 mod content;
@@ -25,6 +26,7 @@ mod tests;
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -41,11 +43,17 @@ use crate::sandbox::overlay::Chain;
 /// The most that is written as an answer.
 const LARGEST_ANSWER: u64 = 4 << 30;
 
-/// Processor time that one answer may take, in seconds.
-const LONGEST: u64 = 300;
+/// Time that one answer may take: looked at between one thing and the next.
+const LONGEST: Duration = Duration::from_secs(120);
+
+/// Processor time, in seconds: for what takes long by itself.
+const LONGEST_AT_WORK: u64 = 150;
 
 /// Memory that one answer may take.
-const MOST_MEMORY: u64 = 4 << 30;
+const MOST_MEMORY: u64 = 1 << 30;
+
+/// Zeros of this length and place in an answer take no room in its file.
+const BLOCK: usize = 4096;
 
 /// Why there is no answer.
 #[derive(Debug)]
@@ -59,7 +67,7 @@ enum Stop {
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-            Some(TooLarge) => Self::Outcome(Outcome::TooLarge(LARGEST_ANSWER)),
+            Some(Beyond(outcome)) => Self::Outcome(*outcome),
             None => Self::Host(error),
         }
     }
@@ -85,9 +93,31 @@ pub(super) fn answer(
     spool: File,
 ) -> io::Result<()> {
     allow_open_files()?;
-    bound(Resource::Cpu, LONGEST)?;
-    bound(Resource::As, MOST_MEMORY)?;
+    // At the first a signal says why it ends, and the second is for all others.
+    bound(Resource::Cpu, LONGEST_AT_WORK, LONGEST_AT_WORK + 5)?;
+    bound(Resource::As, MOST_MEMORY, MOST_MEMORY)?;
+    bound(Resource::Core, 0, 0)?;
     write(chains, inquiry, identity, spool)
+}
+
+/// What came of an inquiry that failed with this errno, if that is one of a limit.
+#[must_use]
+pub fn outcome_of(errno: i32) -> Option<Outcome> {
+    match errno {
+        libc::ETIME => Some(Outcome::TookTooLong(LONGEST_AT_WORK)),
+        libc::ENOMEM => Some(Outcome::TookTooMuch(MOST_MEMORY)),
+        _ => None,
+    }
+}
+
+/// What a child reached that was killed by this signal, as an errno; 0 if it is none of its limits.
+pub(super) fn errno_of_death(signal: Option<i32>) -> i32 {
+    match signal {
+        Some(libc::SIGXCPU) => libc::ETIME,
+        // What could not allocate aborts.
+        Some(libc::SIGABRT) => libc::ENOMEM,
+        _ => 0,
+    }
 }
 
 fn write(
@@ -103,14 +133,14 @@ fn write(
             layers: Layers::of(chain, identity)?,
         });
     }
-    let mut out = BufWriter::with_capacity(
-        1 << 16,
-        Spool {
-            file: spool,
-            written: 0,
-        },
-    );
-    let told = tell(&overlays, inquiry, &mut out);
+    let until = Instant::now() + LONGEST;
+    let spool = Spool {
+        file: spool,
+        written: 0,
+        until,
+    };
+    let mut out = BufWriter::with_capacity(1 << 16, spool);
+    let told = tell(&overlays, inquiry, until, &mut out);
     let mut answer = Answer {
         outcome: Outcome::Done,
         length: 0,
@@ -122,7 +152,11 @@ fn write(
         Err(Stop::Host(error)) => return Err(error),
     }
     if answer.outcome == Outcome::Done {
-        out.flush()?;
+        match out.flush().map_err(Stop::from) {
+            Ok(()) => {}
+            Err(Stop::Outcome(outcome)) => answer.outcome = outcome,
+            Err(Stop::Host(error)) => return Err(error),
+        }
     }
     let (spool, _) = out.into_parts();
     answer.length = spool.written;
@@ -134,19 +168,24 @@ fn write(
     file.write_all(&length.to_le_bytes())
 }
 
-fn bound(resource: Resource, most: u64) -> io::Result<()> {
-    let hard = rustix::process::getrlimit(resource).maximum;
-    let most = Some(hard.map_or(most, |hard| hard.min(most)));
+fn bound(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
+    let before = rustix::process::getrlimit(resource).maximum;
+    let least = |most: u64| Some(before.map_or(most, |before| before.min(most)));
     let limit = Rlimit {
-        current: most,
-        maximum: most,
+        current: least(soft),
+        maximum: least(hard),
     };
     Ok(setrlimit(resource, limit)?)
 }
 
 /// Writes the content; how many changes were left out.
-fn tell(overlays: &[Overlaid<'_>], inquiry: &Inquiry, out: &mut impl Write) -> Result<u64, Stop> {
-    let walk = Walk::new(overlays, inquiry);
+fn tell(
+    overlays: &[Overlaid<'_>],
+    inquiry: &Inquiry,
+    until: Instant,
+    out: &mut impl Write,
+) -> Result<u64, Stop> {
+    let walk = Walk::new(overlays, inquiry, until);
     match inquiry.form {
         Form::List => listing::write(&walk, inquiry, out),
         Form::Patch(binaries, ignored) => {
@@ -174,22 +213,43 @@ fn tell(overlays: &[Overlaid<'_>], inquiry: &Inquiry, out: &mut impl Write) -> R
     }
 }
 
-/// The file for the answer.
+/// The file for the answer. What is zeros is a hole in it: a sparse file would take more room here than it does
+/// where it is.
 struct Spool {
     file: File,
     written: u64,
+    until: Instant,
 }
 
+/// A limit is reached.
 #[derive(Debug, thiserror::Error)]
-#[error("the answer is too large")]
-struct TooLarge;
+#[error("a limit is reached: {0:?}")]
+struct Beyond(Outcome);
+
+/// Whether it may go on for longer.
+fn check_time(until: Instant) -> io::Result<()> {
+    if Instant::now() > until {
+        let outcome = Outcome::TookTooLong(LONGEST.as_secs());
+        return Err(io::Error::other(Beyond(outcome)));
+    }
+    Ok(())
+}
 
 impl Write for Spool {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.written + bytes.len() as u64 > LARGEST_ANSWER {
-            return Err(io::Error::other(TooLarge));
+            return Err(io::Error::other(Beyond(Outcome::TooLarge(LARGEST_ANSWER))));
         }
-        let length = self.file.write(bytes)?;
+        check_time(self.until)?;
+        let (length, is_hole) = begin_of(bytes);
+        let length = if is_hole {
+            // The file ends with more than that.
+            self.file
+                .seek(SeekFrom::Start(self.written + length as u64))?;
+            length
+        } else {
+            self.file.write(&bytes[..length])?
+        };
         self.written += length as u64;
         Ok(length)
     }
@@ -197,4 +257,13 @@ impl Write for Spool {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// How long the first part of something is that is all of whole blocks of zeros, or has none; and which it is.
+fn begin_of(bytes: &[u8]) -> (usize, bool) {
+    let is_hole = |block: &[u8]| block.len() == BLOCK && block.iter().all(|byte| *byte == 0);
+    let mut blocks = bytes.chunks(BLOCK).map(is_hole);
+    let first = blocks.next().unwrap_or(false);
+    let alike = 1 + blocks.take_while(|next| *next == first).count();
+    (bytes.len().min(alike * BLOCK), first)
 }

@@ -19,7 +19,7 @@ pub struct Inquiry {
     pub apart: bool,
     /// What is told of the workspace's repositories.
     pub repositories: Vec<Checkout>,
-    /// Whether nothing changes meanwhile.
+    /// Whether nothing can change meanwhile.
     pub consistent: bool,
     /// An absolute path: nothing else is told of.
     pub within: RawPath,
@@ -93,6 +93,8 @@ pub enum Outcome {
     NotRegular,
     /// The answer would be larger than this many bytes.
     TooLarge(u64),
-    /// A directory has more entries than this.
-    TooMany(u64),
+    /// It would take longer than this many seconds.
+    TookTooLong(u64),
+    /// It would take more memory than this many bytes.
+    TookTooMuch(u64),
 }

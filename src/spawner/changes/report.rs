@@ -14,7 +14,8 @@ use super::walk::{Seen, Walk};
 /// What changed in a workspace since setup.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Changes {
-    /// Whether it is all of one moment: all that runs in the workspace was held, or nothing ran.
+    /// Whether it is surely all of one moment: nothing ran in the workspace, or the kernel's freezer held it. Where
+    /// there is none it is stopped by a signal, and a process can have itself go on.
     pub consistent: bool,
     /// The repositories that setup checked out.
     pub repositories: Vec<Repository>,
@@ -24,7 +25,8 @@ pub struct Changes {
     pub ignored: Vec<Entry>,
     /// Git directories in which something changed. Nothing in them is listed by itself.
     pub git: Vec<GitDirectory>,
-    /// Directories in which more changed, too deep for a path.
+    /// Directories in which more changed, which is not told: it is too deep for a path, or there are too many
+    /// names. What is in one of the latter is told where its path is asked about.
     pub too_deep: Vec<Place>,
 }
 

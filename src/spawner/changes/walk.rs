@@ -10,15 +10,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::rc::Rc;
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 
 use super::content::Object;
 use super::names::{below, is_git, join};
-use super::protocol::{Checkout, Inquiry, Outcome};
+use super::protocol::{Checkout, Inquiry};
 use super::rules::{Rules, tracked};
-use super::{Overlaid, Stop};
+use super::{Overlaid, Stop, check_time};
 use crate::sandbox::IdMap;
 use crate::spawner::copying::{DIRECTORY, is_dots, open_below};
 use crate::spawner::merging::{Directory, Found, Merged, is_in_any, open_directory};
@@ -26,8 +27,11 @@ use crate::spawner::merging::{Directory, Found, Merged, is_in_any, open_director
 /// `PATH_MAX` without its NUL: what is deeper has no path that anybody could use.
 const LONGEST_PATH: usize = 4095;
 
-/// Names of one directory, at most.
-const MOST_NAMES: usize = 4_000_000;
+/// Bytes of the names of a directory and of those on the way to it, at most.
+const MOST_NAMES: usize = 128 << 20;
+
+/// Bytes that each of them takes besides, about.
+const PER_NAME: usize = 64;
 
 /// Walks the overlays of a workspace, as often as it is asked to.
 pub(super) struct Walk<'a> {
@@ -36,6 +40,8 @@ pub(super) struct Walk<'a> {
     /// A path without a slash at its end.
     pub(super) within: Vec<u8>,
     pub(super) ids: IdMap,
+    /// When it is to be done.
+    until: Instant,
     /// What the index of each repository names, once somebody asked.
     tracked: RefCell<HashMap<usize, Option<HashSet<Vec<u8>>>>>,
 }
@@ -64,6 +70,11 @@ pub(super) trait Visit {
     fn too_deep(&mut self, _path: &[u8]) -> Result<(), Stop> {
         Ok(())
     }
+
+    /// There are more names in this directory than there is room for: none is shown.
+    fn overfull(&mut self, path: &[u8]) -> Result<(), Stop> {
+        self.too_deep(path)
+    }
 }
 
 /// A directory on the way down.
@@ -75,6 +86,8 @@ struct Level {
     old: Option<OwnedFd>,
     relation: Relation,
     names: std::vec::IntoIter<CString>,
+    /// Bytes that the names take.
+    length: usize,
     place: Place,
 }
 
@@ -112,12 +125,13 @@ enum Part {
 pub(super) type InDirectory = (OwnedFd, CString, Stat);
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(overlays: &'a [Overlaid<'a>], inquiry: &'a Inquiry) -> Self {
+    pub(super) fn new(overlays: &'a [Overlaid<'a>], inquiry: &'a Inquiry, until: Instant) -> Self {
         Self {
             overlays,
             repositories: &inquiry.repositories,
             within: trimmed(inquiry.within.as_bytes()),
             ids: inquiry.layers.ids,
+            until,
             tracked: RefCell::default(),
         }
     }
@@ -138,10 +152,28 @@ impl<'a> Walk<'a> {
         let root = overlay.layers.root()?;
         let old = root.below.as_ref().map(OwnedFd::try_clone).transpose()?;
         let place = self.place_of_root(&path, old.as_ref())?;
-        let top = Level::new(path, Some(root), old, Relation::Same, place)?;
+        let mut top = Level {
+            path,
+            new: Some(root),
+            old,
+            relation: Relation::Same,
+            names: Vec::new().into_iter(),
+            length: 0,
+            place,
+        };
+        let mut room = MOST_NAMES;
+        if !self.read_names(&mut top, room)? {
+            return visitor.overfull(match &*top.path {
+                [] => &b"/"[..],
+                path => path,
+            });
+        }
+        room -= top.length;
         let mut levels = vec![top];
         while let Some(level) = levels.last_mut() {
+            check_time(self.until)?;
             let Some(name) = level.names.next() else {
+                room += level.length;
                 levels.pop();
                 continue;
             };
@@ -149,14 +181,48 @@ impl<'a> Walk<'a> {
             if !self.leads_somewhere(&path) {
                 continue;
             }
-            if let Some(next) = self.show_name(overlay, level, &name, path, visitor)? {
+            let Some(mut next) = self.show_name(overlay, level, &name, path, visitor)? else {
+                continue;
+            };
+            if !self.read_names(&mut next, room)? {
+                visitor.overfull(&next.path)?;
+            } else if next.path.len() + 2 <= LONGEST_PATH {
+                room -= next.length;
                 levels.push(next);
+            } else if next.names.len() > 0 {
+                visitor.too_deep(&next.path)?;
             }
         }
         Ok(())
     }
 
-    /// Shows what there is of a name; the directory to go on in, if it is one.
+    /// Reads the names in a directory that are to be looked at: one alone where what is asked about is below it.
+    /// `false` if there is no room for them.
+    fn read_names(&self, level: &mut Level, room: usize) -> Result<bool, Stop> {
+        let wanted = match below(&self.within, &level.path) {
+            None | Some([]) => None,
+            Some(rest) => {
+                let first = rest.split(|byte| *byte == b'/').next();
+                first.map(c_string).transpose()?
+            }
+        };
+        let mut directories = Vec::new();
+        if let Some(new) = &level.new {
+            directories.extend(new.parts.iter().map(|(_, part)| part));
+        }
+        if matches!(level.relation, Relation::Moved(_)) {
+            let moved = level.new.as_ref().and_then(|new| new.below.as_ref());
+            directories.extend(moved.into_iter().chain(&level.old));
+        }
+        let Some((names, length)) = names_of(&directories, wanted.as_deref(), room)? else {
+            return Ok(false);
+        };
+        level.names = names.into_iter().collect::<Vec<_>>().into_iter();
+        level.length = length;
+        Ok(true)
+    }
+
+    /// Shows what there is of a name; the directory to go on in, if it is one, without its names.
     fn show_name(
         &self,
         overlay: &Overlaid<'_>,
@@ -245,14 +311,15 @@ impl<'a> Walk<'a> {
             Some(opened) => self.place_inside(place, opened, &path)?,
             None => place,
         };
-        let next = Level::new(path, merged, opened, relation, place)?;
-        if next.path.len() + 2 > LONGEST_PATH {
-            if next.names.len() > 0 {
-                visitor.too_deep(&next.path)?;
-            }
-            return Ok(None);
-        }
-        Ok(Some(next))
+        Ok(Some(Level {
+            path,
+            new: merged,
+            old: opened,
+            relation,
+            names: Vec::new().into_iter(),
+            length: 0,
+            place,
+        }))
     }
 
     /// Whether a path is within what is asked about, or leads there.
@@ -398,37 +465,6 @@ impl<'a> Walk<'a> {
     }
 }
 
-impl Level {
-    fn new(
-        path: Vec<u8>,
-        new: Option<Merged>,
-        old: Option<OwnedFd>,
-        relation: Relation,
-        place: Place,
-    ) -> Result<Self, Stop> {
-        let mut names = BTreeSet::new();
-        if let Some(new) = &new {
-            for (_, part) in &new.parts {
-                add_names(part, &mut names)?;
-            }
-        }
-        if matches!(relation, Relation::Moved(_)) {
-            let moved = new.as_ref().and_then(|new| new.below.as_ref());
-            for directory in moved.into_iter().chain(&old) {
-                add_names(directory, &mut names)?;
-            }
-        }
-        Ok(Self {
-            path,
-            new,
-            old,
-            relation,
-            names: names.into_iter().collect::<Vec<_>>().into_iter(),
-            place,
-        })
-    }
-}
-
 /// A path without a slash at its end: nothing for the root.
 pub(super) fn trimmed(path: &[u8]) -> Vec<u8> {
     let length = path.iter().rposition(|byte| *byte != b'/');
@@ -446,20 +482,36 @@ fn c_string(name: &[u8]) -> io::Result<CString> {
     CString::new(name).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-fn add_names(directory: &OwnedFd, names: &mut BTreeSet<CString>) -> Result<(), Stop> {
-    // Another open file: this one's place may be somebody's.
-    let directory = openat(directory, c".", DIRECTORY, Mode::empty())?;
-    for entry in Dir::new(directory)? {
-        let entry = entry?;
-        if is_dots(entry.file_name()) {
+/// All names in some directories, or the one that is wanted, if one of them has it; and the bytes that they take.
+/// Nothing if that is more than there is room for.
+fn names_of(
+    directories: &[&OwnedFd],
+    wanted: Option<&CStr>,
+    room: usize,
+) -> io::Result<Option<(BTreeSet<CString>, usize)>> {
+    let mut names = BTreeSet::new();
+    let mut length = 0;
+    for directory in directories {
+        if let Some(wanted) = wanted {
+            if look(directory, wanted)?.is_some() {
+                names.insert(wanted.to_owned());
+            }
             continue;
         }
-        names.insert(entry.file_name().to_owned());
-        if names.len() > MOST_NAMES {
-            return Err(Stop::Outcome(Outcome::TooMany(MOST_NAMES as u64)));
+        // Another open file: this one's place may be somebody's.
+        let directory = openat(directory, c".", DIRECTORY, Mode::empty())?;
+        for entry in Dir::new(directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if !is_dots(name) && names.insert(name.to_owned()) {
+                length += name.count_bytes() + PER_NAME;
+                if length > room {
+                    return Ok(None);
+                }
+            }
         }
     }
-    Ok(())
+    Ok(Some((names, length)))
 }
 
 fn look(directory: &OwnedFd, name: &CStr) -> io::Result<Option<Stat>> {
@@ -531,4 +583,37 @@ fn relation(
         }
     };
     Ok(Relation::Moved(from.filter(|from| from != path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, create_dir, write};
+
+    use super::*;
+
+    #[test]
+    fn names_that_there_is_no_room_for_hide_none_that_is_asked_about() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let open = |directory: &str, names: &[&str]| {
+            let path = scratch.path().join(directory);
+            create_dir(&path).expect("a directory");
+            for name in names {
+                write(path.join(name), "").expect("a file");
+            }
+            OwnedFd::from(File::open(path).expect("it opens"))
+        };
+        let (one, two) = (open("one", &["a", "b"]), open("two", &["b", "c"]));
+        let both = [&one, &two];
+        let each = 1 + PER_NAME;
+        let names = |wanted: Option<&CStr>, room| {
+            let names = names_of(&both, wanted, room).expect("they can be read")?;
+            let (names, length) = names;
+            let names = names.iter().map(|name| name.to_str().expect("text"));
+            Some((names.collect::<String>(), length))
+        };
+        assert_eq!(names(None, 3 * each), Some(("abc".to_owned(), 3 * each)));
+        assert_eq!(names(None, 3 * each - 1), None);
+        assert_eq!(names(Some(c"c"), 0), Some(("c".to_owned(), 0)));
+        assert_eq!(names(Some(c"d"), 0), Some((String::new(), 0)));
+    }
 }

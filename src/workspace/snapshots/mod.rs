@@ -371,7 +371,7 @@ impl Workspace {
             .map_err(WorkspaceError::host("making a directory for a copy"))?;
         let upper = writable(&self.directory, before.generation).join("upper");
         let copied = async {
-            sandbox.hold().await?;
+            sandbox.hold_for_long().await?;
             let copied = async {
                 if !sandbox.until_still(SETTLING).await? {
                     return Err(WorkspaceError::Restless);
@@ -413,7 +413,7 @@ impl Workspace {
         snapshot: Snapshot,
     ) -> Result<Arc<Snapshot>, WorkspaceError> {
         // Beyond the copy, which lets go of what it held.
-        sandbox.hold().await?;
+        sandbox.hold_for_long().await?;
         let copied = self.copy(sandbox, before, snapshots, store, layer).await;
         let noted = match copied {
             Ok(_layer) => self.note_frozen(before, &snapshot, Then::End),
