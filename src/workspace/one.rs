@@ -284,12 +284,19 @@ impl Workspace {
     async fn first_start(&self) -> Result<(), WorkspaceError> {
         let kind = self.kind(&self.record().stack);
         let fresh = self.pool.take(&kind).await?;
-        let _served = fresh.service;
         let mut lifecycle = self.lifecycle.lock().await;
         self.state
             .make_directory(&self.directory)
             .map_err(WorkspaceError::host("making a workspace's directory"))?;
-        let adopted = self.adopt(fresh.ready, None).await?;
+        let (adopted, _service) = match self.adopt(fresh.ready, None).await {
+            Err(error) => {
+                self.quarantine(&error);
+                drop(fresh.service);
+                let fresh = self.pool.take(&kind).await?;
+                (self.adopt(fresh.ready, None).await?, fresh.service)
+            }
+            Ok(adopted) => (adopted, fresh.service),
+        };
         self.begin(&mut lifecycle, &kind, 0, adopted)?;
         self.record()
             .write(&self.directory)
