@@ -139,10 +139,14 @@ def tame(body):
 
 
 def impatient(query):
-    """A query that waits for nothing longer than a second, as what it waits for may never come."""
-    wait = (query or {}).get("wait")
+    """A query that waits for nothing longer than a second, as what it waits for may never come, and that has all
+    there is compared one time in four, as that takes seconds."""
+    query = dict(query or {})
+    wait = query.get("wait")
     if isinstance(wait, (int, float)) and not isinstance(wait, bool) and wait > 1:
-        return query | {"wait": 1}
+        query["wait"] = 1
+    if query.get("verify") == "full" and not made(sorted(query.items(), key=str), 4):
+        del query["verify"]
     return query
 
 
