@@ -4,8 +4,9 @@
 //! job, the floor, the next job: a noisy moment meets all of them, and ratios are of one run. Before each
 //! job the pool is full and nothing else is under way; `sustained` is about what happens otherwise.
 //!
-//! `cargo bench --bench instant -- --rounds 300 [--only WORD]`; without `--bench`, as under `cargo test`,
-//! few rounds.
+//! `cargo bench --bench instant -- --rounds 300 [--only WORD] [--base DIRECTORY]`; without `--bench`, as
+//! under `cargo test`, few rounds. The `host` base has an overlay for each of its directories (`/`, `/usr`,
+//! `/opt`), a base that is a directory has one, as the floor does.
 //!
 //! | row | what is timed, and what a change means |
 //! |---|---|
@@ -53,13 +54,20 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let mut rounds = 3;
     let mut only = String::new();
+    let mut base = json!("host");
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             support::floor::ARGUMENT => return support::floor::serve(arguments),
             "--bench" => rounds = ROUNDS,
             "--rounds" => rounds = support::rounds(&mut arguments),
             "--only" => only = arguments.next().expect("--only takes a word"),
-            other => panic!("{other} is no argument of this bench; it has --rounds N, --only WORD"),
+            "--base" => {
+                let path = arguments.next().expect("--base takes a directory");
+                base = json!({"type": "directory", "path": path});
+            }
+            other => panic!(
+                "{other} is no argument of this bench; it has --rounds N, --only WORD, --base DIRECTORY"
+            ),
         }
     }
     let wanted = |name: &str| only.is_empty() || name.contains(&only);
@@ -70,6 +78,7 @@ fn main() {
     };
     let mut provider = Provider::start(&json!({
         "name": "bench",
+        "base": base,
         "setup_script": "mkdir /project && cd /project && seq 2000 | xargs touch",
     }));
     if wanted("single") {
