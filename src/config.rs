@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
@@ -15,21 +15,21 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use utoipa::ToSchema;
 
 use crate::sandbox;
+pub use credentials::Credentials;
 pub use secret::Secret;
 pub use tree::Position;
 
+mod credentials;
 mod reader;
 mod rules;
 mod secret;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod way;
 
 /// A config file is written by hand; what is larger than this, in bytes, is another file.
 const LARGEST_FILE: u64 = 1 << 20;
-
-/// A token is one line; what is larger than this, in bytes, is another file.
-const LARGEST_TOKEN: u64 = 64 << 10;
 
 /// The most that may be kept of one stream of a command, in bytes.
 pub const MOST_OUTPUT: u64 = 1 << 30;
@@ -143,6 +143,41 @@ pub struct Repository {
     /// The file on the host that holds the access token. Absolute.
     #[serde(default)]
     pub token_file: Option<PathBuf>,
+    /// Whose password it is, or whose the command is asked for.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// The environment variable of the provider that holds the password.
+    #[serde(default)]
+    pub password_env: Option<String>,
+    /// The file on the host that holds the password. Absolute.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
+    /// A program of the host, its path absolute, and its arguments, which is run for each use with `get` as
+    /// its last argument and says user and password as git's credential helpers do.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub credential_command: Option<Vec<String>>,
+    /// The file on the host that holds the private key for ssh, which has no passphrase. Absolute.
+    #[serde(default)]
+    pub ssh_key_file: Option<PathBuf>,
+    /// The file on the host that holds the keys of ssh hosts that are trusted, instead of those that the user
+    /// who runs the provider and the host trust. Absolute.
+    #[serde(default)]
+    pub known_hosts_file: Option<PathBuf>,
+    /// The file on the host that holds the certificates of authorities, as PEM, that may vouch for the https
+    /// host, and for an https proxy, instead of those that the host trusts. Absolute.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// The URL of the proxy through which the http or https host is reached: `http` or `https`, without
+    /// credentials.
+    #[serde(default)]
+    pub proxy: Option<String>,
+    /// The environment variable of the provider that holds such a URL, which may have credentials.
+    #[serde(default)]
+    pub proxy_env: Option<String>,
+    /// The file on the host that holds such a URL, which may have credentials. Absolute.
+    #[serde(default)]
+    pub proxy_file: Option<PathBuf>,
 }
 
 /// How much of a repository's history enters a workspace.
@@ -356,9 +391,9 @@ pub enum ConfigError {
         /// What is wrong and what would be right.
         reason: String,
     },
-    /// A repository's token cannot be had any more; it could when the config was read.
-    #[error("getting the access token of {url}: {reason}")]
-    Token {
+    /// A repository's credentials, or its proxy's, cannot be had any more; they could when the config was read.
+    #[error("getting the credentials of {url}: {reason}")]
+    Credentials {
         /// The repository.
         url: String,
         /// What is wrong.
@@ -474,46 +509,33 @@ impl Repository {
         })
     }
 
-    /// Reads the access token from where the config says it is; `None` if it names no place.
+    /// Reads the credentials from where the config says they are; `None` if it names none.
     ///
-    /// Read at each use, so that a renewed token file takes effect.
+    /// Read at each use, so that a renewed file takes effect.
     ///
     /// # Errors
-    /// When the variable or the file is gone, or its content is no token: empty, not UTF-8, or
-    /// with control characters.
-    pub fn token(&self) -> Result<Option<Secret>, ConfigError> {
-        self.read_token(&|name| std::env::var_os(name))
-            .map_err(|reason| ConfigError::Token {
-                url: self.url.clone(),
-                reason,
-            })
+    /// When the variable or the file is gone, or its content is no token or password: empty, not UTF-8, or
+    /// with control characters; when a program or a key cannot be used.
+    pub fn credentials(&self) -> Result<Option<Credentials>, ConfigError> {
+        let credentials = credentials::get(self, &|name| std::env::var_os(name));
+        credentials.map_err(|reason| self.unreadable(reason))
     }
 
-    /// Errors with a phrase that names neither the variable nor its content: it may be the token
-    /// itself, written into the wrong field.
-    fn read_token(&self, environment: rules::Environment<'_>) -> Result<Option<Secret>, String> {
-        let (place, content) = match (&self.token_env, &self.token_file) {
-            (Some(name), _) => {
-                rules::variable(name)?;
-                let content = environment(name).ok_or(
-                    "the variable that token_env names is not set in derrick's environment; set it before the start",
-                )?;
-                (
-                    "the variable that token_env names",
-                    content.into_encoded_bytes(),
-                )
-            }
-            (None, Some(path)) => {
-                let content = read_token_file(path).map_err(|error| {
-                    format!("the file that token_file names cannot be read: {error}")
-                })?;
-                ("the file that token_file names", content)
-            }
-            (None, None) => return Ok(None),
-        };
-        Secret::from_bytes(content)
-            .map(Some)
-            .map_err(|reason| format!("{place} {reason}"))
+    /// Reads the URL of the proxy, with its credentials, from where the config says it is; `None` if it names
+    /// none.
+    ///
+    /// # Errors
+    /// As those of [`credentials`](Self::credentials), and when it is no such URL.
+    pub fn proxy(&self) -> Result<Option<Secret>, ConfigError> {
+        let proxy = way::get(self, &|name| std::env::var_os(name));
+        proxy.map_err(|reason| self.unreadable(reason))
+    }
+
+    fn unreadable(&self, reason: String) -> ConfigError {
+        ConfigError::Credentials {
+            url: self.url.clone(),
+            reason,
+        }
     }
 }
 
@@ -751,22 +773,4 @@ fn read_config(file: &Path) -> io::Result<String> {
         return Err(io::Error::other("it is larger than 1 MiB"));
     }
     String::from_utf8(text).map_err(|_| io::Error::other("it is not UTF-8"))
-}
-
-fn read_token_file(path: &Path) -> io::Result<Vec<u8>> {
-    // Not to block on a FIFO that took the file's place.
-    let nonblocking = nix::fcntl::OFlag::O_NONBLOCK.bits();
-    let file = File::options()
-        .read(true)
-        .custom_flags(nonblocking)
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no file"));
-    }
-    let mut content = Vec::new();
-    file.take(LARGEST_TOKEN + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > LARGEST_TOKEN {
-        return Err(io::Error::other("it is larger than 64 KiB"));
-    }
-    Ok(content)
 }

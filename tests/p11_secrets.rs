@@ -7,11 +7,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use serde_json::json;
+use serde_json::{Value, json};
+use support::secrets::{assert_nowhere, forms};
 use support::{
-    Derrick, GitServer, Launch, Mode, Scratch, Upstream, Workspace, as_owner, bare, descendants,
+    Derrick, GitServer, Launch, Mode, Scratch, SshServer, Upstream, Workspace, bare, descendants,
     mode,
 };
 
@@ -20,11 +19,8 @@ const TOKEN: &str = "canary-51e2d84b067f3a9c";
 /// One that is in command lines while a test runs, and so not the one that is looked for there.
 const SHOWN_TOKEN: &str = "canary-f7d90c6a2be81435";
 
-/// The token as it is, and as a header for basic authentication has it, less the user's name.
-fn forms(token: &str) -> [String; 2] {
-    let encoded = BASE64.encode(format!("x:{token}"));
-    [token.to_owned(), encoded[4..encoded.len() - 4].to_owned()]
-}
+/// One that is in no command line while a test runs, unless derrick puts it there.
+const HELD_TOKEN: &str = "canary-08e6d3b5f12c7a49";
 
 /// A pattern that matches the text and not itself.
 fn pattern(text: &str) -> String {
@@ -53,6 +49,22 @@ fn use_token(upstream: &Upstream, derrick: &Derrick) -> Workspace {
     workspace
 }
 
+/// While it was in use, processes of git's had it in their environment, and of others `also`.
+fn assert_held_by_git_alone(server: &GitServer, also: &[&str]) {
+    let requests = server.requests();
+    let mut holders: BTreeSet<&str> = BTreeSet::new();
+    for request in &requests {
+        assert_eq!(request.exposed, Vec::<String>::new());
+        holders.extend(request.holders.iter().map(String::as_str));
+    }
+    let git = ["git", "git-remote-http"];
+    assert!(holders.contains(git[1]), "{holders:?}");
+    let others = holders
+        .iter()
+        .filter(|name| !git.contains(*name) && !also.contains(*name));
+    assert_eq!(others.collect::<Vec<_>>(), Vec::<&&str>::new());
+}
+
 // I-08: a token that is kept in the checkout
 #[test]
 fn finding_the_token_in_the_checkout_or_on_disk() {
@@ -69,21 +81,7 @@ fn finding_the_token_in_the_checkout_or_on_disk() {
     assert_eq!(bare::sh(&clone), "1\n");
 
     let workspace = use_token(&upstream, &derrick);
-    for form in forms(SHOWN_TOKEN) {
-        let inside = workspace.sh(&format!(
-            "grep -rle '{0}' /project /copy /environment /etc /home /root /srv /tmp /var /run /dev/shm 2> /dev/null
-             git -C /project config --list --show-origin | grep -e '{0}'",
-            pattern(&form)
-        ));
-        assert_eq!(inside.output, "", "{form} is inside");
-        let on_disk = as_owner("grep")
-            .args(["-rlaF", "-e", &form])
-            .arg(derrick.state())
-            .output()
-            .expect("cannot start grep");
-        assert_eq!(String::from_utf8_lossy(&on_disk.stdout), "", "{form}");
-        assert_eq!(on_disk.status.code(), Some(1), "{on_disk:?}");
-    }
+    assert_nowhere(SHOWN_TOKEN, &derrick, &workspace);
     assert_eq!(
         workspace.ok("git -C /project remote get-url origin").trim(),
         upstream.url
@@ -103,8 +101,7 @@ fn reading_the_token_in_command_lines() {
     };
     let (upstream, derrick) = private(&server, TOKEN);
     use_token(&upstream, &derrick);
-    let naive = exposed();
-    assert_eq!(naive, Vec::<String>::new());
+    assert_eq!(exposed(), Vec::<String>::new());
     // git with -c has it there for as long as it runs.
     let header = format!("http.extraHeader=Authorization: Bearer {TOKEN}");
     let line = format!(
@@ -129,11 +126,11 @@ child.wait()
 ";
     assert_eq!(bare::python(naive), "True\n");
 
-    let server = GitServer::with_token(TOKEN);
-    let (upstream, derrick) = private(&server, TOKEN);
+    let server = GitServer::with_token(HELD_TOKEN);
+    let (upstream, derrick) = private(&server, HELD_TOKEN);
     let workspace = use_token(&upstream, &derrick);
     workspace.start("exec sleep 1000");
-    for form in forms(TOKEN) {
+    for form in forms(HELD_TOKEN) {
         let inside = workspace.sh(&format!(
             "set | grep -e '{0}'; cat /environment | grep -e '{0}'
              cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2> /dev/null | tr '\\0' '\\n' | grep -e '{0}'",
@@ -141,13 +138,14 @@ child.wait()
         ));
         assert_eq!(inside.output, "", "{form} is inside");
     }
+    assert_held_by_git_alone(&server, &["derrick"]);
     if mode() == Mode::Root {
         let below = descendants(derrick.pid());
         assert!(below.len() >= 3, "{below:?}");
         for pid in below {
             let has = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
             let has = String::from_utf8_lossy(&has);
-            assert!(!has.contains(TOKEN), "process {pid}");
+            assert!(!has.contains(HELD_TOKEN), "process {pid}");
             // The spawner and every init have nothing but where programs are.
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
             let variables = has.split_terminator('\0').count();
@@ -214,10 +212,9 @@ fn reading_the_token_in_logs_and_errors() {
         );
         said.push(derrick.printed());
     }
-    let encoded = BASE64.encode(format!("x:{wrong}"));
     for said in said {
-        for form in [TOKEN, &forms(TOKEN)[1], &encoded[4..encoded.len() - 4]] {
-            assert!(!said.contains(form), "{form} is in {said}");
+        for form in forms(TOKEN).into_iter().chain(forms(&wrong)) {
+            assert!(!said.contains(&form), "{form} is in {said}");
         }
     }
 }
@@ -246,4 +243,97 @@ fn giving_a_token_in_a_file_that_the_workspace_sees() {
     assert!(!said.contains(TOKEN), "{said}");
     // One beside it, which no workspace sees, is taken.
     Launch::new(config(&closed)).start();
+}
+
+/// Has derrick use credentials of this kind; `None` if they are in a file.
+fn with_credentials(
+    server: &GitServer,
+    fields: Value,
+    variable: Option<&str>,
+) -> (Derrick, Workspace) {
+    let upstream = server.repository("private", &[("file", "x\n")]);
+    let mut repository = fields;
+    repository["url"] = upstream.url.clone().into();
+    repository["path"] = "/project".into();
+    let launch = Launch::new(json!({
+        "name": "test",
+        "repositories": [repository],
+        "setup_script": "cp -r /project/.git /copy; env > /environment",
+    }))
+    .environment("DERRICK_LOG", "trace");
+    let derrick = match variable {
+        Some(value) => launch.environment("SECRET_PASSWORD", value).start(),
+        None => launch.start(),
+    };
+    let workspace = use_token(&upstream, &derrick);
+    workspace.start("exec sleep 1000");
+    (derrick, workspace)
+}
+
+// P11: a password, wherever it comes from
+#[test]
+fn reading_a_password() {
+    for (number, kind) in ["password_env", "password_file", "credential_command"]
+        .into_iter()
+        .enumerate()
+    {
+        // Tests of other kinds run on this host at the same time.
+        let password = format!("canary-9b27e6{number}d41c05f8a3");
+        let server = GitServer::with_token(&password);
+        let scratch = Scratch::new();
+        let file = scratch.file("password", format!("{password}\n"));
+        let answer = format!(
+            "echo username=ada; echo \"password=$(cat {})\"",
+            file.display()
+        );
+        let script = scratch.file("helper", answer);
+        let (fields, variable) = match kind {
+            "password_env" => (
+                json!({ "username": "ada", "password_env": "SECRET_PASSWORD" }),
+                Some(password.as_str()),
+            ),
+            "password_file" => (json!({ "username": "ada", "password_file": file }), None),
+            _ => (json!({ "credential_command": ["/bin/sh", script] }), None),
+        };
+        let (derrick, workspace) = with_credentials(&server, fields, variable);
+        assert_nowhere(&password, &derrick, &workspace);
+        let also: &[&str] = variable.map_or(&[], |_| &["derrick"]);
+        assert_held_by_git_alone(&server, also);
+        assert_eq!(workspace.ok("cat /project/file"), "x\n");
+    }
+}
+
+// P11: the private key that ssh is given
+#[test]
+fn reading_an_ssh_key() {
+    let server = SshServer::start();
+    let upstream = server.repository("private", &[("file", "x\n")]);
+    let canary = server.canary();
+    let derrick = Launch::new(json!({
+        "name": "test",
+        "repositories": [{
+            "url": upstream.url,
+            "path": "/project",
+            "ssh_key_file": server.key(),
+            "known_hosts_file": server.known_hosts(),
+        }],
+        "setup_script": "cp -r /project/.git /copy; env > /environment",
+    }))
+    .environment("DERRICK_LOG", "trace")
+    .start();
+    let workspace = use_token(&upstream, &derrick);
+    workspace.start("exec sleep 1000");
+    assert_nowhere(&canary, &derrick, &workspace);
+    let shown = server.shown();
+    assert!(shown.connections >= 4, "{shown:?}");
+    assert_eq!(shown.processes, Vec::<String>::new());
+    // The search would find it.
+    let found = bare::sh(&format!("grep -c '{canary}' {}", server.key().display()));
+    assert_eq!(found, "1\n");
+    // Nor does the workspace learn where it is.
+    let named = workspace.sh(&format!(
+        "grep -rl '{}' /project /copy",
+        server.key().display()
+    ));
+    assert_eq!(named.output, "");
 }

@@ -26,7 +26,7 @@ mod whiteouts;
 pub(crate) use build::Confinement;
 pub use build::environment;
 pub use error::SetupError;
-pub(crate) use repositories::{Inside, take_in};
+pub(crate) use repositories::take_in;
 pub use setup::Setups;
 pub(crate) use setup::{limits, requests};
 pub use stack::Stack;

@@ -45,12 +45,12 @@ impl Checkout {
         old: &CommitId,
     ) -> Result<bool, SetupError> {
         let sandbox = build.sandbox();
-        match take_in(mirrors, sandbox, &self.repository, &self.at, Some(old)).await {
-            Ok(_) => {}
+        let taken = take_in(mirrors, sandbox, &self.repository, &self.at, Some(old)).await;
+        let inside = match taken {
+            Ok((inside, _)) => inside,
             Err(SetupError::GitInside { .. } | SetupError::NoHistory { .. }) => return Ok(false),
             Err(error) => return Err(error),
-        }
-        let inside = Inside::of(sandbox, &self.repository.path).await?;
+        };
         let commands = git::checkout_commands(&self.at);
         Ok(inside.run_all(commands).await?.is_none())
     }
@@ -216,17 +216,17 @@ impl<'a> Inside<'a> {
 
 /// Brings what the history of `repository` lets in beside `resolved`, and the sandbox lacks, into the sandbox's
 /// checkout as remote-tracking references, by the sandbox's own git. That `known` is there is known without
-/// asking. Gives what the checkout had of the reference, as it said itself.
+/// asking. Gives the checkout, and what that had of the reference, as it said itself.
 ///
 /// # Errors
 /// `GitInside` where git in the sandbox fails or there is none, `NoHistory` where there is nothing to add to.
-pub(crate) async fn take_in(
+pub(crate) async fn take_in<'a>(
     mirrors: &Mirrors,
-    sandbox: &Sandbox,
-    repository: &Repository,
+    sandbox: &'a Sandbox,
+    repository: &'a Repository,
     resolved: &Resolved,
     known: Option<&CommitId>,
-) -> Result<Option<CommitId>, SetupError> {
+) -> Result<(Inside<'a>, Option<CommitId>), SetupError> {
     let at = &repository.path;
     if repository.history == History::None {
         return Err(SetupError::NoHistory { path: at.clone() });
@@ -260,7 +260,7 @@ pub(crate) async fn take_in(
     match written {
         Ok(Bundle::Written) => drop(bundle.commit().await?),
         // The file that was to hold it has no name yet, and never was.
-        Ok(Bundle::NothingNew) => return Ok(before),
+        Ok(Bundle::NothingNew) => return Ok((inside, before)),
         Err(error) => return Err(error.into()),
     }
     let fetched = inside.run(git::fetch_command(&path)).await;
@@ -271,7 +271,7 @@ pub(crate) async fn take_in(
     run_in(sandbox, remove, Path::new("/"), &[]).await?;
     let fetched = fetched?;
     if fetched.exit_code() == 0 {
-        Ok(before)
+        Ok((inside, before))
     } else {
         Err(refused(fetched))
     }

@@ -9,7 +9,9 @@ use std::ops::RangeInclusive;
 use std::path::{Component, Path as HostPath, PathBuf};
 
 use super::tree::Path;
-use super::{Base, Limits, MOST_OUTPUT, Repository, Requests, WorkspaceConfig, reader};
+use super::{
+    Base, Limits, MOST_OUTPUT, Repository, Requests, WorkspaceConfig, credentials, reader, way,
+};
 use crate::init::user;
 use crate::sandbox;
 use crate::sandbox::cgroups::LEAST_CPUS;
@@ -138,10 +140,12 @@ fn repositories(all: &mut [Repository], environment: Environment<'_>) -> Result<
         if let Some(reference) = &repository.reference {
             self::reference(reference).at(|| here("reference"))?;
         }
-        token(repository, environment).map_err(|(field, reason)| Broken {
-            path: here(field),
-            reason,
-        })?;
+        credentials::check(repository, environment)
+            .and_then(|()| way::check(repository, environment))
+            .map_err(|(field, reason)| Broken {
+                path: here(field),
+                reason,
+            })?;
     }
     Ok(())
 }
@@ -321,41 +325,6 @@ pub(super) fn reference(reference: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Errors with the field and the phrase.
-fn token(
-    repository: &Repository,
-    environment: Environment<'_>,
-) -> Result<(), (&'static str, String)> {
-    let field = match (&repository.token_env, &repository.token_file) {
-        (None, None) => return Ok(()),
-        (Some(_), Some(_)) => {
-            let reason = "is there beside token_env; name the token's place in one of them";
-            return Err(("token_file", reason.to_owned()));
-        }
-        (Some(name), None) => {
-            variable(name).map_err(|reason| ("token_env", reason.to_owned()))?;
-            "token_env"
-        }
-        (None, Some(path)) => {
-            // The path is not echoed: a token pasted into the wrong field would be.
-            if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
-                let reason = "must be the absolute path of a file, without \"..\"";
-                return Err(("token_file", reason.to_owned()));
-            }
-            "token_file"
-        }
-    };
-    if !repository.url.starts_with("https://") && !repository.url.starts_with("http://") {
-        let reason = "has no use: only https and http repositories take a token";
-        return Err((field, reason.to_owned()));
-    }
-    // Reading it now shows a missing or odd token at the start and not at the first setup.
-    repository
-        .read_token(environment)
-        .map(drop)
-        .map_err(|reason| (field, reason))
-}
-
 fn base(base: &mut Base, repositories: &[Repository]) -> Result<(), Broken> {
     let here = |field: &str| Path::default().field("base").field(field);
     // Directories of the host whose content the workspace can read.
@@ -388,25 +357,24 @@ fn base(base: &mut Base, repositories: &[Repository]) -> Result<(), Broken> {
         }
     }
     for (index, repository) in repositories.iter().enumerate() {
-        let Some(file) = &repository.token_file else {
-            continue;
-        };
-        let file = canonical(file);
-        if let Some(directory) = shown
-            .iter()
-            .find(|shown| file.starts_with(canonical(shown)))
-        {
-            let place = || {
-                Path::default()
-                    .field("repositories")
-                    .index(index)
-                    .field("token_file")
-            };
-            return Err(format!(
-                "lies in {}, which the base shows to the workspace; move the file elsewhere",
-                directory.display()
-            ))
-            .at(place);
+        for (field, file) in credentials::secret_files(repository) {
+            let file = canonical(file);
+            if let Some(directory) = shown
+                .iter()
+                .find(|shown| file.starts_with(canonical(shown)))
+            {
+                let place = || {
+                    Path::default()
+                        .field("repositories")
+                        .index(index)
+                        .field(field)
+                };
+                return Err(format!(
+                    "lies in {}, which the base shows to the workspace; move the file elsewhere",
+                    directory.display()
+                ))
+                .at(place);
+            }
         }
     }
     Ok(())

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-/// An access token.
+/// An access token or a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -15,7 +15,7 @@ impl Secret {
     /// # Errors
     /// A phrase that does not contain the content, if it is not text, is empty, or
     /// has control characters, which could end the header or the line it is written into.
-    pub(super) fn from_bytes(content: Vec<u8>) -> Result<Self, &'static str> {
+    pub(crate) fn from_bytes(content: Vec<u8>) -> Result<Self, &'static str> {
         let Ok(mut text) = String::from_utf8(content) else {
             return Err("is not valid UTF-8");
         };

@@ -503,11 +503,11 @@ fn tokens_are_looked_for_at_once_and_never_printed() {
     let cases = [
         (
             r#""token_env":"DERRICK_TEST_NONE","url":"https://h/x""#.to_owned(),
-            "1:42: repositories[0].token_env: the variable that token_env names is not set in derrick's environment; set it before the start",
+            "1:42: repositories[0].token_env: names a variable that is not set in derrick's environment; set it before the start",
         ),
         (
             r#""token_env":"EMPTY","url":"https://h/x""#.to_owned(),
-            "1:42: repositories[0].token_env: the variable that token_env names is empty",
+            "1:42: repositories[0].token_env: names a variable whose content is empty",
         ),
         (
             r#""token_env":"","url":"https://h/x""#.to_owned(),
@@ -519,7 +519,7 @@ fn tokens_are_looked_for_at_once_and_never_printed() {
         ),
         (
             format!(r#""token_env":"{TOKEN_NAME}","token_file":"{here}/good","url":"https://h/x""#),
-            "1:76: repositories[0].token_file: is there beside token_env; name the token's place in one of them",
+            "1:76: repositories[0].token_file: is there beside token_env; a repository is opened by one of them",
         ),
         (
             format!(r#""token_env":"{TOKEN_NAME}","url":"git@h:x""#),
@@ -531,19 +531,19 @@ fn tokens_are_looked_for_at_once_and_never_printed() {
         ),
         (
             format!(r#""token_file":"{here}/none","url":"https://h/x""#),
-            "1:43: repositories[0].token_file: the file that token_file names cannot be read: No such file or directory (os error 2)",
+            "1:43: repositories[0].token_file: names a file that cannot be read: No such file or directory (os error 2)",
         ),
         (
             format!(r#""token_file":"{here}","url":"https://h/x""#),
-            "1:43: repositories[0].token_file: the file that token_file names cannot be read: it is no file",
+            "1:43: repositories[0].token_file: names a file that cannot be read: it is no file",
         ),
         (
             format!(r#""token_file":"{here}/bad","url":"https://h/x""#),
-            "1:43: repositories[0].token_file: the file that token_file names contains a control character; it must be one line of text",
+            "1:43: repositories[0].token_file: names a file whose content contains a control character; it must be one line of text",
         ),
         (
             format!(r#""token_file":"{here}/large","url":"https://h/x""#),
-            "1:43: repositories[0].token_file: the file that token_file names cannot be read: it is larger than 64 KiB",
+            "1:43: repositories[0].token_file: names a file that cannot be read: it is larger than 64 KiB",
         ),
     ];
     for (fields, expected) in cases {
@@ -555,13 +555,130 @@ fn tokens_are_looked_for_at_once_and_never_printed() {
     let fields = format!(r#""token_file":"{here}/good","url":"https://h/x","path":"/a""#);
     let config = read(&with_repository(&fields)).unwrap();
     let repository = &config.repositories[0];
-    assert_eq!(repository.token().unwrap().unwrap().expose(), "hunter2");
+    assert!(
+        matches!(repository.credentials(), Ok(Some(Credentials::Token(token))) if token.expose() == "hunter2")
+    );
     assert!(!format!("{config:?}").contains("hunter2"));
     fs::remove_file(at("good")).unwrap();
     assert_eq!(
-        repository.token().unwrap_err().to_string(),
-        "getting the access token of https://h/x: the file that token_file names cannot be read: No such file or directory (os error 2)"
+        repository.credentials().unwrap_err().to_string(),
+        "getting the credentials of https://h/x: token_file names a file that cannot be read: No such file or directory (os error 2)"
     );
+}
+
+#[test]
+fn a_repository_has_one_kind_of_credentials_and_all_that_goes_with_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let directory = tempfile::tempdir().unwrap();
+    let here = directory.path().to_str().unwrap();
+    for (name, mode) in [
+        ("open", 0o644),
+        ("key", 0o600),
+        ("pro-gram", 0o755),
+        ("any", 0o777),
+    ] {
+        let path = directory.path().join(name);
+        fs::write(&path, "hunter2\n").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let is_there = |field, first| {
+        format!("{field}: is there beside {first}; a repository is opened by one of them")
+    };
+    let goes_with =
+        "username: has no use: it goes with password_env, password_file or credential_command";
+    let http = |fields: &str| format!(r#""url":"https://h/x",{fields}"#);
+    let ssh = |fields: &str| format!(r#""url":"git@h:x",{fields}"#);
+    let cases = [
+        (http(r#""token_env":"T","password_file":"/x""#), is_there("password_file", "token_env")),
+        (http(r#""password_env":"T","password_file":"/x""#), is_there("password_file", "password_env")),
+        (http(r#""token_file":"/x","credential_command":["/x"]"#), is_there("credential_command", "token_file")),
+        (ssh(r#""credential_command":["/x"],"ssh_key_file":"/x""#), is_there("ssh_key_file", "credential_command")),
+        (http(r#""username":"ada""#), goes_with.to_owned()),
+        (http(r#""username":"ada","token_env":"DERRICK_TEST_TOKEN""#), goes_with.to_owned()),
+        (ssh(&format!(r#""username":"ada","ssh_key_file":"{here}/key""#)), goes_with.to_owned()),
+        (http(r#""username":"","password_env":"DERRICK_TEST_TOKEN""#), "username: is empty; write the user's name, or leave it out".to_owned()),
+        (http(r#""username":"a:b","password_env":"DERRICK_TEST_TOKEN""#), "username: contains a colon or a control character, which no user's name can have".to_owned()),
+        (http(r#""password_env":"DERRICK_TEST_TOKEN""#), "password_env: needs \"username\" beside it".to_owned()),
+        (http(r#""username":"ada","password_env":"EMPTY""#), "password_env: names a variable whose content is empty".to_owned()),
+        (ssh(r#""username":"ada","password_env":"DERRICK_TEST_TOKEN""#), "password_env: has no use: only https and http repositories take a password".to_owned()),
+        (http(&format!(r#""ssh_key_file":"{here}/key""#)), "ssh_key_file: has no use: only ssh repositories take a key".to_owned()),
+        (http(&format!(r#""known_hosts_file":"{here}/key""#)), "known_hosts_file: has no use: only ssh has known hosts".to_owned()),
+        (ssh(&format!(r#""ssh_key_file":"{here}/open""#)), "ssh_key_file: names a file that others than its owner may use (its mode is 644); run chmod 600 on it".to_owned()),
+        (ssh(&format!(r#""ssh_key_file":"{here}/none""#)), "ssh_key_file: names a file that cannot be read: No such file or directory (os error 2)".to_owned()),
+        (ssh(&format!(r#""ssh_key_file":"{here}""#)), "ssh_key_file: names a file that cannot be read: it is no file".to_owned()),
+        (ssh(r#""ssh_key_file":"key""#), "ssh_key_file: must be the absolute path of a file, without \"..\"".to_owned()),
+        (ssh(r#""ssh_key_file":"/a b""#), "ssh_key_file: has a character that ssh takes for its own; a path for it has letters, digits and /._+-@,= alone".to_owned()),
+        (ssh(r#""known_hosts_file":"/%h""#), "known_hosts_file: has a character that ssh takes for its own; a path for it has letters, digits and /._+-@,= alone".to_owned()),
+        (ssh(&format!(r#""known_hosts_file":"{here}/none""#)), "known_hosts_file: cannot be read: No such file or directory (os error 2)".to_owned()),
+        (http(r#""credential_command":[]"#), "credential_command: is empty; write a program and its arguments".to_owned()),
+        (http(r#""credential_command":["hunter2"]"#), "credential_command: must begin with the absolute path of a program, without \"..\"".to_owned()),
+        (http(&format!(r#""credential_command":["{here}/none"]"#)), "credential_command: names a program that cannot be used: No such file or directory (os error 2)".to_owned()),
+        (http(&format!(r#""credential_command":["{here}/open"]"#)), "credential_command: names no program: it is no file that can be executed".to_owned()),
+        (http(&format!(r#""credential_command":["{here}/any"]"#)), "credential_command: names a program that every user of this host can write; run chmod o-w on it".to_owned()),
+    ];
+    for (fields, expected) in cases {
+        let error = read(&with_repository(&format!(r#"{fields},"path":"/a""#))).unwrap_err();
+        let (_, said) = error.split_once("repositories[0].").expect(&error);
+        assert_eq!(said, expected, "{fields}");
+        assert!(!error.contains("hunter"), "{error}");
+    }
+    let right = [
+        http(r#""username":"ada","password_env":"DERRICK_TEST_TOKEN""#),
+        http(&format!(
+            r#""username":"ada","password_file":"{here}/open""#
+        )),
+        http(&format!(
+            r#""username":"ada","credential_command":["{here}/pro-gram","x"]"#
+        )),
+        ssh(&format!(
+            r#""ssh_key_file":"{here}/key","known_hosts_file":"{here}/open""#
+        )),
+        ssh(&format!(r#""known_hosts_file":"{here}/open""#)),
+    ];
+    for fields in right {
+        let config = read(&with_repository(&format!(r#"{fields},"path":"/a""#)));
+        assert!(!format!("{config:?}").contains("hunter"), "{config:?}");
+        assert!(config.is_ok(), "{config:?}");
+    }
+}
+
+#[test]
+fn the_way_to_a_host_is_one_and_holds_no_credentials_in_the_config() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = directory.path().to_str().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    fs::write(at("ca"), "-----BEGIN CERTIFICATE-----\nx\n").unwrap();
+    fs::write(at("odd"), "hunter2").unwrap();
+    fs::write(at("proxy"), "http://ada:hunter2@proxy:3128/\n").unwrap();
+    let no_proxy = "no URL of a proxy; it must be as \"http://host:port\" or with https";
+    let cases = [
+        (r#""ca_file":"/x","url":"http://h/x""#.to_owned(), "ca_file: has no use: only https has certificates".to_owned()),
+        (r#""ca_file":"x","url":"https://h/x""#.to_owned(), "ca_file: must be the absolute path of a file, without \"..\"".to_owned()),
+        (format!(r#""ca_file":"{here}/none","url":"https://h/x""#), "ca_file: cannot be read: No such file or directory (os error 2)".to_owned()),
+        (format!(r#""ca_file":"{here}/odd","url":"https://h/x""#), "ca_file: has no certificate; it must have some as PEM, from \"-----BEGIN CERTIFICATE-----\" on".to_owned()),
+        (r#""proxy":"http://a:hunter2@p:1","url":"https://h/x""#.to_owned(), "proxy: contains credentials; name the place of the whole URL in proxy_env or proxy_file".to_owned()),
+        (r#""proxy":"p:1","url":"https://h/x""#.to_owned(), format!("proxy: is {no_proxy}")),
+        (r#""proxy":"socks5://p:1","url":"https://h/x""#.to_owned(), format!("proxy: is {no_proxy}")),
+        (r#""proxy":"http://p:1/x","url":"https://h/x""#.to_owned(), format!("proxy: is {no_proxy}")),
+        (r#""proxy":"http://p:1","url":"git@h:x""#.to_owned(), "proxy: has no use: only https and http repositories are reached through a proxy".to_owned()),
+        (r#""proxy":"http://p:1","proxy_env":"P","url":"https://h/x""#.to_owned(), "proxy_env: is there beside proxy; there is one proxy at most".to_owned()),
+        (format!(r#""proxy_env":"{TOKEN_NAME}","url":"https://h/x""#), format!("proxy_env: leads to what is {no_proxy}")),
+        (format!(r#""proxy_file":"{here}/odd","url":"https://h/x""#), format!("proxy_file: leads to what is {no_proxy}")),
+        (format!(r#""proxy_file":"{here}/none","url":"https://h/x""#), "proxy_file: names a file that cannot be read: No such file or directory (os error 2)".to_owned()),
+    ];
+    for (fields, expected) in cases {
+        let error = read(&with_repository(&format!(r#"{fields},"path":"/a""#))).unwrap_err();
+        let (_, said) = error.split_once("repositories[0].").expect(&error);
+        assert_eq!(said, expected, "{fields}");
+        assert!(!error.contains("hunter"), "{error}");
+    }
+    let right = format!(
+        r#""url":"https://h/x","path":"/a","ca_file":"{here}/ca","proxy_file":"{here}/proxy""#
+    );
+    let config = read(&with_repository(&right)).unwrap();
+    let proxy = config.repositories[0].proxy().unwrap().unwrap();
+    assert_eq!(proxy.expose(), "http://ada:hunter2@proxy:3128/");
 }
 
 #[test]
@@ -587,6 +704,20 @@ fn a_token_file_that_the_workspace_could_read_is_refused() {
         );
     }
     assert!(read(&text("\"host\"")).is_ok());
+    // Other files with secrets likewise.
+    let base = format!(r#"{{"type":"directory","path":"{here}"}}"#);
+    let key = directory.path().join("token");
+    fs::set_permissions(key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    for (url, field) in [
+        ("https://h/x", r#""username":"a","password_file""#),
+        ("git@h:x", r#""ssh_key_file""#),
+    ] {
+        let text = text(&base)
+            .replace("https://h/x", url)
+            .replace(r#""token_file""#, field);
+        let error = read(&text).unwrap_err();
+        assert!(error.contains("_file: lies in"), "{error}");
+    }
 }
 
 #[test]
@@ -809,7 +940,7 @@ fn the_examples_are_right_but_for_files_that_this_host_lacks() {
         ),
         (
             "network.json",
-            Some("8:21: repositories[0].token_file: the file that token_file names cannot be read: No such file or directory (os error 2)".to_owned()),
+            Some("8:21: repositories[0].token_file: names a file that cannot be read: No such file or directory (os error 2)".to_owned()),
         ),
     ];
     for (name, expected) in cases {

@@ -23,24 +23,53 @@ pub enum GitError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The configured token cannot be read.
+    /// The configured credentials cannot be read.
     #[error(transparent)]
-    Token(#[from] ConfigError),
+    Credentials(#[from] ConfigError),
+    /// The program that is to say the credentials did not.
+    #[error("the credential_command of {url} {reason}")]
+    CredentialCommand {
+        /// The repository.
+        url: String,
+        /// What it did, without anything that it said.
+        reason: String,
+    },
+    /// ssh cannot use the configured key.
+    #[error(
+        "ssh cannot use the key of {url}: {detail}; it must be a private key without a passphrase"
+    )]
+    Key {
+        /// The repository.
+        url: String,
+        /// What ssh said.
+        detail: String,
+    },
     /// The host answers and has no such repository, or hides it from these credentials.
     #[error("there is no repository {url}, or these credentials may not see it")]
     NoSuchRepository {
         /// The repository.
         url: String,
     },
-    /// The host refused the token or key.
+    /// The host refused the token, the password or the key.
     #[error("{url} refused the credentials")]
     CredentialsRefused {
         /// The repository.
         url: String,
     },
     /// The host asks for credentials and none are configured.
-    #[error("{url} asks for credentials and none are configured; set token_env or token_file")]
+    #[error(
+        "{url} asks for credentials and none are configured; set token_env, token_file, or username with \
+         password_env or password_file, or credential_command"
+    )]
     CredentialsMissing {
+        /// The repository.
+        url: String,
+    },
+    /// The proxy refused its credentials, or asks for some.
+    #[error(
+        "the proxy for {url} refused the credentials, or asks for some; see proxy_env and proxy_file"
+    )]
+    ProxyRefused {
         /// The repository.
         url: String,
     },
@@ -92,8 +121,8 @@ pub enum GitError {
     },
     /// The host could not prove who it is: its TLS certificate or ssh key is not trusted here.
     #[error(
-        "cannot verify the host of {url}: {detail}; the user that derrick runs as must trust its \
-         certificate or ssh host key"
+        "cannot verify the host of {url}: {detail}; the user that derrick runs as, or the repository's \
+         known_hosts_file, must have its ssh host key; this host, or ca_file, its certificate's authority"
     )]
     Unverified {
         /// The repository.
@@ -101,8 +130,10 @@ pub enum GitError {
         /// What git said.
         detail: String,
     },
-    /// The host redirects to another one, to which the token must not go.
-    #[error("{url} redirects to {to}, and its token is not for that host; configure the new URL")]
+    /// The host redirects to another one, to which the credentials must not go.
+    #[error(
+        "{url} redirects to {to}, and its credentials are not for that host; configure the new URL"
+    )]
     Redirected {
         /// The repository.
         url: String,
@@ -137,7 +168,7 @@ pub enum GitError {
         /// `git` or `ssh`.
         program: &'static str,
     },
-    /// git lacks what derrick relies on to keep tokens off the disk.
+    /// git lacks what derrick relies on to keep secrets off the disk.
     #[error("git is too old ({found}): derrick needs 2.31 or newer")]
     TooOld {
         /// What `git version` prints.
@@ -204,12 +235,16 @@ impl GitError {
             Self::NoSpace { attempt }
         } else if failure.says(&["cannot run ssh"]) {
             Self::NotInstalled { program: "ssh" }
+        } else if failure.says(PROXY_REFUSED) {
+            Self::ProxyRefused { url }
         } else if failure.says(UNVERIFIED) {
             Self::Unverified { url, detail }
+        } else if access.has_key() && failure.says(BAD_KEY) {
+            Self::Key { url, detail }
         } else if failure.says(UNREACHABLE) {
             Self::Unreachable { url, detail }
         } else if failure.says(REFUSED) {
-            if access.has_token() || failure.says(&["permission denied"]) {
+            if access.has_header() || failure.says(&["permission denied"]) {
                 Self::CredentialsRefused { url }
             } else {
                 Self::CredentialsMissing { url }
@@ -237,6 +272,12 @@ impl GitError {
 
 const NO_SPACE: &[&str] = &["no space left on device", "disk quota exceeded"];
 
+const PROXY_REFUSED: &[&str] = &[
+    "returned error: 407",
+    "http code 407 from proxy",
+    "response 407",
+];
+
 const UNVERIFIED: &[&str] = &[
     "host key verification failed",
     "ssl certificate problem",
@@ -244,6 +285,9 @@ const UNVERIFIED: &[&str] = &[
     "certificate subject name",
     "no alternative certificate subject name",
 ];
+
+/// What ssh says before it goes on without the key.
+const BAD_KEY: &[&str] = &["load key \""];
 
 const UNREACHABLE: &[&str] = &[
     "could not resolve host",

@@ -266,7 +266,7 @@ impl Mirror {
             .output()
             .await;
         match first {
-            Err(failure) if access.has_token() && failure.says(REDIRECTS) => {
+            Err(failure) if access.has_header() && failure.says(REDIRECTS) => {
                 let moved = self.follow(lock, &access).await?;
                 let answer = list(&moved)?
                     .arg("--")
@@ -282,7 +282,7 @@ impl Mirror {
         }
     }
 
-    /// Finds out where the host redirects to, and whether the token may go there.
+    /// Finds out where the host redirects to, and whether the credentials may go there.
     ///
     /// Version 0 of git's protocol lists references in one GET; curl takes the header off that
     /// when it follows a redirect to another host, and there is no second request.

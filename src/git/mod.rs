@@ -2,15 +2,17 @@
 //!
 //! The provider runs git on its own mirrors and on fresh staging checkouts, never on a tree that an
 //! agent has touched. What a workspace needs leaves here as bytes, a tar stream or a bundle, and is
-//! taken in by git inside the workspace. Tokens stay in the memory of the provider and the
+//! taken in by git inside the workspace. Secrets stay in the memory of the provider and the
 //! environment of one git process at a time.
 //!
 //! Reading order: [`reference`](Reference) (what is looked at), `upstream` (where it comes from),
-//! `process` (how git is run), `mirror`, `history` (what of a mirror a workspace gets), `checkout`,
-//! `bundle`, `inside` (what a workspace's own git is to run), `error`.
+//! `credentials` (what a program says that opens it), `process` (how git is run), `mirror`, `history`
+//! (what of a mirror a workspace gets), `checkout`, `bundle`, `inside` (what a workspace's own git is to
+//! run), `error`.
 
 mod bundle;
 mod checkout;
+mod credentials;
 mod error;
 mod history;
 mod inside;

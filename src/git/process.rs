@@ -16,7 +16,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::Instant;
 
 use super::upstream::{Access, Scrub, Transport};
@@ -31,10 +31,10 @@ const STDOUT: usize = 64 * 1024 * 1024;
 /// How long a process's pipes may stay open after its end; ssh's helpers are known to hold them.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Variables of the provider that git may see: how to find programs, and how the host reaches the
-/// network. No more, so that nobody's own git settings take part.
-const PASSED_ON: &[&str] = &[
-    "PATH",
+/// Variables of the provider that git may see: how to find programs, and, unless the repository says it itself,
+/// how the host reaches the network. No more, so that nobody's own git settings take part.
+const PASSED_ON: &[&str] = &["PATH"];
+const PROXIES: &[&str] = &[
     "http_proxy",
     "https_proxy",
     "HTTPS_PROXY",
@@ -42,6 +42,8 @@ const PASSED_ON: &[&str] = &[
     "ALL_PROXY",
     "no_proxy",
     "NO_PROXY",
+];
+const AUTHORITIES: &[&str] = &[
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "GIT_SSL_CAINFO",
@@ -49,7 +51,8 @@ const PASSED_ON: &[&str] = &[
 ];
 
 const SSH: &str = "ssh -oBatchMode=yes -oConnectTimeout=30 -oServerAliveInterval=15 -oServerAliveCountMax=4 \
-                   -oForwardAgent=no -oClearAllForwardings=yes -oControlMaster=no -oControlPath=none";
+                   -oForwardAgent=no -oClearAllForwardings=yes -oControlMaster=no -oControlPath=none \
+                   -oStrictHostKeyChecking=yes -oUpdateHostKeys=no";
 
 /// What git adds to every failure of a connection, whatever the reason.
 const ADVICE: &[&str] = &[
@@ -98,8 +101,8 @@ impl Client {
         call.set("http.lowSpeedLimit", "1");
         call.set("http.lowSpeedTime", self.stall.as_secs().to_string());
         // After a redirect git would send the header to the new host as well (its second request,
-        // not curl's first, carries it), so with a token there are no redirects.
-        let redirects = if access.has_token() {
+        // not curl's first, carries it), so with credentials there are no redirects.
+        let redirects = if access.has_header() {
             "false"
         } else {
             "initial"
@@ -108,11 +111,29 @@ impl Client {
         if let Some((key, value)) = access.header() {
             call.set(key, value);
         }
+        match access.proxy() {
+            Some(proxy) => call.set("http.proxy", proxy),
+            None => call.pass_on(PROXIES),
+        }
+        match access.authorities() {
+            Some(file) => {
+                for name in ["GIT_SSL_CAINFO", "GIT_PROXY_SSL_CAINFO"] {
+                    call.variables.push((name.into(), file.into()));
+                }
+                // What libcurl looks into beside the file unless it is told of another directory.
+                call.variables
+                    .push(("GIT_SSL_CAPATH".into(), self.home().into()));
+            }
+            None => call.pass_on(AUTHORITIES),
+        }
         if transport == Transport::Ssh {
-            call.variables.push(("GIT_SSH_COMMAND".into(), SSH.into()));
+            let ssh = access.ssh_options();
+            let command = format!("{SSH}{ssh}");
+            call.variables
+                .push(("GIT_SSH_COMMAND".into(), command.into()));
             call.variables
                 .push(("GIT_SSH_VARIANT".into(), "ssh".into()));
-            let agent = std::env::var_os("SSH_AUTH_SOCK");
+            let agent = std::env::var_os("SSH_AUTH_SOCK").filter(|_| !access.has_key());
             call.variables
                 .extend(agent.map(|socket| ("SSH_AUTH_SOCK".into(), socket)));
         }
@@ -136,10 +157,7 @@ impl Client {
             },
             silence: self.stall * 10,
         };
-        for name in PASSED_ON {
-            call.variables
-                .extend(std::env::var_os(name).map(|value| ((*name).into(), value)));
-        }
+        call.pass_on(PASSED_ON);
         for (name, value) in [
             ("GIT_CONFIG_NOSYSTEM", "1"),
             ("GIT_CONFIG_GLOBAL", "/dev/null"),
@@ -270,6 +288,13 @@ impl Call {
         self.start(sink.into()).await.map(drop)
     }
 
+    fn pass_on(&mut self, names: &[&str]) {
+        for name in names {
+            self.variables
+                .extend(std::env::var_os(name).map(|value| ((*name).into(), value)));
+        }
+    }
+
     fn set(&mut self, key: impl Into<String>, value: impl Into<String>) {
         self.settings.push((key.into(), value.into()));
     }
@@ -289,23 +314,21 @@ impl Call {
             Input::Held(file) => (file.into(), None),
         };
         command.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
-        // A group of its own, so that git's own children can be killed with it.
-        command.process_group(0).kill_on_drop(true);
         let not_started = |error| Failure {
             ended: Ended::NotStarted(error),
             said: String::new(),
         };
-        let mut running = Running(command.spawn().map_err(not_started)?);
+        let mut running = Running::start(&mut command).map_err(not_started)?;
         // The command still holds the descriptors that it gave to git.
         drop(command);
-        let stdin = running.0.stdin.take();
+        let (stdin, stdout) = running.pipes();
         let feed = async {
             if let (Some(mut stdin), Some(bytes)) = (stdin, bytes) {
                 // A git that ends early says why itself.
                 let _ = stdin.write_all(&bytes).await;
             }
         };
-        let ((ended, seen), ()) = tokio::join!(running.watch(self.silence), feed);
+        let ((ended, seen), ()) = tokio::join!(running.watch(stdout, self.silence), feed);
         match ended {
             Ended::With(status) if status.success() => Ok(seen),
             ended => Err(Failure {
@@ -399,8 +422,9 @@ pub(super) enum Ended {
     Lost(io::Error),
 }
 
-/// A git process with its children; dropping it kills them all.
-struct Running(Child);
+/// A process with its children; dropping it kills them all.
+#[derive(Debug)]
+pub(super) struct Running(Child);
 
 /// What a process printed.
 #[derive(Default)]
@@ -410,9 +434,26 @@ struct Seen {
 }
 
 impl Running {
+    /// In a group of its own, so that its own children can be killed with it.
+    pub(super) fn start(command: &mut Command) -> io::Result<Self> {
+        command
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map(Self)
+    }
+
+    /// Its standard input and output, where they are pipes and not taken yet.
+    pub(super) fn pipes(&mut self) -> (Option<ChildStdin>, Option<ChildStdout>) {
+        (self.0.stdin.take(), self.0.stdout.take())
+    }
+
+    pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.0.wait().await
+    }
+
     /// Waits for the end while reading both pipes; the silence that is too long counts from the last byte.
-    async fn watch(&mut self, silence: Duration) -> (Ended, Seen) {
-        let mut stdout = self.0.stdout.take();
+    async fn watch(&mut self, mut stdout: Option<ChildStdout>, silence: Duration) -> (Ended, Seen) {
         let mut stderr = self.0.stderr.take();
         let (mut out, mut err) = (vec![0; 16 * 1024], vec![0; 16 * 1024]);
         let mut seen = Seen::default();
@@ -459,7 +500,7 @@ impl Running {
         (ended.expect("the loop ends after the process"), seen)
     }
 
-    fn kill(&self) {
+    pub(super) fn kill(&self) {
         // `id` is the process's as long as it has not been waited for, so the number cannot be
         // another group's.
         if let Some(group) = self.0.id().and_then(|id| i32::try_from(id).ok()) {

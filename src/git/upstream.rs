@@ -1,18 +1,19 @@
 //! Where a repository comes from: its URL, taken apart once, and the credentials for it.
 //!
-//! The token leaves this file in two ways only: as a header in the environment of one git process,
-//! and as text that is cut out of everything git says.
+//! A secret leaves this file in two ways only: as a header in the environment of one git process,
+//! and as text that is cut out of everything git says. Of a key the file's name leaves it, for ssh.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest as _, Sha256};
 
+use super::credentials::{self, Answer};
 use super::error::GitError;
-use crate::config::{Repository, Secret};
+use crate::config::{Credentials, Repository, Secret};
 
 /// What stands in for a secret in messages.
 const REDACTED: &str = "[redacted]";
@@ -78,7 +79,7 @@ impl Upstream {
         match transport {
             _ if host.is_empty() || host.starts_with('-') => refuse("it names no host"),
             Transport::Https | Transport::Http if !user.is_empty() => {
-                refuse("credentials do not belong in it; use token_env or token_file")
+                refuse("credentials do not belong in it; use token_env, token_file or others")
             }
             _ if user.contains(':') => refuse("a password does not belong in it"),
             _ => Ok(upstream),
@@ -133,68 +134,208 @@ impl Upstream {
 }
 
 /// An upstream with what opens it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Access {
     upstream: Upstream,
-    token: Option<Secret>,
+    header: Option<Header>,
+    ssh: Ssh,
+    /// Who may vouch for an https host.
+    authorities: Option<PathBuf>,
+    /// Through which proxy an http or https host is reached: its URL, with its credentials.
+    proxy: Option<Secret>,
+}
+
+/// What is sent to an http or https host.
+#[derive(Clone)]
+struct Header {
+    /// `Basic …` or another scheme.
+    value: String,
+    /// What must be cut out of messages.
+    secrets: Vec<String>,
+}
+
+/// Files that ssh is to use instead of those of the user who runs derrick.
+#[derive(Debug, Clone, Default)]
+struct Ssh {
+    key: Option<PathBuf>,
+    known_hosts: Option<PathBuf>,
 }
 
 impl Access {
-    /// Reads the repository's token, for http and https only: no other transport can use it.
+    /// Reads the repository's credentials, or asks for them, as far as its transport can use them.
     pub(super) async fn of(repository: &Repository) -> Result<Self, GitError> {
         let upstream = Upstream::parse(&repository.url)?;
-        if upstream.origin().is_none() {
-            return Ok(Self {
-                upstream,
-                token: None,
-            });
+        let mut access = Self {
+            header: None,
+            ssh: Ssh::default(),
+            authorities: None,
+            proxy: None,
+            upstream,
+        };
+        if access.upstream.transport == Transport::File {
+            return Ok(access);
         }
         let repository = repository.clone();
-        let token = tokio::task::spawn_blocking(move || repository.token())
+        let known_hosts = repository.known_hosts_file.clone();
+        access.authorities.clone_from(&repository.ca_file);
+        let read = tokio::task::spawn_blocking(move || {
+            Ok::<_, GitError>((repository.credentials()?, repository.proxy()?))
+        });
+        let (credentials, proxy) = read
             .await
-            .map_err(|error| GitError::io("read a token", std::io::Error::other(error)))??;
-        Ok(Self { upstream, token })
+            .map_err(|error| GitError::io("read credentials", std::io::Error::other(error)))??;
+        access.proxy = proxy;
+        match (access.upstream.origin(), credentials) {
+            (None, credentials) => {
+                access.ssh.known_hosts = known_hosts;
+                if let Some(Credentials::SshKey(key)) = credentials {
+                    access.ssh.key = Some(key);
+                }
+            }
+            (Some(origin), Some(credentials)) => {
+                access.header = access.header_of(&origin, credentials).await?;
+            }
+            (Some(_), None) => {}
+        }
+        Ok(access)
+    }
+
+    async fn header_of(
+        &self,
+        origin: &str,
+        credentials: Credentials,
+    ) -> Result<Option<Header>, GitError> {
+        let (command, username) = match credentials {
+            // Hosts ignore the user's name beside a token; this one is what GitHub documents.
+            Credentials::Token(token) => return Ok(Some(Header::basic("x-access-token", &token))),
+            Credentials::Password { username, password } => {
+                return Ok(Some(Header::basic(&username, &password)));
+            }
+            Credentials::SshKey(_) => return Ok(None),
+            Credentials::Command { command, username } => (command, username),
+        };
+        let place = origin.split_once("://").unwrap_or(("https", origin));
+        let username = username.as_deref();
+        match credentials::ask(&command, place, username, credentials::PATIENCE).await {
+            Ok(Answer::Password { username, password }) => {
+                Ok(Some(Header::basic(&username, &password)))
+            }
+            Ok(Answer::Header { scheme, credential }) => Ok(Some(Header {
+                value: format!("{scheme} {}", credential.expose()),
+                secrets: vec![credential.expose().to_owned()],
+            })),
+            Err(reason) => Err(GitError::CredentialCommand {
+                url: self.upstream.url.clone(),
+                reason,
+            }),
+        }
     }
 
     pub(super) fn upstream(&self) -> &Upstream {
         &self.upstream
     }
 
-    pub(super) fn has_token(&self) -> bool {
-        self.token.is_some()
+    /// Whether an http or https host is sent credentials.
+    pub(super) fn has_header(&self) -> bool {
+        self.header.is_some()
     }
 
-    /// The same token for the place that the host redirected to, if the token is for that place.
+    /// A file of those who may vouch for the host, if there are others than this host's own.
+    pub(super) fn authorities(&self) -> Option<&Path> {
+        self.authorities.as_deref()
+    }
+
+    /// The URL of the proxy. Secret: for an environment, never for arguments.
+    pub(super) fn proxy(&self) -> Option<&str> {
+        self.proxy.as_ref().map(Secret::expose)
+    }
+
+    /// Whether ssh has a key of the repository's own.
+    pub(super) fn has_key(&self) -> bool {
+        self.ssh.key.is_some()
+    }
+
+    /// The same credentials for the place that the host redirected to, if they are for that place.
     pub(super) fn redirected(&self, to: &str) -> Option<Self> {
         let upstream = Upstream::parse(to).ok()?;
         let same = upstream.origin().is_some() && upstream.origin() == self.upstream.origin();
         same.then(|| Self {
             upstream,
-            token: self.token.clone(),
+            ..self.clone()
         })
     }
 
-    /// The setting that gives the token to its own host. Secret: for an environment, never for arguments.
+    /// The setting that gives the credentials to their own host. Secret: for an environment, never for
+    /// arguments.
     pub(super) fn header(&self) -> Option<(String, String)> {
         let origin = self.upstream.origin()?;
-        let basic = basic(self.token.as_ref()?);
+        let value = &self.header.as_ref()?.value;
         Some((
             format!("http.{origin}/.extraHeader"),
-            format!("Authorization: Basic {basic}"),
+            format!("Authorization: {value}"),
         ))
+    }
+
+    /// Further words of ssh's command line, with a blank before each. The config has seen to it that a shell
+    /// and ssh take the paths as they are.
+    pub(super) fn ssh_options(&self) -> String {
+        let Ssh { key, known_hosts } = &self.ssh;
+        let mut words = String::new();
+        if let Some(key) = key {
+            // What the user or the host configured could add keys.
+            let only = "-F none -oIdentitiesOnly=yes -oIdentityAgent=none -oIdentityFile=";
+            words.push_str(&format!(" {only}{}", key.display()));
+        }
+        if let Some(known_hosts) = known_hosts {
+            let only = "-oGlobalKnownHostsFile=none -oUserKnownHostsFile=";
+            words.push_str(&format!(" {only}{}", known_hosts.display()));
+        }
+        words
     }
 
     /// What must be cut out of messages.
     pub(super) fn secrets(&self) -> impl Iterator<Item = String> {
-        self.token
-            .iter()
-            .flat_map(|token| [basic(token), token.expose().to_owned()])
+        let Ssh { key, known_hosts } = &self.ssh;
+        // Names of files are the host's own business.
+        let files = [key, known_hosts, &self.authorities].into_iter().flatten();
+        let files = files.map(|path| path.display().to_string());
+        let sent = self.header.iter().flat_map(|header| header.secrets.clone());
+        sent.chain(files)
+            .chain(self.proxy().into_iter().flat_map(secrets_of_proxy))
     }
 }
 
-/// Hosts ignore the user's name beside a token; this one is what GitHub documents.
-fn basic(token: &Secret) -> String {
-    BASE64.encode(format!("x-access-token:{}", token.expose()))
+impl Header {
+    /// RFC 7617.
+    fn basic(username: &str, password: &Secret) -> Self {
+        let encoded = BASE64.encode(format!("{username}:{}", password.expose()));
+        Self {
+            value: format!("Basic {encoded}"),
+            secrets: vec![encoded, password.expose().to_owned()],
+        }
+    }
+}
+
+/// The password in a proxy's URL, as it stands there and as it is meant.
+fn secrets_of_proxy(url: &str) -> Vec<String> {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let Some((user, _)) = rest.rsplit_once('@') else {
+        return Vec::new();
+    };
+    // What is cut out first must not be a part of what is cut out later.
+    let password = user.split_once(':').map_or(user, |(_, password)| password);
+    let decoded = percent_decoded(password).to_string_lossy().into_owned();
+    [password.to_owned(), decoded]
+        .into_iter()
+        .filter(|secret| !secret.is_empty())
+        .collect()
+}
+
+/// Hides the value.
+impl std::fmt::Debug for Header {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
 }
 
 /// Makes what git and the hosts said fit to be shown and logged.
@@ -347,10 +488,10 @@ mod tests {
             let fields = serde_json::json!({"url": url, "path": "/r", "token_file": file.path()});
             serde_json::from_value::<Repository>(fields).expect("a repository")
         };
-        let ssh = Access::of(&repository("ssh://git@example.org/old"))
-            .await
-            .expect("no token is read");
-        assert!(!ssh.has_token() && ssh.header().is_none());
+        let ssh = Access::of(&repository("ssh://git@example.org/old")).await;
+        assert!(matches!(ssh, Err(GitError::Credentials(_))), "{ssh:?}");
+        let file = Access::of(&repository("/old")).await.expect("needs none");
+        assert!(!file.has_header() && file.header().is_none());
         let access = Access::of(&repository("https://example.org/old"))
             .await
             .expect("the token is read");
@@ -366,6 +507,55 @@ mod tests {
         let (key, value) = access.header().expect("a header");
         assert_eq!(key, "http.https://example.org/.extraHeader");
         assert_eq!(value, "Authorization: Basic eC1hY2Nlc3MtdG9rZW46Y2FuYXJ5");
+        let shown = format!("{access:?}");
+        assert!(
+            !shown.contains("canary") && !shown.contains("eC1h"),
+            "{shown}"
+        );
+    }
+
+    #[tokio::test]
+    async fn ssh_is_told_of_the_repository_s_own_files_and_no_others() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::TempDir::with_prefix("keys").expect("a directory");
+        let (key, hosts) = (dir.path().join("key"), dir.path().join("hosts"));
+        std::fs::write(&key, "x").expect("writes");
+        std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).expect("sets");
+        let options = async |key: Option<&PathBuf>, hosts: Option<&PathBuf>| {
+            let fields = serde_json::json!({
+                "url": "git@h:r", "path": "/r", "ssh_key_file": key, "known_hosts_file": hosts,
+            });
+            let repository: Repository = serde_json::from_value(fields).expect("a repository");
+            let access = Access::of(&repository).await.expect("is read");
+            assert_eq!(access.has_key(), key.is_some());
+            assert!(access.header().is_none());
+            access.ssh_options()
+        };
+        let of_key = format!(
+            " -F none -oIdentitiesOnly=yes -oIdentityAgent=none -oIdentityFile={}",
+            key.display()
+        );
+        let of_hosts = format!(
+            " -oGlobalKnownHostsFile=none -oUserKnownHostsFile={}",
+            hosts.display()
+        );
+        assert_eq!(options(None, None).await, "");
+        assert_eq!(options(Some(&key), None).await, of_key);
+        assert_eq!(options(None, Some(&hosts)).await, of_hosts);
+        let both = options(Some(&key), Some(&hosts)).await;
+        assert_eq!(both, format!("{of_key}{of_hosts}"));
+    }
+
+    #[test]
+    fn the_password_of_a_proxy_is_cut_out_as_it_stands_and_as_it_is_meant() {
+        for (url, secrets) in [
+            ("http://proxy:3128", &[][..]),
+            ("http://ada:a%40b@proxy:3128", &["a%40b", "a@b"]),
+            ("http://ada:@proxy", &[]),
+            ("https://lonely@proxy/", &["lonely", "lonely"]),
+        ] {
+            assert_eq!(secrets_of_proxy(url), secrets, "{url}");
+        }
     }
 
     #[test]

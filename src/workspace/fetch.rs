@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Workspace, WorkspaceError};
-use crate::base::{Inside, SetupError, Setups, take_in};
+use crate::base::{SetupError, Setups, take_in};
 use crate::config::Repository;
 use crate::git::{self, CommitId};
 
@@ -96,7 +96,7 @@ impl Workspace {
             )
         };
         let sandbox = self.sandbox().await?;
-        let told = take_in(
+        let (inside, told) = take_in(
             setups.mirrors(),
             &sandbox,
             repository,
@@ -110,7 +110,6 @@ impl Workspace {
         } else {
             told
         };
-        let inside = Inside::of(&sandbox, &repository.path).await?;
         let not_updated = match update {
             Update::None => None,
             Update::FastForward => {

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::secrets::{command_lines_with, environments_with};
 use super::{GUARD, Scratch, succeed};
 
 /// A running server; ended with all its repositories at the end.
@@ -38,6 +39,8 @@ pub(crate) struct GitRequest {
     pub(crate) body: Vec<u8>,
     /// Command lines on this host that held the token while the client waited; anybody can read those.
     pub(crate) exposed: Vec<String>,
+    /// Names of processes with the token in their environment meanwhile.
+    pub(crate) holders: Vec<String>,
 }
 
 /// A repository as its developers see it: a work tree whose commits are pushed to the server.
@@ -95,23 +98,13 @@ impl GitServer {
 
     /// Makes a repository with one commit of these files on `main`.
     pub(crate) fn repository(&self, name: &str, files: &[(&str, &str)]) -> Upstream {
-        let bare = self.shared.root.join(format!("served/{name}.git"));
-        let work = self.shared.root.join(format!("work/{name}"));
-        for directory in [&bare, &work] {
-            std::fs::create_dir_all(directory).expect("cannot make a repository's directory");
-        }
-        git(
-            &bare,
-            &["init", "--quiet", "--bare", "--initial-branch=main"],
-        );
-        git(&work, &["init", "--quiet", "--initial-branch=main"]);
-        let upstream = Upstream {
-            url: format!("http://{}/{name}.git", self.address),
-            work,
-            bare,
-        };
-        upstream.commit(files);
-        upstream
+        let url = format!("http://{}/{name}.git", self.address);
+        repository_below(self.shared.root.path(), name, files, |_| url)
+    }
+
+    /// Where it listens on loopback.
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
     }
 
     /// Everything that was asked so far.
@@ -215,6 +208,33 @@ impl Drop for GitServer {
     }
 }
 
+/// Makes `served/<name>.git` below `root`, with one commit of these files on `main`; `url` says where it is to be
+/// had.
+pub(super) fn repository_below(
+    root: &Path,
+    name: &str,
+    files: &[(&str, &str)],
+    url: impl FnOnce(&Path) -> String,
+) -> Upstream {
+    let bare = root.join(format!("served/{name}.git"));
+    let work = root.join(format!("work/{name}"));
+    for directory in [&bare, &work] {
+        std::fs::create_dir_all(directory).expect("cannot make a repository's directory");
+    }
+    git(
+        &bare,
+        &["init", "--quiet", "--bare", "--initial-branch=main"],
+    );
+    git(&work, &["init", "--quiet", "--initial-branch=main"]);
+    let upstream = Upstream {
+        url: url(&bare),
+        work,
+        bare,
+    };
+    upstream.commit(files);
+    upstream
+}
+
 /// Runs git on the host in `directory`, free of the caller's settings.
 pub(crate) fn git(directory: &Path, arguments: &[&str]) -> String {
     succeed(
@@ -248,23 +268,6 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-/// Command lines that hold a token, as it is or as it is sent.
-fn command_lines_with(token: &str) -> Vec<String> {
-    let encoded = BASE64.encode(format!("x:{token}"));
-    // The first bytes are the user's name and the last may be padding.
-    let encoded = &encoded[4..encoded.len() - 4];
-    let Ok(processes) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    processes
-        .filter_map(|process| {
-            let line = std::fs::read(process.ok()?.path().join("cmdline")).ok()?;
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            (line.contains(token) || line.contains(encoded)).then_some(line)
-        })
-        .collect()
-}
-
 /// The head of a request, header names in lower case.
 struct Head {
     method: String,
@@ -292,21 +295,20 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     }
     let body = read_body(&mut reader, &head)?;
     let authorized = is_authorized(shared.token.as_deref(), head.header("authorization"));
+    let token = shared.token.as_deref();
+    let request = GitRequest {
+        method: head.method.clone(),
+        target: head.target.clone(),
+        authorized,
+        body: body.clone(),
+        exposed: token.map(command_lines_with).unwrap_or_default(),
+        holders: token.map(environments_with).unwrap_or_default(),
+    };
     shared
         .requests
         .lock()
         .expect("no connection panicked")
-        .push(GitRequest {
-            method: head.method.clone(),
-            target: head.target.clone(),
-            authorized,
-            body: body.clone(),
-            exposed: shared
-                .token
-                .as_deref()
-                .map(command_lines_with)
-                .unwrap_or_default(),
-        });
+        .push(request);
     // The server may be ending.
     let _ = shared.arrival.send(());
     let answer = if authorized {

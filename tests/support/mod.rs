@@ -22,9 +22,13 @@ mod host;
 mod limits;
 mod mode;
 pub(crate) mod moments;
+mod proxy;
 mod scratch;
 mod scripted;
+pub(crate) mod secrets;
+mod ssh_server;
 mod terminal;
+mod tls;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -47,9 +51,12 @@ pub(crate) use self::{
     },
     limits::{BRANCHING, GREEDY, MEMORY, PIDS, enforced, python},
     mode::{Mode, mode},
+    proxy::Proxy,
     scratch::{Scratch, as_owner},
     scripted::Scripted,
+    ssh_server::SshServer,
     terminal::{on_terminal, quoted, typing},
+    tls::TlsServer,
 };
 
 /// No single wait of a test takes longer; what does is a defect.

@@ -1,4 +1,4 @@
-//! Over http: tokens, redirects, and connections that break, against git's own server program.
+//! Over http: credentials, redirects, and connections that break, against git's own server program.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
@@ -12,6 +12,9 @@ const TOKEN: &str = "token-canary-7f3a";
 
 /// `x-access-token:` and the token, as the header has it.
 const BASIC: &str = "eC1hY2Nlc3MtdG9rZW46dG9rZW4tY2FuYXJ5LTdmM2E=";
+
+/// `ada:` and the token, as a header has it.
+const BASIC_OF_ADA: &str = "YWRhOnRva2VuLWNhbmFyeS03ZjNh";
 
 /// What the server saw.
 #[derive(Debug)]
@@ -51,9 +54,13 @@ impl Server {
     }
 
     fn repository(&self, path: &str, token: Option<&Path>) -> Repository {
-        let fields = serde_json::json!({
-            "url": format!("{}/{path}", self.origin), "path": "/r", "token_file": token,
-        });
+        self.opened_by(path, &serde_json::json!({ "token_file": token }))
+    }
+
+    fn opened_by(&self, path: &str, credentials: &serde_json::Value) -> Repository {
+        let mut fields = credentials.clone();
+        fields["url"] = format!("{}/{path}", self.origin).into();
+        fields["path"] = "/r".into();
         serde_json::from_value(fields).expect("a repository")
     }
 
@@ -107,7 +114,12 @@ fn serve(mut connection: TcpStream, root: &Path, other: &str, seen: &mpsc::Sende
     // The test may have ended.
     let _ = seen.send(request);
     let (behaviour, path) = target[1..].split_once('/').unwrap_or_default();
-    let allowed = authorization.is_some_and(|value| value == format!("Basic {BASIC}"));
+    let wanted = match behaviour {
+        "password" => format!("Basic {BASIC_OF_ADA}"),
+        "bearer" => format!("Bearer {TOKEN}"),
+        _ => format!("Basic {BASIC}"),
+    };
+    let allowed = authorization.is_some_and(|value| value == wanted);
     let redirect = |to: &str| format!("301 Moved\r\nLocation: {to}/open/{path}\r\n").into_bytes();
     let answer = match behaviour {
         "moved" => redirect("").to_vec(),
@@ -117,7 +129,7 @@ fn serve(mut connection: TcpStream, root: &Path, other: &str, seen: &mpsc::Sende
             let _ = seen.send(Seen::Closed);
             return;
         }
-        "private" if !allowed => {
+        "private" | "password" | "bearer" if !allowed => {
             let echo = headers.get("authorization").cloned().unwrap_or_default();
             format!("401 No\r\nWWW-Authenticate: Basic realm=\"{echo}\"\r\nContent-Type: text/plain\r\n\r\nno: {echo}").into_bytes()
         }
@@ -191,7 +203,11 @@ fn token_in_arguments() -> bool {
     let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
     lines
         .map(|line| String::from_utf8_lossy(&line).into_owned())
-        .any(|line| line.contains(TOKEN) || line.contains(BASIC))
+        .any(|line| {
+            [TOKEN, BASIC, BASIC_OF_ADA]
+                .iter()
+                .any(|secret| line.contains(secret))
+        })
 }
 
 /// An upstream, its server and the token's file.
@@ -301,6 +317,95 @@ async fn a_token_opens_a_repository_and_is_found_nowhere() {
     );
 }
 
+/// A helper of a shell's words. Not a script in a file: while another test forks, that is busy.
+fn helper(script: &str) -> serde_json::Value {
+    serde_json::json!({ "credential_command": ["/bin/sh", "-c", script, "helper"] })
+}
+
+#[tokio::test]
+async fn a_password_and_what_a_program_says_open_a_repository_and_are_found_nowhere() {
+    let hosted = Hosted::new();
+    let token = hosted.token.display();
+    let password = format!("echo username=ada; echo \"password=$(cat '{token}')\"");
+    let bearer = format!("echo authtype=Bearer; echo \"credential=$(cat '{token}')\"");
+    for (path, credentials) in [
+        (
+            "password/r.git",
+            serde_json::json!({ "username": "ada", "password_file": hosted.token }),
+        ),
+        ("password/r.git", helper(&password)),
+        ("bearer/r.git", helper(&bearer)),
+    ] {
+        let setting = Setting::new();
+        let repository = hosted.server.opened_by(path, &credentials);
+        let inside = setting.fresh(&repository).await;
+        assert_sound(&inside);
+        let requests = hosted.server.requests();
+        assert!(requests.len() >= 2, "{requests:?}");
+        assert!(
+            requests.iter().all(|(_, sent)| sent.is_some()),
+            "{requests:?}"
+        );
+        for needle in [TOKEN, BASIC_OF_ADA] {
+            for place in [setting.dir.path(), inside.path()] {
+                let found = bytes_below(place, needle.as_bytes());
+                assert_eq!(found, Vec::<PathBuf>::new());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn credentials_of_every_kind_stay_on_their_own_host() {
+    let hosted = Hosted::new();
+    let says = format!("echo username=ada; echo password={TOKEN}");
+    for credentials in [
+        serde_json::json!({ "username": "ada", "password_file": hosted.token }),
+        helper(&says.replace(TOKEN, "token-canary-7f3\"\"a")),
+    ] {
+        let elsewhere = hosted.server.opened_by("elsewhere/r.git", &credentials);
+        let error = hosted.setting.mirrors.resolve(&elsewhere).await;
+        let error = error.expect_err("is not followed");
+        assert!(matches!(error, GitError::Redirected { .. }), "{error}");
+        assert!(
+            hosted
+                .server
+                .requests()
+                .iter()
+                .all(|(_, sent)| sent.is_some())
+        );
+        let there = hosted.other.requests();
+        assert!(there.iter().all(|(_, sent)| sent.is_none()), "{there:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_says_nothing_or_the_wrong_thing_is_told_apart() {
+    let hosted = Hosted::new();
+    let failure = async |script: &str| {
+        let repository = hosted.server.opened_by("password/r.git", &helper(script));
+        let error = hosted.setting.mirrors.resolve(&repository).await;
+        let error = error.expect_err(script);
+        let shown = format!("{error} {error:?}");
+        assert!(!shown.contains("canary"), "{shown}");
+        error
+    };
+    for script in ["true", "echo canary; echo canary >&2; exit 1", "yes canary"] {
+        let error = failure(script).await;
+        assert!(
+            matches!(error, GitError::CredentialCommand { .. }),
+            "{error}"
+        );
+    }
+    // Nobody was asked with nothing.
+    assert_eq!(hosted.server.requests(), []);
+    let error = failure("echo username=ada; echo password=canary-wrong").await;
+    assert!(
+        matches!(error, GitError::CredentialsRefused { .. }),
+        "{error}"
+    );
+}
+
 #[tokio::test]
 async fn refusals_are_told_apart() {
     let hosted = Hosted::new();
@@ -331,7 +436,7 @@ async fn refusals_are_told_apart() {
     let error = hosted
         .failure("private/r.git", Some(&hosted.secrets.path().join("absent")))
         .await;
-    assert!(matches!(error, GitError::Token(_)), "{error}");
+    assert!(matches!(error, GitError::Credentials(_)), "{error}");
     // A refusal leaves no mirror, not even a part of one.
     let left = std::fs::read_dir(hosted.setting.dir.path().join("mirrors"))
         .expect("lists")
