@@ -16,9 +16,9 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{
-    AttachArgs, CapacityArgs, CpArgs, CreateArgs, DiffArgs, ExecArgs, FenceArgs, FetchArgs,
-    ForgetArgs, ForkArgs, LabelArgs, LimitsArgs, LogsArgs, LsArgs, PauseArgs, RenewArgs, ResetArgs,
-    ResumeArgs, RmArgs, ShowArgs, SnapshotArgs, SnapshotsArgs,
+    AttachArgs, BundleArgs, CapacityArgs, CommitArgs, CpArgs, CreateArgs, DiffArgs, ExecArgs,
+    FenceArgs, FetchArgs, ForgetArgs, ForkArgs, LabelArgs, LimitsArgs, LogsArgs, LsArgs, PauseArgs,
+    PushArgs, RenewArgs, ResetArgs, ResumeArgs, RmArgs, ShowArgs, SnapshotArgs, SnapshotsArgs,
 };
 use store::{GcArgs, LayersArgs};
 
@@ -76,6 +76,12 @@ pub enum Command {
     Layers(LayersArgs),
     /// Bring new commits of the upstreams into the repositories of a workspace.
     Fetch(FetchArgs),
+    /// Make a commit of all that is changed in a repository of a workspace.
+    Commit(CommitArgs),
+    /// Print a repository of a workspace as a bundle.
+    Bundle(BundleArgs),
+    /// Push commits of a workspace to its upstream, where the config allows it.
+    Push(PushArgs),
     /// Return a workspace to the state that it started from, or to a snapshot.
     Reset(ResetArgs),
     /// Keep what a workspace is now as a snapshot.

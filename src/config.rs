@@ -20,6 +20,7 @@ pub use secret::Secret;
 pub use tree::Position;
 
 mod credentials;
+mod push;
 mod reader;
 mod rules;
 mod secret;
@@ -137,6 +138,10 @@ pub struct Repository {
     /// How much of its history enters the workspace.
     #[serde(default)]
     pub history: History,
+    /// The branches of its upstream that commits of workspaces may be pushed to: names, in which `*` stands for
+    /// any text without a slash, `**` for any text, and `{id}` for the workspace's id. None if absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub push: Vec<String>,
     /// The environment variable of the provider that holds the access token.
     #[serde(default)]
     pub token_env: Option<String>,
@@ -178,6 +183,16 @@ pub struct Repository {
     /// The file on the host that holds such a URL, which may have credentials. Absolute.
     #[serde(default)]
     pub proxy_file: Option<PathBuf>,
+}
+
+impl Repository {
+    /// Whether commits of the workspace `id` may be pushed to the upstream's branch `name`.
+    #[must_use]
+    pub fn allows_push(&self, id: &str, name: &str) -> bool {
+        self.push
+            .iter()
+            .any(|pattern| push::allows(pattern, id, name))
+    }
 }
 
 /// How much of a repository's history enters a workspace.

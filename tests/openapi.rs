@@ -15,9 +15,10 @@ use support::{Derrick, GitServer, Scratch, fixture, source};
 fn every_answer_is_one_that_the_document_has() {
     let server = GitServer::open();
     let upstream = server.repository("project", &[("README", "text\n")]);
+    upstream.receive();
     let derrick = Derrick::start(json!({
         "name": "test",
-        "repositories": [{ "url": upstream.url, "path": "/code/project" }],
+        "repositories": [{ "url": upstream.url, "path": "/code/project", "push": ["**"] }],
         "setup_script": "#!/bin/bash\necho set up\n",
     }));
     let url = format!("http://{}", derrick.api.address());

@@ -5,12 +5,14 @@
 
 #![no_main]
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use derrick::provider::changes::*;
 use derrick::provider::files::*;
+use derrick::provider::push::*;
 use derrick::provider::snapshots::*;
 use derrick::provider::*;
 use derrick::server::http::{HttpOptions, Listener, serve};
@@ -261,6 +263,31 @@ impl ShowChanges for Empty {
         _within: Option<RawPath>,
         _form: Form,
     ) -> Result<ToldChanges, Error> {
+        nothing()
+    }
+}
+
+#[async_trait]
+impl HandOut for Empty {
+    async fn commit(
+        &self,
+        _id: &WorkspaceId,
+        _path: Option<PathBuf>,
+        _message: Message,
+    ) -> Result<Committed, Error> {
+        nothing()
+    }
+
+    async fn bundle(
+        &self,
+        _id: &WorkspaceId,
+        _path: Option<PathBuf>,
+        _reference: Option<String>,
+    ) -> Result<Bundled, Error> {
+        nothing()
+    }
+
+    async fn push(&self, _id: &WorkspaceId, _wish: PushWish) -> Result<Pushed, Error> {
         nothing()
     }
 }

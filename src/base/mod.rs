@@ -2,11 +2,12 @@
 //!
 //! A `Stack` is what a sandbox starts from: its overlays, with the base's directories and the layers
 //! on top of them. Reading order: `setup` makes it, `bases` what it stands on, `repositories` what
-//! goes into it, `build` each layer; then where the parts come from: `host`, `skeleton`, `tarball`,
+//! goes into it, `asking` what git in it is asked for, `build` each layer; then where the parts come from: `host`, `skeleton`, `tarball`,
 //! `whiteouts` for what is hidden of the host, and `store`, where layers are kept; `claim` keeps them there,
 //! and `collect` does not, by their size, which `measure` counts; `collector` does that in the background.
 
 mod archive;
+mod asking;
 mod bases;
 mod build;
 mod claim;
@@ -23,10 +24,12 @@ pub mod store;
 pub mod tarball;
 mod whiteouts;
 
+pub use asking::AskError;
+pub(crate) use asking::Question;
 pub(crate) use build::Confinement;
 pub use build::environment;
 pub use error::SetupError;
-pub(crate) use repositories::take_in;
+pub(crate) use repositories::{Inside, take_in};
 pub use setup::Setups;
 pub(crate) use setup::{limits, requests};
 pub use stack::Stack;

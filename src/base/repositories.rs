@@ -184,6 +184,19 @@ impl<'a> Inside<'a> {
         })
     }
 
+    pub(super) fn sandbox(&self) -> &'a Sandbox {
+        self.sandbox
+    }
+
+    /// Where it is in the workspace.
+    pub(crate) fn path(&self) -> &'a Path {
+        self.path
+    }
+
+    pub(super) fn owner(&self) -> &str {
+        &self.owner
+    }
+
     /// Runs one of git's commands to its end.
     async fn run(&self, command: Vec<String>) -> Result<Ended, SetupError> {
         let program = Program::Arguments(command);

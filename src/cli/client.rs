@@ -161,6 +161,96 @@ pub struct FetchArgs {
     pub workspace: IdPart,
 }
 
+/// A commit to be made.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct CommitArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text it is a line.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// The path of the repository in the workspace; the config's only one if absent.
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// What the commit says.
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub message: String,
+    /// Whose it is: a name, and an address between < and >.
+    #[arg(long, value_name = "NAME <EMAIL>")]
+    pub author: AuthorArg,
+    /// When it was made, as in 2026-01-31T12:00:00Z; now if absent.
+    #[arg(long, value_name = "TIME")]
+    pub date: Option<String>,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+}
+
+/// Who makes a commit, as git writes it.
+#[derive(Debug, Clone, Serialize)]
+pub struct AuthorArg {
+    /// The name.
+    pub name: String,
+    /// The address.
+    pub email: String,
+}
+
+impl FromStr for AuthorArg {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.split_once('<');
+        let parts = parts.and_then(|(name, email)| Some((name, email.strip_suffix('>')?)));
+        let (name, email) =
+            parts.ok_or("expected a name and an address, as in \"Ada <ada@example.org>\"")?;
+        Ok(Self {
+            name: name.trim().to_owned(),
+            email: email.to_owned(),
+        })
+    }
+}
+
+/// A repository to be taken out.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct BundleArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// The path of the repository in the workspace; the config's only one if absent.
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// A branch or a tag of it, or HEAD; all of these if absent.
+    #[arg(long, value_name = "REFERENCE")]
+    pub reference: Option<String>,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+}
+
+/// Commits to be pushed.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct PushArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text it is a line.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// The path of the repository in the workspace; the config's only one if absent.
+    #[arg(long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// A branch of it; what is checked out if absent.
+    #[arg(long, value_name = "BRANCH")]
+    pub branch: Option<String>,
+    /// The branch of the upstream; that of the same name if absent.
+    #[arg(long, value_name = "BRANCH")]
+    pub to: Option<String>,
+    /// The workspace: its id, or the beginning or end of it.
+    pub workspace: IdPart,
+}
+
 /// What becomes of what is checked out.
 #[derive(Debug, Clone, Copy, Default, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]

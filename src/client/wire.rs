@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Number, Value};
 
-use crate::cli::client::UpdateArg;
+use crate::cli::client::{AuthorArg, UpdateArg};
 use crate::sys::terminal::Size;
 
 /// What `GET /workspaces/{id}` tells.
@@ -134,6 +134,65 @@ pub struct FetchedRepository {
     /// Why what is checked out was not updated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_updated: Option<String>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// What to make a commit of.
+#[derive(Debug, Clone, Serialize)]
+pub struct Commit {
+    /// The repository in the workspace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// What the commit says.
+    pub message: String,
+    /// Whose it is.
+    pub author: AuthorArg,
+    /// When it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub date: Option<String>,
+}
+
+/// What became of a commit.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Committed {
+    /// The repository in the workspace.
+    pub path: String,
+    /// The branch that is checked out.
+    pub branch: Option<String>,
+    /// The commit; none where nothing was changed.
+    pub commit: Option<String>,
+    /// Files that it changes.
+    pub files: u64,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// What to push.
+#[derive(Debug, Clone, Serialize)]
+pub struct Push {
+    /// The repository in the workspace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// A branch of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    /// The branch of the upstream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+}
+
+/// What a push did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pushed {
+    /// The repository in the workspace.
+    pub path: String,
+    /// The branch of the upstream.
+    pub branch: String,
+    /// The commit that it was at; none where it was not there.
+    pub old_commit: Option<String>,
+    /// The commit that it is at.
+    pub new_commit: String,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }

@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use super::events::lines;
 use super::wire::{
-    Capacity, Create, Exec, Fetch, FetchedRepository, Lease, Receipt, Snapshot, Start, WireSize,
-    Workspace,
+    Capacity, Commit, Committed, Create, Exec, Fetch, FetchedRepository, Lease, Push, Pushed,
+    Receipt, Snapshot, Start, WireSize, Workspace,
 };
 use super::{Client, Error};
 use crate::cli::client::IdPart;
@@ -163,6 +163,38 @@ impl Client {
         let target = format!("/workspaces/{workspace}/fetch");
         let fetched: Fetched = self.post(&target, wanted).await?;
         Ok(fetched.repositories)
+    }
+
+    /// Makes a commit of all that is changed in a repository of a workspace.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn commit(&self, workspace: &str, wanted: &Commit) -> Result<Committed, Error> {
+        self.post(&format!("/workspaces/{workspace}/commit"), wanted)
+            .await
+    }
+
+    /// A repository of a workspace as a bundle, as it comes.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn bundle(
+        &self,
+        workspace: &str,
+        query: &[(&str, String)],
+    ) -> Result<BoxStream<'static, Result<Bytes, Error>>, Error> {
+        let target = with_query(workspace, "bundle", query);
+        let answer = self.ask(Method::GET, &target).await?;
+        Ok(answer.stream().boxed())
+    }
+
+    /// Pushes commits of a workspace to its upstream.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn push(&self, workspace: &str, wanted: &Push) -> Result<Pushed, Error> {
+        self.post(&format!("/workspaces/{workspace}/push"), wanted)
+            .await
     }
 
     /// The ids of all workspaces, oldest first.
@@ -450,11 +482,15 @@ fn to_create(wait: Option<Duration>) -> String {
 
 /// The target of a question about changes.
 fn to_changes(workspace: &str, query: &[(&str, String)]) -> String {
+    with_query(workspace, "changes", query)
+}
+
+fn with_query(workspace: &str, action: &str, query: &[(&str, String)]) -> String {
     let parameters = query
         .iter()
         .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
     let parameters: Vec<_> = parameters.collect();
-    format!("/workspaces/{workspace}/changes?{}", parameters.join("&"))
+    format!("/workspaces/{workspace}/{action}?{}", parameters.join("&"))
 }
 
 /// The target of an exec.

@@ -1,8 +1,10 @@
 //! What derrick does: one file for each word of the command line.
 
 pub mod attach;
+pub mod bundle;
 pub mod capacity;
 pub mod check;
+pub mod commit;
 pub mod cp;
 pub mod create;
 pub mod diff;
@@ -15,6 +17,7 @@ pub mod limits;
 pub mod logs;
 pub mod ls;
 pub mod pause;
+pub mod push;
 mod remote;
 pub mod renew;
 pub mod reset;
@@ -64,6 +67,9 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Gc(arguments)) => gc::gc(&arguments),
         Some(Command::Layers(arguments)) => layers::layers(&arguments),
         Some(Command::Fetch(arguments)) => fetch::fetch(&arguments),
+        Some(Command::Commit(arguments)) => commit::commit(&arguments),
+        Some(Command::Bundle(arguments)) => bundle::bundle(&arguments),
+        Some(Command::Push(arguments)) => push::push(&arguments),
         Some(Command::Reset(arguments)) => reset::reset(&arguments),
         Some(Command::Snapshot(arguments)) => snapshot::snapshot(&arguments),
         Some(Command::Snapshots(arguments)) => snapshot::snapshots(&arguments),

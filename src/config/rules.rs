@@ -10,7 +10,8 @@ use std::path::{Component, Path as HostPath, PathBuf};
 
 use super::tree::Path;
 use super::{
-    Base, Limits, MOST_OUTPUT, Repository, Requests, WorkspaceConfig, credentials, reader, way,
+    Base, Limits, MOST_OUTPUT, Repository, Requests, WorkspaceConfig, credentials, push, reader,
+    way,
 };
 use crate::init::user;
 use crate::sandbox;
@@ -139,6 +140,9 @@ fn repositories(all: &mut [Repository], environment: Environment<'_>) -> Result<
         apart(&repository.path, before).at(|| here("path"))?;
         if let Some(reference) = &repository.reference {
             self::reference(reference).at(|| here("reference"))?;
+        }
+        for (index, pattern) in repository.push.iter().enumerate() {
+            push::check(pattern).at(|| here("push").index(index))?;
         }
         credentials::check(repository, environment)
             .and_then(|()| way::check(repository, environment))

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::reference::{CommitId, Reference, Resolved};
+use super::reference::{CommitId, Reference, Resolved, is_ref_name};
 
 /// Where commits are kept that were fetched by their ids, so that nobody collects them, by those ids.
 pub(super) const COMMITS: &str = "refs/derrick/commits/";
@@ -193,6 +193,175 @@ pub fn refresh_command() -> Vec<String> {
     git(&["update-index", "-q", "--refresh"])
 }
 
+/// Puts all changes into the index, but for what is ignored.
+#[must_use]
+pub fn stage_command() -> Vec<String> {
+    git(&["add", "--all"])
+}
+
+/// Ends with 0 if the index is as the commit that is checked out, and with 1 if not.
+#[must_use]
+pub fn is_staged_command(head: &CommitId) -> Vec<String> {
+    git(&[
+        "diff-index",
+        "--cached",
+        "--quiet",
+        "--no-ext-diff",
+        head.as_str(),
+        "--",
+    ])
+}
+
+/// Prints the commit that is being merged, if there is one.
+#[must_use]
+pub fn merge_head_command() -> Vec<String> {
+    git(&["rev-parse", "--verify", "--quiet", "MERGE_HEAD^{commit}"])
+}
+
+/// Makes a commit of the index, by nobody's programs: whose it is, the environment says.
+#[must_use]
+pub fn commit_command(message: &str) -> Vec<String> {
+    git(&[
+        "-c",
+        "core.editor=true",
+        "-c",
+        "i18n.commitEncoding=utf-8",
+        "commit",
+        "--quiet",
+        "--no-verify",
+        "--no-gpg-sign",
+        "--no-status",
+        "--cleanup=whitespace",
+        &format!("--message={message}"),
+    ])
+}
+
+/// The environment that says who makes a commit, and when, in seconds since 1970; now if absent.
+#[must_use]
+pub fn author_environment(name: &str, email: &str, date: Option<u64>) -> Vec<(String, String)> {
+    let date = date.map(|date| format!("@{date} +0000"));
+    let mut environment = Vec::new();
+    for role in ["AUTHOR", "COMMITTER"] {
+        for (field, value) in [
+            ("NAME", Some(name)),
+            ("EMAIL", Some(email)),
+            ("DATE", date.as_deref()),
+        ] {
+            if let Some(value) = value {
+                environment.push((format!("GIT_{role}_{field}"), value.to_owned()));
+            }
+        }
+    }
+    environment
+}
+
+/// Prints how many files differ between two commits, or are in the first one, for [`count_of_files`].
+#[must_use]
+pub fn count_command(old: Option<&CommitId>, new: &CommitId) -> Vec<String> {
+    let mut arguments = vec![
+        "diff-tree",
+        "--shortstat",
+        "--no-renames",
+        "--no-ext-diff",
+        "--no-textconv",
+        "--no-commit-id",
+        "-r",
+    ];
+    match old {
+        Some(old) => arguments.extend([old.as_str(), new.as_str()]),
+        None => arguments.extend(["--root", new.as_str()]),
+    }
+    git(&arguments)
+}
+
+/// Reads what [`count_command`] printed.
+#[must_use]
+pub fn count_of_files(printed: &[u8]) -> Option<u64> {
+    let printed = str::from_utf8(printed).ok()?.trim();
+    if printed.is_empty() {
+        return Some(0);
+    }
+    let (count, rest) = printed.split_once(' ')?;
+    let is_count = rest.starts_with("file changed") || rest.starts_with("files changed");
+    is_count.then(|| count.parse().ok())?
+}
+
+/// Prints the commit that a name of [`full_name`]'s, or `HEAD`, leads to.
+#[must_use]
+pub fn commit_of_command(name: &str) -> Vec<String> {
+    git(&[
+        "rev-parse",
+        "--verify",
+        "--quiet",
+        &format!("{name}^{{commit}}"),
+    ])
+}
+
+/// Whether git takes this as the name of a branch, without `refs/heads/`.
+#[must_use]
+pub fn is_branch_name(name: &str) -> bool {
+    is_ref_name(name) && name != "HEAD" && name.len() <= 255
+}
+
+/// Prints the full name of the branch that is checked out; fails where that is none.
+#[must_use]
+pub fn branch_command() -> Vec<String> {
+    git(&["symbolic-ref", "--quiet", "HEAD"])
+}
+
+/// Reads what [`branch_command`] printed, as a branch's name.
+#[must_use]
+pub fn branch_of(printed: &[u8]) -> Option<String> {
+    let printed = str::from_utf8(printed).ok()?;
+    let name = printed
+        .strip_suffix('\n')
+        .unwrap_or(printed)
+        .strip_prefix("refs/heads/")?;
+    is_ref_name(name).then(|| name.to_owned())
+}
+
+/// Prints which of a branch's and a tag's full names there are; nothing where `name` can be neither's.
+#[must_use]
+pub fn names_command(name: &str) -> Option<Vec<String>> {
+    let [branch, tag] = full_names(name)?;
+    let format = "--format=%(refname)";
+    Some(git(&["for-each-ref", format, "--", &branch, &tag]))
+}
+
+/// The full name of a branch, else of a tag, that is among what [`names_command`] printed.
+#[must_use]
+pub fn full_name(name: &str, printed: &[u8]) -> Option<String> {
+    let has = |full: &String| {
+        printed
+            .split(|&byte| byte == b'\n')
+            .any(|line| line == full.as_bytes())
+    };
+    full_names(name)?.into_iter().find(has)
+}
+
+fn full_names(name: &str) -> Option<[String; 2]> {
+    let branch = name.strip_prefix("refs/heads/").unwrap_or(name);
+    let tag = name.strip_prefix("refs/tags/").unwrap_or(name);
+    (is_ref_name(branch) && is_ref_name(tag))
+        .then(|| [format!("refs/heads/{branch}"), format!("refs/tags/{tag}")])
+}
+
+/// Writes a bundle of what `wanted` leads to, without what `have` does, to its standard output: a full name of
+/// [`full_name`]'s or `HEAD`; if absent, all branches, all tags and `HEAD`.
+#[must_use]
+pub fn bundle_command(wanted: Option<&str>, have: &[CommitId]) -> Vec<String> {
+    let mut arguments = vec!["bundle", "create", "-"];
+    match wanted {
+        Some(name) => arguments.push(name),
+        None => arguments.extend(["HEAD", "--branches", "--tags"]),
+    }
+    if !have.is_empty() {
+        arguments.push("--not");
+        arguments.extend(have.iter().map(CommitId::as_str));
+    }
+    git(&arguments)
+}
+
 fn git(arguments: &[&str]) -> Vec<String> {
     let settings = SETTINGS.iter().flat_map(|setting| ["-c", *setting]);
     std::iter::once("git")
@@ -200,4 +369,61 @@ fn git(arguments: &[&str]) -> Vec<String> {
         .chain(arguments.iter().copied())
         .map(str::to_owned)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_git_inside_printed_is_taken_for_no_more_than_it_is() {
+        for (printed, count) in [
+            ("", Some(0)),
+            (" 1 file changed, 1 insertion(+)\n", Some(1)),
+            (" 12 files changed\n", Some(12)),
+            ("many files changed", None),
+            ("3 wishes", None),
+            ("-3 files changed", None),
+        ] {
+            assert_eq!(count_of_files(printed.as_bytes()), count, "{printed:?}");
+        }
+        for (printed, branch) in [
+            ("refs/heads/main\n", Some("main")),
+            ("refs/heads/a/b", Some("a/b")),
+            ("refs/heads/a\nb\n", None),
+            ("refs/heads/\n", None),
+            ("refs/tags/v1\n", None),
+            ("main\n", None),
+        ] {
+            assert_eq!(
+                branch_of(printed.as_bytes()).as_deref(),
+                branch,
+                "{printed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_is_a_branch_or_a_tag_that_is_there_and_never_an_option_or_an_expression() {
+        let there = b"refs/heads/both\nrefs/tags/both\nrefs/tags/v1\nrefs/heads/-x\n";
+        for (name, full) in [
+            ("both", Some("refs/heads/both")),
+            ("refs/tags/both", Some("refs/tags/both")),
+            ("v1", Some("refs/tags/v1")),
+            ("-x", Some("refs/heads/-x")),
+            ("v2", None),
+            ("both..v1", None),
+            ("^both", None),
+            ("both\nv1", None),
+            ("both~1", None),
+            ("", None),
+        ] {
+            assert_eq!(full_name(name, there).as_deref(), full, "{name:?}");
+            assert_eq!(
+                names_command(name).is_some(),
+                full.is_some() || name == "v2",
+                "{name:?}"
+            );
+        }
+    }
 }

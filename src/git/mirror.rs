@@ -180,6 +180,17 @@ impl Mirror {
         }
     }
 
+    /// Makes the mirror equal to the upstream; the access that works, and the branches and tags there.
+    pub(super) async fn refresh(
+        &self,
+        lock: &WriteLock,
+        access: Access,
+    ) -> Result<(Access, Refs), GitError> {
+        let (access, advertised) = self.ask(lock, access).await?;
+        self.update(lock, &access, &advertised).await?;
+        Ok((access, advertised.refs))
+    }
+
     /// Makes the mirror anew and has `commit` in it, if the upstream still gives it out.
     pub(super) async fn rebuild(
         &self,

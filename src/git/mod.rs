@@ -8,16 +8,18 @@
 //! Reading order: [`reference`](Reference) (what is looked at), `upstream` (where it comes from),
 //! `credentials` (what a program says that opens it), `process` (how git is run), `mirror`, `history`
 //! (what of a mirror a workspace gets), `checkout`, `bundle`, `inside` (what a workspace's own git is to
-//! run), `error`.
+//! run), `handed` (what comes out of it), `push`, `error`.
 
 mod bundle;
 mod checkout;
 mod credentials;
 mod error;
+mod handed;
 mod history;
 mod inside;
 mod mirror;
 mod process;
+mod push;
 mod reference;
 #[cfg(test)]
 mod tests;
@@ -34,10 +36,14 @@ use tokio::sync::{Mutex as AsyncMutex, OnceCell};
 
 pub use bundle::Bundle;
 pub use error::GitError;
+pub use handed::{Handed, NoBundle};
 pub use inside::{
-    Have, checkout_commands, fast_forward_command, fetch_command, have_command, head_command,
-    refresh_command,
+    Have, author_environment, branch_command, branch_of, bundle_command, checkout_commands,
+    commit_command, commit_of_command, count_command, count_of_files, fast_forward_command,
+    fetch_command, full_name, have_command, head_command, is_branch_name, is_staged_command,
+    merge_head_command, names_command, refresh_command, stage_command,
 };
+pub use push::{Outgoing, PushError, Pushed};
 pub use reference::{CommitId, InvalidCommitId, Reference, Resolved};
 
 use crate::config::Repository;
@@ -151,6 +157,23 @@ impl Mirrors {
         self.prepare().await?;
         let mirror = self.mirror(&Upstream::parse(&repository.url)?);
         bundle::write(&mirror, repository.history, at, have, sink).await
+    }
+
+    /// Pushes commits of a workspace to the upstream, after they were checked in a directory below `scratch` that
+    /// is gone afterwards. No branch is moved but forwards.
+    ///
+    /// # Errors
+    /// Any [`PushError`]. Nothing was pushed then, as far as the upstream says.
+    pub async fn push(
+        &self,
+        repository: &Repository,
+        outgoing: Outgoing,
+        scratch: &Path,
+    ) -> Result<Pushed, PushError> {
+        self.prepare().await?;
+        let access = Access::of(repository).await?;
+        let mirror = self.mirror(access.upstream());
+        push::push(&mirror, access, outgoing, scratch).await
     }
 
     /// Whether all that `old` leads to is history of `new` as well, so that a checkout of `old` holds nothing

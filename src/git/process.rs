@@ -267,6 +267,18 @@ impl Call {
         self
     }
 
+    /// Has nobody told of this path of the host's.
+    pub(super) fn hiding(mut self, path: &Path) -> Self {
+        self.scrub.secrets.push(path.display().to_string());
+        self
+    }
+
+    /// Ends git where it wants more memory at once, as a number and a unit.
+    pub(super) fn allocating(mut self, most: &str) -> Self {
+        self.variables.push(("GIT_ALLOC_LIMIT".into(), most.into()));
+        self
+    }
+
     pub(super) fn setting(mut self, key: &str, value: &str) -> Self {
         self.set(key, value);
         self

@@ -38,12 +38,13 @@ pub use crate::workspace::{
 pub mod changes;
 pub mod files;
 pub mod ns;
+pub mod push;
 pub mod snapshots;
 
 /// A provisioning mode.
 #[async_trait]
 pub trait Provider:
-    changes::ShowChanges + files::Files + snapshots::Snapshots + Send + Sync + 'static
+    changes::ShowChanges + files::Files + push::HandOut + snapshots::Snapshots + Send + Sync + 'static
 {
     /// Makes a workspace on the setup layer, setting up first if no layer is there yet.
     ///
@@ -752,6 +753,18 @@ pub enum Error {
     /// A repository could not be brought in: refused credentials, no such reference, host not reachable.
     #[error("{0}")]
     Repository(String),
+    /// Git in the workspace did not do what it was asked for.
+    #[error("{0}")]
+    GitFailed(String),
+    /// The config does not allow that push.
+    #[error("{0}")]
+    PushNotAllowed(String),
+    /// The workspace's commits are none that are passed on.
+    #[error("{0}")]
+    CommitsRefused(String),
+    /// The upstream refused them.
+    #[error("{0}")]
+    PushRefused(String),
     /// A limit that was asked for is not enforced on this host.
     #[error("{0}")]
     LimitUnenforceable(String),

@@ -3,6 +3,7 @@
 mod changes;
 mod fetch;
 mod files;
+mod push;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -20,10 +21,11 @@ use super::{
     Kept, Mode, NewWorkspace, Novelty, OpenFile, Outcome, Pressures, Provider, Ran, Receipt,
     ResetWish, Session, SessionRecord, Stream, Streams, Usage, Verified,
 };
-use crate::base::SetupError;
 use crate::base::collect::{bytes_counted, collect, survey};
+use crate::base::{AskError, SetupError};
 use crate::chain;
 use crate::config::WorkspaceConfig;
+use crate::git::{NoBundle, PushError};
 use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::user;
 use crate::pool::{self, Gone, SandboxError};
@@ -613,6 +615,17 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
     match error {
         WorkspaceError::NotFound(id) => Error::NoSuchWorkspace(id.to_string()),
         WorkspaceError::Setup(error) => setup_error_of(error, path),
+        WorkspaceError::Ask(AskError::Setup(error)) => setup_error_of(error, path),
+        WorkspaceError::Ask(AskError::NoGit) | WorkspaceError::NoSuchReference { .. } => {
+            Error::Invalid(error.to_string())
+        }
+        WorkspaceError::PushNotAllowed { .. } => Error::PushNotAllowed(error.to_string()),
+        WorkspaceError::Push(PushError::Unfit(_)) => Error::CommitsRefused(error.to_string()),
+        WorkspaceError::Push(PushError::Refused { .. }) => Error::PushRefused(error.to_string()),
+        WorkspaceError::Push(PushError::Git(error)) => Error::Repository(chain::text(&error)),
+        WorkspaceError::Ask(_) | WorkspaceError::NoBundle(NoBundle::Odd(_)) => {
+            Error::GitFailed(error.to_string())
+        }
         WorkspaceError::Sandbox(error) => sandbox_error_of(&error, path),
         WorkspaceError::Exec(ExecError::Sandbox(error)) => sandbox_error_of(&error, path),
         WorkspaceError::Exec(error) => error.into(),

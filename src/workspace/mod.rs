@@ -4,8 +4,10 @@
 //! until the next command. One change of sandbox at a time; commands and files go beside each other.
 
 mod admission;
+pub mod bundle;
 mod capacity;
 mod changes;
+pub mod commit;
 mod events;
 pub mod execs;
 mod fence;
@@ -18,6 +20,7 @@ mod memory;
 mod one;
 mod pause;
 mod pool;
+mod push;
 mod record;
 pub mod sessions;
 mod snapshots;
@@ -49,8 +52,9 @@ pub use pool::Discarded;
 pub use snapshots::{InvalidSnapshotId, Snapshot, SnapshotId, StartingPoint, Taken, Way};
 
 use crate::base::collector::Collector;
-use crate::base::{self, SetupError, Setups, collect};
+use crate::base::{self, AskError, SetupError, Setups, collect};
 use crate::config::WorkspaceConfig;
+use crate::git::{GitError, NoBundle, PushError};
 use crate::pool::files::FileError;
 use crate::pool::{SandboxError, SpawnerError, is_full};
 use crate::sandbox::cgroups::Unenforceable;
@@ -71,6 +75,33 @@ pub enum WorkspaceError {
     /// A patch is relative to one of them.
     #[error("the workspace has several repositories: name the path of one")]
     SeveralRepositories,
+    /// Its own git did not do what it was asked for.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// Its own git made something else than a bundle.
+    #[error(transparent)]
+    NoBundle(#[from] NoBundle),
+    /// A repository of it has no branch and no tag of this name.
+    #[error("the repository at {path} has no branch and no tag {reference:?}", path = .path.display())]
+    NoSuchReference {
+        /// In the workspace.
+        path: PathBuf,
+        /// As it was asked for.
+        reference: String,
+    },
+    /// Its commits were not pushed.
+    #[error(transparent)]
+    Push(#[from] PushError),
+    /// The config does not allow them to be.
+    #[error("{}", not_allowed(path, to.as_deref(), allowed))]
+    PushNotAllowed {
+        /// In the workspace.
+        path: PathBuf,
+        /// The branch that was meant, if one was.
+        to: Option<String>,
+        /// What the config allows.
+        allowed: Vec<String>,
+    },
     /// Setup failed.
     #[error(transparent)]
     Setup(#[from] SetupError),
@@ -194,12 +225,18 @@ impl WorkspaceError {
     pub fn is_no_space(&self) -> bool {
         match self {
             Self::Setup(error) => error.is_no_space(),
+            Self::Ask(error) => error.is_no_space(),
+            Self::Push(error) => matches!(error, PushError::Git(GitError::NoSpace { .. })),
+            Self::NoBundle(NoBundle::Io(error)) => is_full(error),
             Self::Spawner(error) => error.is_no_space(),
             Self::Sandbox(error) => error.is_no_space(),
             Self::Exec(error) => error.is_no_space(),
             Self::File(error) => error.is_no_space(),
             Self::Host { source, .. } => is_full(source),
             Self::NotFound(_)
+            | Self::NoBundle(NoBundle::Odd(_))
+            | Self::NoSuchReference { .. }
+            | Self::PushNotAllowed { .. }
             | Self::Session(_)
             | Self::Unenforceable(_)
             | Self::Unfit { .. }
@@ -224,6 +261,23 @@ impl WorkspaceError {
 
     fn host(attempt: &'static str) -> impl Fn(std::io::Error) -> Self {
         move |source| Self::Host { attempt, source }
+    }
+}
+
+fn not_allowed(path: &Path, to: Option<&str>, allowed: &[String]) -> String {
+    let member = format!(
+        "the member push of the config's repository at {}",
+        path.display()
+    );
+    match (to, allowed) {
+        (_, []) => format!("nothing may be pushed: {member} would allow it, as in [\"agents/*\"]"),
+        (Some(to), allowed) => format!(
+            "nothing may be pushed to {to:?}: {member} allows {}",
+            allowed.join(", ")
+        ),
+        (None, _) => {
+            "no branch is checked out: name one of the upstream with the field to".to_owned()
+        }
     }
 }
 

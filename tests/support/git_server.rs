@@ -50,7 +50,8 @@ pub(crate) struct Upstream {
     pub(crate) work: PathBuf,
     /// For a config: without credentials.
     pub(crate) url: String,
-    bare: PathBuf,
+    /// What the server serves.
+    pub(crate) bare: PathBuf,
 }
 
 #[derive(Debug)]
@@ -188,6 +189,11 @@ impl Upstream {
     /// The commit that the work tree is at.
     pub(crate) fn head(&self) -> String {
         git(&self.work, &["rev-parse", "HEAD"]).trim().to_owned()
+    }
+
+    /// Lets those push that have the server's token.
+    pub(crate) fn receive(&self) {
+        git(&self.bare, &["config", "http.receivepack", "true"]);
     }
 
     fn push(&self) {

@@ -235,7 +235,7 @@ struct Kept {
 
 /// Lets go of the pieces, and of what stands for their place, once too little of them is taken; the next piece is
 /// an error then, which breaks the connection off.
-fn unless_slow(
+pub(super) fn unless_slow(
     pieces: Content,
     place: Pass,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {

@@ -28,6 +28,7 @@ mod observe;
 mod output;
 mod peer;
 mod problem;
+mod push;
 mod routes;
 mod sessions;
 mod snapshots;

@@ -61,7 +61,7 @@ use super::problem::{Kind, Problem};
 use super::unread::close_if_unread;
 use super::{
     App, attach, capacity, changes, commands, documents, events, execs, files, layers, leases,
-    metrics, output, sessions, snapshots, workspaces,
+    metrics, output, push, sessions, snapshots, workspaces,
 };
 use crate::provider::{Error, WorkspaceId};
 
@@ -78,6 +78,7 @@ pub(super) const MODULES: &[fn() -> OpenApiRouter<Arc<App>>] = &[
     sessions::routes,
     files::routes,
     changes::routes,
+    push::routes,
     commands::routes,
     documents::routes,
     capacity::routes,

@@ -239,7 +239,7 @@ async fn fork(
     untagged,
     expecting = "expected seconds since 1970 or a text such as \"2026-01-31T12:00:00Z\""
 )]
-enum Time {
+pub(super) enum Time {
     /// Seconds since 1970.
     Unix(f64),
     /// As RFC 3339 has it.
@@ -247,9 +247,10 @@ enum Time {
 }
 
 impl Time {
-    fn seconds(self) -> Result<f64, Problem> {
+    /// Of the field of that name.
+    pub(super) fn seconds(self, field: &str) -> Result<f64, Problem> {
         let invalid =
-            |what: &str| Problem::new(Kind::InvalidRequest, format!("the field at: {what}"));
+            |what: &str| Problem::new(Kind::InvalidRequest, format!("the field {field}: {what}"));
         match self {
             Self::Unix(at) if at.is_finite() && (0.0..=LATEST).contains(&at) => Ok(at),
             Self::Unix(_) => Err(invalid("not a time in seconds since 1970")),
@@ -349,7 +350,7 @@ async fn fence(
     request: Request,
 ) -> Result<Response, Problem> {
     let request: FenceRequest = app.collect_or_default(request).await?;
-    let at = request.at.map(Time::seconds).transpose()?;
+    let at = request.at.map(|at| at.seconds("at")).transpose()?;
     match at.filter(|at| *at > crate::clock::precise()) {
         None => {
             let snapshot = app.provider.fence(&id).await?;

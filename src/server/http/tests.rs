@@ -26,6 +26,7 @@ use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Tokens, serve_as};
 use crate::provider::changes::{Form, ShowChanges, ToldChanges};
 use crate::provider::files::RawPath;
+use crate::provider::push::{Bundled, Committed, HandOut, Message, PushWish, Pushed};
 use crate::provider::snapshots::{Fence, Forked, Snapshot, SnapshotId, Snapshots, Taken};
 use crate::provider::{
     Asked, Bounds, Capacity, Collected, Command, Description, Error, Events, Exec, ExecId,
@@ -347,6 +348,40 @@ impl ShowChanges for Fake {
     ) -> Result<ToldChanges, Error> {
         self.call(id, "changes".to_owned())?;
         Err(Error::Invalid("a fake has no changes".to_owned()))
+    }
+}
+
+#[async_trait]
+impl HandOut for Fake {
+    async fn commit(
+        &self,
+        id: &WorkspaceId,
+        path: Option<PathBuf>,
+        message: Message,
+    ) -> Result<Committed, Error> {
+        self.call(id, format!("commit {message:?}"))?;
+        Ok(Committed {
+            path: path.unwrap_or_else(|| PathBuf::from("/r")),
+            branch: Some("main".to_owned()),
+            commit: None,
+            parent: Some("a".to_owned()),
+            files: 0,
+        })
+    }
+
+    async fn bundle(
+        &self,
+        id: &WorkspaceId,
+        _path: Option<PathBuf>,
+        _reference: Option<String>,
+    ) -> Result<Bundled, Error> {
+        self.call(id, "bundle".to_owned())?;
+        Err(Error::Invalid("a fake has no bundle".to_owned()))
+    }
+
+    async fn push(&self, id: &WorkspaceId, _wish: PushWish) -> Result<Pushed, Error> {
+        self.call(id, "push".to_owned())?;
+        Err(Error::PushNotAllowed("a fake allows no push".to_owned()))
     }
 }
 

@@ -1,0 +1,363 @@
+//! Commits of a workspace on their way to its upstream: checked in a repository of their own, then pushed.
+//!
+//! They come as a bundle that the workspace's own git made, which may be anything. It is never used where it
+//! could do harm: its header is read here, its pack is taken in by `git index-pack --strict` in a quarantine,
+//! an empty repository that borrows the mirror's objects and is gone afterwards. Every object is looked at as
+//! git's fsck does, warnings are errors, and what one leads to must be there. No reference and no configuration
+//! comes with it, and the mirror itself gets nothing of it but by way of the upstream.
+
+use std::fs::File;
+use std::io::{self, Seek as _, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::error::GitError;
+use super::handed::Handed;
+use super::mirror::{Mirror, blocking};
+use super::process::{Call, Failure, Input};
+use super::reference::CommitId;
+use super::upstream::Access;
+
+/// The most objects that a push may bring.
+const MOST_OBJECTS: u64 = 500_000;
+
+/// The most memory that git may take at once, as for an object that a small delta makes large; what is larger
+/// as it is comes in pieces.
+const LARGEST_OBJECT: &str = "256m";
+
+/// How long looking at all objects may take.
+const CHECKING: Duration = Duration::from_secs(300);
+
+/// The most of what git said that an error repeats, in bytes.
+const DETAIL: usize = 1024;
+
+/// What is to be pushed.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// The full name that leads to it in the workspace, or `HEAD`.
+    pub name: String,
+    /// The commit, as the workspace says.
+    pub tip: CommitId,
+    /// Commits of the upstream that the workspace started from, or got since: the tip must follow on one.
+    pub bases: Vec<CommitId>,
+    /// What the mirror lacks of it, with its header; none where the workspace made no commit.
+    pub bundle: Option<(File, Handed)>,
+    /// The upstream's branch, without `refs/heads/`.
+    pub branch: String,
+}
+
+/// What a push did.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pushed {
+    /// Where the upstream's branch was before, if it was there.
+    pub old: Option<CommitId>,
+    /// Where it is.
+    pub new: CommitId,
+    /// Commits that follow on what the workspace started from.
+    pub commits: u64,
+}
+
+/// Why commits were not pushed.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    /// What the workspace handed out is not passed on.
+    #[error("the commits are not passed on: {0}")]
+    Unfit(String),
+    /// The upstream did not take them.
+    #[error("{url} refused {branch:?}: {detail}")]
+    Refused {
+        /// The repository.
+        url: String,
+        /// The branch of it.
+        branch: String,
+        /// What it said.
+        detail: String,
+    },
+    /// Something else failed.
+    #[error(transparent)]
+    Git(#[from] GitError),
+}
+
+pub(super) async fn push(
+    mirror: &Mirror,
+    access: Access,
+    outgoing: Outgoing,
+    scratch: &Path,
+) -> Result<Pushed, PushError> {
+    check_owner(mirror).await?;
+    let lock = mirror.lock().await?;
+    let (access, there) = mirror.refresh(&lock, access).await?;
+    drop(lock);
+    // The mirror's files stay where they are until all is pushed.
+    let _lease = mirror.lease().await?;
+    let quarantine = Quarantine::make(mirror, &outgoing.tip, scratch).await?;
+    let mut bases = Vec::new();
+    for base in outgoing.bases {
+        if mirror.peeled(base.as_str()).await?.as_ref() == Some(&base) {
+            bases.push(base);
+        }
+    }
+    if let Some((bundle, handed)) = outgoing.bundle {
+        let said = [(outgoing.name.into_bytes(), outgoing.tip.clone())];
+        if handed.references != said {
+            let reason = "git in the workspace made a bundle of something else than it said";
+            return Err(PushError::Unfit(reason.to_owned()));
+        }
+        quarantine.take_in(mirror, bundle, &handed).await?;
+    }
+    let commits = quarantine.check(mirror, &outgoing.tip, &bases).await?;
+    let name = format!("refs/heads/{}", outgoing.branch);
+    let old = there.get(name.as_bytes()).and_then(|id| id.parse().ok());
+    if old.as_ref() != Some(&outgoing.tip) {
+        let call = quarantine
+            .remote(mirror, &access)
+            .args(["push", "--no-verify", "--no-follow-tags", "--no-signed"])
+            .args(["--recurse-submodules=no", "--progress", "--"])
+            .arg(access.upstream().url())
+            .arg(format!("{}:{name}", outgoing.tip));
+        if let Err(failure) = call.output().await {
+            return Err(refused(&access, outgoing.branch, failure));
+        }
+    }
+    Ok(Pushed {
+        old,
+        new: outgoing.tip,
+        commits,
+    })
+}
+
+/// What git says where the upstream has the last word.
+const REFUSED: &[&str] = &["! [rejected]", "! [remote rejected]"];
+
+fn refused(access: &Access, branch: String, failure: Failure) -> PushError {
+    if !failure.says(REFUSED) {
+        return GitError::remote("push to", access, failure).into();
+    }
+    PushError::Refused {
+        url: access.upstream().url().to_owned(),
+        branch,
+        detail: words(failure.said()),
+    }
+}
+
+/// What the upstream said, and what became of the branch, in one line; of much the end.
+fn words(said: &str) -> String {
+    let lines = said.lines().map(str::trim);
+    let lines: Vec<_> = lines
+        .filter(|line| line.starts_with("remote:") || line.starts_with("! ["))
+        .filter(|line| line.trim_end() != "remote:")
+        .collect();
+    let text = lines.join("; ");
+    let from =
+        (text.len().saturating_sub(DETAIL)..=text.len()).find(|&at| text.is_char_boundary(at));
+    text[from.unwrap_or_default()..].to_owned()
+}
+
+/// Refuses a directory of another user's: its hooks, which are whoever's it is, would run as this one.
+async fn check_owner(mirror: &Mirror) -> Result<(), PushError> {
+    let Some(directory) = mirror.upstream.directory() else {
+        return Ok(());
+    };
+    let owner = blocking("look at the upstream", move || {
+        Ok(std::fs::metadata(directory)?.uid())
+    })
+    .await?;
+    if owner == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(PushError::Unfit(format!(
+        "{} belongs to another user than the one that derrick runs as, and its hooks would run as that",
+        mirror.upstream.url()
+    )))
+}
+
+/// A bare repository in which nothing is but what a workspace handed out; dropping it removes it.
+#[derive(Debug)]
+struct Quarantine(PathBuf);
+
+impl Quarantine {
+    async fn make(mirror: &Mirror, tip: &CommitId, scratch: &Path) -> Result<Self, GitError> {
+        let quarantine = Self(scratch.join(format!("push-{}", uuid::Uuid::now_v7())));
+        let format = match tip.as_str().len() {
+            64 => "sha256",
+            _ => "sha1",
+        };
+        let directory = quarantine.0.clone();
+        blocking("make a quarantine", move || {
+            std::fs::DirBuilder::new().mode(0o700).create(directory)
+        })
+        .await?;
+        let init = mirror
+            .client
+            .plain()
+            .args(["init", "--quiet", "--bare", "--template="])
+            .arg(format!("--object-format={format}"))
+            .arg("--")
+            .arg(&quarantine.0);
+        init.output()
+            .await
+            .map_err(|failure| GitError::local("make a quarantine", failure))?;
+        let info = quarantine.0.join("objects/info");
+        let mut alternates = mirror
+            .path()
+            .join("objects")
+            .into_os_string()
+            .into_encoded_bytes();
+        alternates.push(b'\n');
+        blocking("make a quarantine", move || {
+            std::fs::create_dir_all(&info)?;
+            std::fs::write(info.join("alternates"), alternates)
+        })
+        .await?;
+        Ok(quarantine)
+    }
+
+    fn git(&self, mirror: &Mirror) -> Call {
+        mirror.client.local(&self.0).hiding(&self.0)
+    }
+
+    /// Without the file that trusts a `file` upstream's owner: its hooks run.
+    fn remote(&self, mirror: &Mirror, access: &Access) -> Call {
+        mirror
+            .client
+            .remote(access, None)
+            .in_git_dir(&self.0)
+            .hiding(&self.0)
+            .setting("advice.pushUpdateRejected", "false")
+            .setting("push.negotiate", "false")
+    }
+
+    /// Takes the objects of a bundle in, if it is what was asked for and all of them are as they should be.
+    async fn take_in(
+        &self,
+        mirror: &Mirror,
+        bundle: File,
+        handed: &Handed,
+    ) -> Result<(), PushError> {
+        if handed.objects > MOST_OBJECTS {
+            return Err(PushError::Unfit(format!(
+                "they are {} objects; at most {MOST_OBJECTS} are",
+                handed.objects
+            )));
+        }
+        for needed in &handed.prerequisites {
+            if mirror.peeled(needed.as_str()).await?.as_ref() != Some(needed) {
+                return Err(PushError::Unfit(format!(
+                    "they follow on {needed}, which the upstream does not have"
+                )));
+            }
+        }
+        let pack = handed.pack;
+        let bundle = blocking("read a bundle", move || {
+            let mut bundle = bundle;
+            bundle.seek(SeekFrom::Start(pack))?;
+            Ok(bundle)
+        })
+        .await?;
+        let index = self
+            .git(mirror)
+            .allocating(LARGEST_OBJECT)
+            .setting("core.bigFileThreshold", "64m")
+            .setting("pack.threads", "1")
+            .args(["index-pack", "--stdin", "--fix-thin", "--strict"])
+            .input(Input::Held(bundle));
+        self.within_time(index, "take in their objects")
+            .await
+            .map(drop)
+    }
+
+    /// Whether the tip is there with all that it leads to, and follows on a base; how many commits it adds.
+    async fn check(
+        &self,
+        mirror: &Mirror,
+        tip: &CommitId,
+        bases: &[CommitId],
+    ) -> Result<u64, PushError> {
+        let kind = self.git(mirror).args(["cat-file", "-t", tip.as_str()]);
+        if !matches!(kind.output().await, Ok(kind) if kind == b"commit\n") {
+            return Err(PushError::Unfit(format!("{tip} is no commit of theirs")));
+        }
+        let mut follows = false;
+        for base in bases {
+            let leads = ["merge-base", "--is-ancestor", base.as_str(), tip.as_str()];
+            let leads = self.git(mirror).allocating(LARGEST_OBJECT).args(leads);
+            match leads.output().await {
+                Ok(_) => follows = true,
+                Err(failure) if failure.is_an_answer() => {}
+                Err(failure) => {
+                    return Err(GitError::local("compare commits", failure).into());
+                }
+            }
+        }
+        if !follows {
+            return Err(PushError::Unfit(
+                "they do not follow on the commit that the workspace started from".to_owned(),
+            ));
+        }
+        let not: Vec<String> = bases.iter().map(|base| format!("^{base}")).collect();
+        let walk = self
+            .git(mirror)
+            .allocating(LARGEST_OBJECT)
+            .args(["rev-list", "--objects", "--quiet", tip.as_str()])
+            .args(&not)
+            .arg("--");
+        self.within_time(walk, "look at all that they lead to")
+            .await?;
+        let count = self
+            .git(mirror)
+            .allocating(LARGEST_OBJECT)
+            .args(["rev-list", "--count", tip.as_str()])
+            .args(&not)
+            .arg("--");
+        let count = self.within_time(count, "count them").await?;
+        let count = String::from_utf8_lossy(&count).trim().parse();
+        count.map_err(|_| PushError::Unfit("they cannot be counted".to_owned()))
+    }
+
+    /// Runs git over what the workspace handed out.
+    async fn within_time(&self, call: Call, attempt: &str) -> Result<Vec<u8>, PushError> {
+        match tokio::time::timeout(CHECKING, call.output()).await {
+            Ok(Ok(printed)) => Ok(printed),
+            Ok(Err(failure)) if failure.is_an_answer() => Err(PushError::Unfit(format!(
+                "git could not {attempt}: {}",
+                failure.detail(DETAIL)
+            ))),
+            Ok(Err(failure)) => Err(GitError::local(attempt, failure).into()),
+            Err(_) => Err(PushError::Unfit(format!(
+                "git could not {attempt} within {} s",
+                CHECKING.as_secs()
+            ))),
+        }
+    }
+}
+
+impl Drop for Quarantine {
+    fn drop(&mut self) {
+        match std::fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%error, path = %self.0.display(), "cannot remove a quarantine");
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_upstream_said_is_passed_on_and_progress_is_not() {
+        let said = "Writing objects: 100% (3/3), done.\nremote: no        \nremote: \nTo https://h/r\n \
+                    ! [remote rejected] 0123 -> a (pre-receive hook declined)\nerror: failed to push";
+        assert_eq!(
+            words(said),
+            "remote: no; ! [remote rejected] 0123 -> a (pre-receive hook declined)"
+        );
+        assert_eq!(
+            words(&format!("remote: {}", "ü".repeat(2000))).len(),
+            DETAIL
+        );
+    }
+}

@@ -1,0 +1,143 @@
+//! Commits of workspaces of the `ns` mode.
+
+use std::path::{Component, Path, PathBuf};
+
+use async_trait::async_trait;
+
+use super::{NsProvider, check_path, error_of, to_its_end};
+use crate::config::Repository;
+use crate::provider::push::{Bundled, Committed, HandOut, Message, PushWish, Pushed};
+use crate::provider::{Error, OpenFile, WorkspaceId};
+use crate::workspace::commit;
+
+#[async_trait]
+impl HandOut for NsProvider {
+    async fn commit(
+        &self,
+        id: &WorkspaceId,
+        path: Option<PathBuf>,
+        message: Message,
+    ) -> Result<Committed, Error> {
+        let workspace = self.get(id)?;
+        self.check_room()?;
+        let path = place(&self.config.repositories, path)?;
+        let committed = to_its_end(async move {
+            let committed = workspace.commit(&path, &message).await;
+            committed.map_err(|error| error_of(error, ""))
+        });
+        Ok(committed.await?.into())
+    }
+
+    async fn bundle(
+        &self,
+        id: &WorkspaceId,
+        path: Option<PathBuf>,
+        reference: Option<String>,
+    ) -> Result<Bundled, Error> {
+        // Not to its end: who goes away waits no more, and what was begun is killed.
+        let answer = self.workspaces.place_for_answer(id).await;
+        let answer = answer.map_err(|error| error_of(error, ""))?;
+        let workspace = self.get(id)?;
+        self.check_room()?;
+        let path = place(&self.config.repositories, path)?;
+        let bundled = workspace.bundle(&path, reference.as_deref(), answer).await;
+        let bundled = bundled.map_err(|error| error_of(error, ""))?;
+        Ok(Bundled {
+            content: OpenFile {
+                file: bundled.file,
+                size: bundled.size,
+            },
+            place: bundled.place,
+        })
+    }
+
+    async fn push(&self, id: &WorkspaceId, wish: PushWish) -> Result<Pushed, Error> {
+        let workspace = self.get(id)?;
+        self.check_room()?;
+        let repository = repository(&self.config.repositories, wish.path.as_deref())?.clone();
+        // Until it is on its way, who goes away waits no more.
+        let answer = self.workspaces.place_for_answer(id).await;
+        let answer = answer.map_err(|error| error_of(error, ""))?;
+        let (from, to) = (wish.branch.as_deref(), wish.to.as_deref());
+        let outgoing = workspace.take_commits(&repository, from, to).await;
+        let outgoing = outgoing.map_err(|error| error_of(error, ""))?;
+        let branch = outgoing.branch.clone();
+        let (url, path) = (repository.url.clone(), repository.path.clone());
+        let this = self.clone();
+        let pushed = to_its_end(async move {
+            let setups = this.workspaces.setups();
+            let pushed = workspace.push(setups, &repository, outgoing).await;
+            drop(answer);
+            pushed.map_err(|error| error_of(error, ""))
+        })
+        .await?;
+        Ok(Pushed {
+            url,
+            path,
+            branch,
+            old_commit: pushed.old.map(String::from),
+            new_commit: pushed.new.into(),
+            commits: pushed.commits,
+        })
+    }
+}
+
+/// The repository of the config at `path`, or its only one.
+fn repository<'a>(
+    repositories: &'a [Repository],
+    path: Option<&Path>,
+) -> Result<&'a Repository, Error> {
+    let found = match path {
+        Some(path) => repositories.iter().find(|one| one.path == path),
+        None => match repositories {
+            [repository] => Some(repository),
+            _ => None,
+        },
+    };
+    found.ok_or_else(|| {
+        let paths: Vec<_> = repositories
+            .iter()
+            .map(|one| one.path.display().to_string())
+            .collect();
+        let paths = match paths.as_slice() {
+            [] => "none".to_owned(),
+            paths => paths.join(", "),
+        };
+        Error::Invalid(format!(
+            "the field path: it has to be that of a repository of the config, which has {paths}"
+        ))
+    })
+}
+
+/// The path of the repository that is meant: the only one of the config's where none is named.
+fn place(repositories: &[Repository], path: Option<PathBuf>) -> Result<PathBuf, Error> {
+    let Some(path) = path else {
+        let [repository] = repositories else {
+            return Err(Error::Invalid(format!(
+                "the config has {} repositories: name one with the field path",
+                repositories.len()
+            )));
+        };
+        return Ok(repository.path.clone());
+    };
+    check_path(&path.to_string_lossy())?;
+    let is_plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    if !path.is_absolute() || !path.components().all(is_plain) {
+        return Err(Error::Invalid(
+            "the field path: it is no absolute path without '..'".to_owned(),
+        ));
+    }
+    Ok(path)
+}
+
+impl From<commit::Committed> for Committed {
+    fn from(committed: commit::Committed) -> Self {
+        Self {
+            path: committed.path,
+            branch: committed.branch,
+            commit: committed.commit.map(String::from),
+            parent: committed.parent.map(String::from),
+            files: committed.files,
+        }
+    }
+}
