@@ -6,7 +6,7 @@ use std::io::Write;
 use std::net::TcpListener;
 
 use serde_json::{Value, json};
-use support::{Derrick, GitServer, Launch, Mode, Workspace, mode};
+use support::{Derrick, GitServer, Launch, Mode, Workspace, fixture, mode, tarball};
 
 /// Prints something new at each run of a setup script, so that runs can be told apart.
 const NEW_RUN: &str = "cat /proc/sys/kernel/random/uuid";
@@ -406,6 +406,80 @@ fn a_repository_that_did_not_move_is_not_set_up_again() {
     let run = derrick.create().ok("cat /run-id");
     assert_eq!(derrick.create().ok("cat /run-id"), run);
     assert_eq!(server.packs(), 1);
+}
+
+#[test]
+fn a_setup_tells_what_it_reused_or_why_it_began_anew() {
+    let server = GitServer::open();
+    let moves = server.repository("moves", &[("file", "first\n")]);
+    let stays = server.repository("stays", &[("file", "x\n")]);
+    let (first, other) = (moves.head(), stays.head());
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "repositories": [
+            { "url": moves.url, "path": "/moves" },
+            { "url": stays.url, "path": "/stays" },
+        ],
+    }));
+    let setup = |workspace: &Workspace| {
+        let told = workspace.describe();
+        assert_eq!(told["setup"]["layer"], told["layer"], "{told}");
+        told["setup"].clone()
+    };
+    let begun = setup(&derrick.create());
+    assert_eq!(
+        (&begun["reused"], &begun["anew"]),
+        (&Value::Null, &json!("first"))
+    );
+    // The same layer has the same receipt.
+    assert_eq!(setup(&derrick.create()), begun);
+
+    let second = moves.commit(&[("file", "second\n")]);
+    let workspace = derrick.create();
+    let gone_on = setup(&workspace);
+    assert_eq!(
+        gone_on["reused"],
+        json!({
+            "layer": begun["layer"],
+            "commits": {
+                "/moves": { "old": first, "new": second, "by": "fetch" },
+                "/stays": { "old": other, "new": other, "by": "nothing" },
+            },
+        })
+    );
+    assert_eq!(gone_on["anew"], Value::Null);
+
+    moves.git(&["reset", "--quiet", "--hard", &first]);
+    let back = moves.commit(&[("file", "another\n")]);
+    let again = setup(&derrick.create());
+    assert_eq!(
+        (&again["reused"], &again["anew"]),
+        (&Value::Null, &json!("not_its_history")),
+        "{back}"
+    );
+
+    // On a snapshot it tells nothing, and none was needed where there is nothing to set up.
+    let taken = workspace.post("snapshots", &json!({})).expect(201).json();
+    let forked = derrick.api.create_with(&json!({ "snapshot": taken["id"] }));
+    assert_eq!(forked.describe()["setup"], Value::Null);
+    assert_eq!(Derrick::on_host().create().describe()["setup"], Value::Null);
+}
+
+#[test]
+fn a_setup_tells_where_it_had_to_check_out_anew() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    let first = upstream.head();
+    // No git is in there that could fetch.
+    let mut config = tarball(&fixture("busybox.tar"));
+    config["repositories"] = json!([{ "url": upstream.url, "path": "/project" }]);
+    let derrick = Derrick::start(config);
+    derrick.create();
+    let second = upstream.commit(&[("file", "second\n")]);
+    assert_eq!(
+        derrick.create().describe()["setup"]["reused"]["commits"],
+        json!({ "/project": { "old": first, "new": second, "by": "checkout" } })
+    );
 }
 
 /// What was known of commits that the upstream went back from is not in what is set up after that, be it in

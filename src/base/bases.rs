@@ -162,6 +162,7 @@ impl Bases<'_> {
             created: crate::clock::seconds(),
             description: "what the host keeps to its root".into(),
             output: None,
+            setup: None,
             bytes: None,
             by_record: false,
         };

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::measure::bytes_of;
+use super::receipt::Noted;
 use super::store::{LAYER_FORMAT, LayerMeta};
 use super::{Digest, Layer, LayerStore, SetupError, Stack};
 use crate::config::{self, WorkspaceConfig};
@@ -41,6 +42,7 @@ pub(super) struct About {
     pub(super) mirrors: Vec<String>,
     pub(super) description: String,
     pub(super) output: Option<String>,
+    pub(super) setup: Option<Noted>,
 }
 
 /// What a sandbox of a config is let do.
@@ -183,6 +185,7 @@ impl Build {
             created: crate::clock::seconds(),
             description: about.description,
             output: about.output,
+            setup: about.setup,
             bytes: None,
             by_record: false,
         };

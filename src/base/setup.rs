@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bases::Bases;
 use super::build::{About, Build, Confinement, OUTPUT_END, network, run_in};
+use super::receipt::{Anew, Noted, SetupReceipt, receipt};
 use super::repositories::{Checkout, owner_for};
 use super::stack::Owner;
 use super::store::LAYER_FORMAT;
@@ -124,6 +125,13 @@ impl Setups {
     #[must_use]
     pub fn output(&self, digest: &Digest) -> Option<String> {
         self.shared.store.get(digest)?.meta().output.clone()
+    }
+
+    /// What the setup built on that made the layer `digest`, if one did.
+    #[must_use]
+    pub fn receipt(&self, digest: &Digest) -> Option<SetupReceipt> {
+        let store = &self.shared.store;
+        receipt(store, &store.get(digest)?)
     }
 
     /// How many layers the store has.
@@ -276,9 +284,9 @@ impl Setups {
         let shared = &self.shared;
         let lineage = self.lineage();
         let previous = self.previous(&lineage, checkouts).await?;
-        let (start, parent) = match previous {
-            Some((stack, parent)) => (stack, Some(parent)),
-            None => (shared.base.clone(), None),
+        let (start, parent, anew) = match previous {
+            Previous::Layer(stack, parent) => (stack, Some(parent), None),
+            Previous::None(why) => (shared.base.clone(), None, Some(why)),
         };
         tracing::info!(layer = %digest, from = parent.as_ref().map(Digest::as_str), "setting up");
         let confinement = Confinement {
@@ -286,8 +294,8 @@ impl Setups {
             ..Confinement::of(&shared.config)
         };
         let build = Build::start(&shared.state, &start, confinement).await?;
-        let output = match self.fill(&build, &start, checkouts).await {
-            Ok(output) => output,
+        let (output, replaced) = match self.fill(&build, &start, checkouts).await {
+            Ok(filled) => filled,
             Err(error) => {
                 build.abandon().await;
                 return Err(error);
@@ -308,6 +316,7 @@ impl Setups {
             mirrors: repositories::mirrors(&shared.config),
             description: format!("setup of {}", shared.config.name),
             output,
+            setup: Some(Noted { anew, replaced }),
         };
         build.freeze(&shared.store, digest, about).await
     }
@@ -318,32 +327,32 @@ impl Setups {
         &self,
         lineage: &Digest,
         checkouts: &[Checkout],
-    ) -> Result<Option<(Stack, Digest)>, SetupError> {
+    ) -> Result<Previous, SetupError> {
         let shared = &self.shared;
         if shared.config.repositories.is_empty() {
-            return Ok(None);
+            return Ok(Previous::None(Anew::NoRepositories));
         }
         let found = shared
             .store
             .find_lineage(lineage)
             .map_err(SetupError::host("searching the layer store"))?;
         let Some(layer) = found else {
-            return Ok(None);
+            return Ok(Previous::None(Anew::First));
         };
         let Ok(stack) = self.stack_on(&layer) else {
-            return Ok(None);
+            return Ok(Previous::None(Anew::LayersMissing));
         };
         if stack.depth >= MAX_DEPTH {
-            return Ok(None);
+            return Ok(Previous::None(Anew::TooDeep));
         }
         for checkout in checkouts {
             if let Some(old) = stack.commits.get(&checkout.repository.path)
                 && !checkout.may_follow(&shared.mirrors, old).await?
             {
-                return Ok(None);
+                return Ok(Previous::None(Anew::NotItsHistory));
             }
         }
-        Ok(Some((stack, layer.digest().clone())))
+        Ok(Previous::Layer(stack, layer.digest().clone()))
     }
 
     async fn fill(
@@ -351,8 +360,9 @@ impl Setups {
         build: &Build,
         start: &Stack,
         checkouts: &[Checkout],
-    ) -> Result<Option<String>, SetupError> {
+    ) -> Result<(Option<String>, Vec<PathBuf>), SetupError> {
         let mirrors = &self.shared.mirrors;
+        let mut replaced = Vec::new();
         let user = &self.shared.config.user;
         // The script may be what makes the user.
         let owner = match checkouts {
@@ -372,6 +382,7 @@ impl Setups {
             }
             if before.is_some() {
                 checkout.clear(build).await?;
+                replaced.push(checkout.repository.path.clone());
             }
             let owner = owner.unwrap_or_default();
             checkout
@@ -395,7 +406,7 @@ impl Setups {
                 }
             }
         }
-        Ok(output)
+        Ok((output, replaced))
     }
 
     /// Has git of the script, which is root's, work on repositories that are another user's, git-config(1).
@@ -460,6 +471,14 @@ impl Setups {
             Err(SetupError::Script { exit_code, output })
         }
     }
+}
+
+/// What a setup starts from.
+enum Previous {
+    /// That of an earlier one.
+    Layer(Stack, Digest),
+    /// The base.
+    None(Anew),
 }
 
 /// What the config allows a workspace.

@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use super::Stack;
 use super::claim::{Alone, Claim};
+use super::receipt::Noted;
 
 /// The `format` of the layers that this version writes and reads.
 pub const LAYER_FORMAT: u32 = 1;
@@ -166,6 +167,9 @@ pub struct LayerMeta {
     /// The end of what the setup script printed, if one made it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// What is noted of the setup that made it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub setup: Option<Noted>,
     /// Its size, if it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
@@ -750,6 +754,7 @@ mod tests {
             created,
             description: "a test".to_owned(),
             output: None,
+            setup: None,
             bytes: None,
             by_record: false,
         }

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+pub use crate::base::SetupReceipt;
 pub use crate::base::collect::{Bounds, Collected, Kept, Mode};
 pub use crate::config::{Limits as LimitsAsked, MOST_OUTPUT, Requests as RequestsAsked};
 use crate::init::protocol::Room;
@@ -257,6 +258,9 @@ pub struct Description {
     /// The end of what the setup script printed, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub setup_output: Option<String>,
+    /// What the setup built on whose layer it is on, if it is on one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub setup: Option<SetupReceipt>,
     /// When it was made, seconds since 1970.
     pub created: u64,
     /// Execs under way.

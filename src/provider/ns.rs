@@ -164,6 +164,7 @@ impl Provider for NsProvider {
             paused_by: paused_by.filter(|_| state == super::State::Paused),
             owner: workspace.owner(),
             setup_output: self.workspaces.setups().output(&workspace.layer()),
+            setup: self.workspaces.setups().receipt(&workspace.layer()),
             layer: workspace.layer().to_string(),
             snapshot: self.workspaces.snapshot_under(&workspace),
             fence_at: workspace.fence().map(|fence| fence.at),

@@ -100,6 +100,7 @@ impl Provider for Fake {
             snapshot: None,
             fence_at: None,
             setup_output: None,
+            setup: None,
             created: 5,
             execs: 0,
             limits: Limits::default(),

@@ -267,6 +267,7 @@ async fn make(
             stack.snapshots[run.clone()].iter().sum::<u64>()
         ),
         output: None,
+        setup: None,
         bytes: None,
         by_record: true,
     };

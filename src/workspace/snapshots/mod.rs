@@ -525,6 +525,7 @@ fn meta(record: &Record, id: SnapshotId, shape: String) -> LayerMeta {
         created: crate::clock::seconds(),
         description: format!("snapshot {id} of workspace {}", record.id),
         output: None,
+        setup: None,
         bytes: None,
         by_record: true,
     }
