@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::{Derrick, Exec, Mode, Workspace, mode};
+use support::{Derrick, Exec, Mode, STOPS_WITH_ITS_CHILD, Workspace, mode, python};
 
 // --- outcomes ---
 
@@ -351,10 +351,6 @@ while count < 5: count += len(os.read(reader, 5))
 print('there', flush=True)
 ";
 
-fn python(program: &str) -> Value {
-    json!({ "argv": ["/usr/bin/python3", "-c", program] })
-}
-
 #[test]
 fn a_kill_ends_whatever_would_outlive_a_signal() {
     let derrick = Derrick::on_host();
@@ -455,20 +451,7 @@ os.write(1, b' awake')",
     ));
     paused.until_printed("there");
     // Stops itself when it sees its child stopped, as su(1) does, and is to go on with it.
-    let parent = workspace.exec(&python(
-        "import os, signal
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-child = os.fork()
-if child == 0:
-    signal.sigwait({signal.SIGUSR1})
-    os._exit(0)
-os.write(1, b'there')
-while True:
-    _, status = os.waitpid(child, os.WUNTRACED)
-    if not os.WIFSTOPPED(status): break
-    os.kill(os.getpid(), signal.SIGSTOP)
-os.write(1, b' ended')",
-    ));
+    let parent = workspace.exec(&python(STOPS_WITH_ITS_CHILD));
     parent.until_printed("there");
     // Sixteen chains, of which each process lives for as long as it takes to fork.
     let program = "import fcntl, os, signal

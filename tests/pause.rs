@@ -5,7 +5,10 @@ mod support;
 use std::fs;
 
 use serde_json::{Value, json};
-use support::{Derrick, Lives, Workspace, cgroup_directories, descendants, enforced};
+use support::{
+    Derrick, Lives, STOPS_WITH_ITS_CHILD, Workspace, cgroup_directories, descendants, enforced,
+    python,
+};
 
 /// Limits for which a workspace needs no control group, and some for which it needs one.
 fn without_and_with_a_group() -> [Value; 2] {
@@ -339,4 +342,22 @@ fn what_was_stopped_before_a_pause_stays_so_after_it() {
         workspace.post("resume", &json!({})).expect(200);
         assert_eq!(workspace.ok(state), "T\n");
     }
+}
+
+#[test]
+fn what_stops_itself_because_of_a_pause_goes_on_after_the_last_of_several() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let parent = workspace.exec(&python(STOPS_WITH_ITS_CHILD));
+    parent.until_printed("there");
+    for _ in 0..10 {
+        pause(&workspace, &json!({}));
+        workspace.post("resume", &json!({})).expect(200);
+        // What is asked right after it is answered, whatever is still being looked after.
+        assert_eq!(workspace.ok("echo here"), "here\n");
+    }
+    parent
+        .signal(&json!({ "signal": "SIGUSR1", "to": "tree" }))
+        .expect(200);
+    assert_eq!(parent.printed("stdout"), "there ended");
 }

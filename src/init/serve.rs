@@ -40,6 +40,8 @@ struct Init<'a> {
     orphans: BTreeSet<i32>,
     /// All processes, while they are to stand still.
     held: Option<tree::Held>,
+    /// Those that go on again, while it is looked whether they do.
+    released: Option<tree::Released>,
     /// While the kernel holds them: nothing is started either.
     suspended: bool,
     /// Execs that are to be started then.
@@ -63,6 +65,7 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
         doomed_since: None,
         orphans: BTreeSet::new(),
         held: None,
+        released: None,
         suspended: false,
         deferred: Vec::new(),
         ending: None,
@@ -73,9 +76,14 @@ pub(super) fn serve(one: OneThread, provider: &Channel) -> i32 {
             .execs
             .values()
             .filter_map(|running| running.starting.as_ref());
-        let Ok(happened) = events.wait(provider, news.map(exec::Starting::news)) else {
+        let news = news.map(exec::Starting::news);
+        let patience = init.released.as_ref().map(tree::Released::until_next);
+        let Ok(happened) = events.wait(provider, news, patience) else {
             return 1;
         };
+        if init.look_again().is_err() {
+            return 0;
+        }
         if !happened.others.is_empty() && init.tell_news().is_err() {
             return 0;
         }
@@ -143,7 +151,7 @@ impl Init<'_> {
             }
             Request::Hold(id) => {
                 if self.held.is_none() {
-                    self.held = Some(tree::hold_all()?);
+                    self.held = Some(tree::hold_all(self.released.take())?);
                 }
                 self.tell(&Reply::Held(id), &[])
             }
@@ -154,7 +162,7 @@ impl Init<'_> {
             Request::Release => {
                 self.suspended = false;
                 if let Some(held) = self.held.take() {
-                    tree::release_all(&held)?;
+                    self.released = tree::release_all(&held)?;
                 }
                 let deferred = std::mem::take(&mut self.deferred);
                 deferred
@@ -244,6 +252,15 @@ impl Init<'_> {
     fn hold_on(&self) -> std::io::Result<()> {
         if self.held.is_some() {
             tree::stop_all();
+        }
+        Ok(())
+    }
+
+    /// Has those go on that stopped themselves because of a stop, if it is time to look for them.
+    fn look_again(&mut self) -> std::io::Result<()> {
+        let is_time = |released: &mut tree::Released| released.until_next().is_zero();
+        if let Some(released) = self.released.take_if(is_time) {
+            self.released = released.look()?;
         }
         Ok(())
     }

@@ -134,10 +134,14 @@ pub(super) fn kill_trees(leaders: &BTreeSet<i32>) -> io::Result<Killed> {
 /// that is under way is begun anew, kill(2), fork(2). What shows of it to others is that they were
 /// stopped for a moment.
 fn kill_among_all(leaders: &BTreeSet<i32>, until: Instant) -> io::Result<Killed> {
-    let held = hold_all()?;
+    let held = hold_all(None)?;
     let killed =
         stop(leaders, until, |_| stop_all()).and_then(|trees| kill_stopped(leaders, trees, until));
-    release_all(&held)?;
+    let mut released = release_all(&held)?;
+    while let Some(late) = released {
+        std::thread::sleep(late.until_next());
+        released = late.look()?;
+    }
     killed
 }
 
@@ -153,10 +157,20 @@ pub(super) struct Held {
     since: Instant,
 }
 
-/// Stops all processes of the sandbox at a stroke: from then on there is no new one.
-pub(super) fn hold_all() -> io::Result<Held> {
+/// Processes that go on after a stop. Some, such as su(1), stop themselves when they see their child
+/// stopped: these are looked for a few times.
+pub(super) struct Released {
+    pids: BTreeSet<i32>,
+    looks: u32,
+    next: Instant,
+}
+
+/// Stops all processes of the sandbox at a stroke: from then on there is no new one. `released` are those
+/// that were stopped before by this.
+pub(super) fn hold_all(released: Option<Released>) -> io::Result<Held> {
     let before = Scan::take()?.processes.into_iter();
-    let stopped = before.filter(|(_, process)| process.stopped);
+    let ours = |pid: &i32| matches!(&released, Some(released) if released.pids.contains(pid));
+    let stopped = before.filter(|(pid, process)| process.stopped && !ours(pid));
     let stopped = stopped.map(|(pid, _)| pid).collect();
     stop_all();
     Ok(Held {
@@ -246,27 +260,43 @@ fn memory_of(pid: i32) -> Option<Vec<u8>> {
 const WAITING: Duration = Duration::from_millis(500);
 
 /// Has them go on, but for what somebody had stopped before.
-pub(super) fn release_all(held: &Held) -> io::Result<()> {
+pub(super) fn release_all(held: &Held) -> io::Result<Option<Released>> {
     let ours = |pid: &i32| *pid != 1 && !held.stopped.contains(pid);
+    let mut pids = BTreeSet::new();
     // Children first: what goes on before its child would find that stopped.
     for pid in Scan::take()?.deepest_first().into_iter().filter(ours) {
         send(pid, Signal::SIGCONT);
+        pids.insert(pid);
     }
-    // Some, such as su(1), stop themselves when they see their child stopped.
-    for _ in 0..LATE_LOOKS {
-        std::thread::sleep(LATE_LOOK);
+    Ok((!pids.is_empty()).then(|| Released {
+        pids,
+        looks: LATE_LOOKS,
+        next: Instant::now() + LATE_LOOK,
+    }))
+}
+
+impl Released {
+    /// How long it is until the next look.
+    pub(super) fn until_next(&self) -> Duration {
+        self.next.saturating_duration_since(Instant::now())
+    }
+
+    /// Has those go on that stopped themselves meanwhile. `None` after the last look.
+    ///
+    /// # Errors
+    /// Those of reading `/proc`.
+    pub(super) fn look(mut self) -> io::Result<Option<Self>> {
         let scan = Scan::take()?;
         let stopped = |pid: &i32| scan.processes.get(pid).is_some_and(|it| it.stopped);
-        for pid in scan
-            .deepest_first()
-            .into_iter()
-            .filter(stopped)
-            .filter(ours)
-        {
-            send(pid, Signal::SIGCONT);
+        for pid in scan.deepest_first() {
+            if self.pids.contains(&pid) && stopped(&pid) {
+                send(pid, Signal::SIGCONT);
+            }
         }
+        self.looks -= 1;
+        self.next = Instant::now() + LATE_LOOK;
+        Ok((self.looks > 0).then_some(self))
     }
-    Ok(())
 }
 
 /// To kill(2), every process that the caller may signal, itself and PID 1 apart.

@@ -116,6 +116,7 @@ struct Attended {
 impl Spawner {
     fn start() -> Result<Self, Failure> {
         let one = OneThread::check().at(Step::Process, "counting the spawner's threads")?;
+        let _ = rustix::thread::set_name(c"derrick-spawner");
         let identity = identity::become_root(one)?;
         unshare(one, UnshareFlags::NEWNS)
             .at(Step::Namespaces, "creating the spawner's mount namespace")?;
@@ -140,7 +141,8 @@ impl Spawner {
         };
         loop {
             let births = self.births.iter().map(|birth| birth.channel.as_fd());
-            let Ok(happened) = events.wait(provider, births.chain(self.removers.channels())) else {
+            let Ok(happened) = events.wait(provider, births.chain(self.removers.channels()), None)
+            else {
                 return 1;
             };
             let births = self.births.len();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -41,7 +42,7 @@ impl Events {
         })
     }
 
-    /// Waits until something happened; `others` are descriptors to wait for beside.
+    /// Waits until something happened, no longer than `patience`; `others` are descriptors to wait for beside.
     ///
     /// # Errors
     /// Those of poll(2).
@@ -49,13 +50,19 @@ impl Events {
         &self,
         channel: &Channel,
         others: impl Iterator<Item = BorrowedFd<'a>>,
+        patience: Option<Duration>,
     ) -> io::Result<Happened> {
         let mut events = vec![
             PollFd::new(channel.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.ended.as_fd(), PollFlags::POLLIN),
         ];
         events.extend(others.map(|other| PollFd::new(other, PollFlags::POLLIN)));
-        match poll(&mut events, PollTimeout::NONE) {
+        // A poll that ends a moment early would be made again and again.
+        let patience = patience.map(|patience| patience + Duration::from_millis(1));
+        let patience = patience.map_or(PollTimeout::NONE, |patience| {
+            PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut events, patience) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(error.into()),
         }

@@ -53,6 +53,20 @@ pub(crate) fn enforced(derrick: &Derrick, limits: &Value) -> Option<Workspace> {
     None
 }
 
+/// A Python program that stops itself when it sees its child stopped, as su(1) does. Its tree ends by SIGUSR1.
+pub(crate) const STOPS_WITH_ITS_CHILD: &str = "import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+child = os.fork()
+if child == 0:
+    signal.sigwait({signal.SIGUSR1})
+    os._exit(0)
+os.write(1, b'there')
+while True:
+    _, status = os.waitpid(child, os.WUNTRACED)
+    if not os.WIFSTOPPED(status): break
+    os.kill(os.getpid(), signal.SIGSTOP)
+os.write(1, b' ended')";
+
 /// An exec of a Python program.
 pub(crate) fn python(program: &str) -> Value {
     json!({ "argv": ["/usr/bin/python3", "-c", program] })

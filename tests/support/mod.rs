@@ -49,7 +49,7 @@ pub(crate) use self::{
         is_remover, is_zombie, mounts_below, namespaces, open_files, process_with_argument,
         seen_from_the_host, uid_map, wait_until_empty, wait_until_gone,
     },
-    limits::{BRANCHING, GREEDY, MEMORY, PIDS, enforced, python},
+    limits::{BRANCHING, GREEDY, MEMORY, PIDS, STOPS_WITH_ITS_CHILD, enforced, python},
     mode::{Mode, mode},
     proxy::Proxy,
     scratch::{Scratch, as_owner},
