@@ -100,15 +100,13 @@ impl Provider for NsProvider {
         let admitted = self.workspaces.admit(asked).await;
         let admitted = admitted.map_err(|error| error_of(error, ""))?;
         let this = self.clone();
-        to_its_end(async move {
-            let created = this.workspaces.make(admitted).await;
+        let made = to_its_end(async move {
+            let made = this.workspaces.make(admitted).await;
             let workdir = this.config.workdir.to_string_lossy();
-            Ok(created
-                .map_err(|error| error_of(error, &workdir))?
-                .id()
-                .clone())
-        })
-        .await
+            made.map_err(|error| error_of(error, &workdir))
+        });
+        // The rest of it goes when this returns: what is made then is not in the way of the answer.
+        Ok(made.await?.workspace.id().clone())
     }
 
     fn list(&self) -> Vec<WorkspaceId> {

@@ -48,7 +48,7 @@ pub use id::{InvalidId, WorkspaceId};
 pub use lease::{InUse, Lease, LeaseAsked, Why};
 pub use limits::{InForce, Latitude, LimitsChange, Patch};
 pub use one::{Asked, Launch, Reset, Verify, Workspace};
-pub use pool::Discarded;
+pub use pool::{Discarded, Serving};
 pub use snapshots::{InvalidSnapshotId, Snapshot, SnapshotId, StartingPoint, Taken, Way};
 
 use crate::base::collector::Collector;
@@ -366,6 +366,15 @@ fn promised<'w>(workspaces: impl Iterator<Item = &'w Arc<Workspace>>) -> u64 {
     requests.fold(0, u64::saturating_add)
 }
 
+/// A workspace that was made.
+#[derive(Debug)]
+pub struct Made {
+    /// It.
+    pub workspace: Arc<Workspace>,
+    /// Dropped when the answer is on its way: what the pool lacks now is made from then on.
+    pub service: Serving,
+}
+
 /// What is asked for with a workspace that has a place.
 #[derive(Debug)]
 pub struct Admitted {
@@ -463,7 +472,7 @@ impl Workspaces {
     /// Those of the two.
     pub async fn create(&self, asked: Asked) -> Result<Arc<Workspace>, WorkspaceError> {
         let admitted = self.admit(asked).await?;
-        self.make(admitted).await
+        Ok(self.make(admitted).await?.workspace)
     }
 
     /// Looks whether there can be such a workspace, and gets it a place, which it waits for as long as
@@ -505,7 +514,7 @@ impl Workspaces {
     ///
     /// # Errors
     /// Where setup fails or the sandbox cannot be started; nothing is left of it then.
-    pub async fn make(&self, admitted: Admitted) -> Result<Arc<Workspace>, WorkspaceError> {
+    pub async fn make(&self, admitted: Admitted) -> Result<Made, WorkspaceError> {
         let started = Instant::now();
         let shared = &self.shared;
         let Admitted { mut asked, place } = admitted;
@@ -534,7 +543,8 @@ impl Workspaces {
             stack,
             asked,
         );
-        let workspace = Arc::new(workspace.await?);
+        let (workspace, service) = workspace.await?;
+        let workspace = Arc::new(workspace);
         if is_usual {
             shared
                 .pool
@@ -543,7 +553,7 @@ impl Workspaces {
         place.fill(&workspace);
         workspace.tenure.begin(shared.to_keeper.clone(), tie);
         shared.state.tally().creates.count(started.elapsed());
-        Ok(workspace)
+        Ok(Made { workspace, service })
     }
 
     /// What is in the pool.

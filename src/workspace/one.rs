@@ -192,7 +192,7 @@ impl Workspace {
         parent: &Path,
         stack: Stack,
         asked: Asked,
-    ) -> Result<Self, WorkspaceError> {
+    ) -> Result<(Self, Serving), WorkspaceError> {
         let id = WorkspaceId::generate();
         let record = Record {
             id: id.clone(),
@@ -217,7 +217,7 @@ impl Workspace {
         let workspace = Self::new(config, state, pool, parent.join(id.as_str()), record)
             .map_err(WorkspaceError::host("looking for execs"))?;
         match workspace.first_start().await {
-            Ok(()) => Ok(workspace),
+            Ok(service) => Ok((workspace, service)),
             Err(error) => {
                 workspace.discard(&workspace.directory);
                 Err(error)
@@ -281,14 +281,14 @@ impl Workspace {
     }
 
     /// The record is written last: before it is there, nothing was acknowledged.
-    async fn first_start(&self) -> Result<(), WorkspaceError> {
+    async fn first_start(&self) -> Result<Serving, WorkspaceError> {
         let kind = self.kind(&self.record().stack);
         let fresh = self.pool.take(&kind).await?;
         let mut lifecycle = self.lifecycle.lock().await;
         self.state
             .make_directory(&self.directory)
             .map_err(WorkspaceError::host("making a workspace's directory"))?;
-        let (adopted, _service) = match self.adopt(fresh.ready, None).await {
+        let (adopted, service) = match self.adopt(fresh.ready, None).await {
             Err(error) => {
                 self.quarantine(&error);
                 drop(fresh.service);
@@ -300,7 +300,8 @@ impl Workspace {
         self.begin(&mut lifecycle, &kind, 0, adopted)?;
         self.record()
             .write(&self.directory)
-            .map_err(WorkspaceError::host("writing a workspace's record"))
+            .map_err(WorkspaceError::host("writing a workspace's record"))?;
+        Ok(service)
     }
 
     /// Its id.

@@ -94,7 +94,10 @@ pub(super) struct Fresh {
 }
 
 /// As long as this is there, nothing is made for the pool alone.
-pub(super) type Serving = Service<Nursery>;
+#[derive(Debug)]
+pub struct Serving(
+    #[expect(dead_code, reason = "it is held until it is dropped")] Service<Nursery>,
+);
 
 /// Leave to dispose of one sandbox.
 #[derive(Debug)]
@@ -166,7 +169,7 @@ impl Pool {
         Ok(Fresh {
             ready: taken.item,
             waited: taken.waited,
-            service: taken.service,
+            service: Serving(taken.service),
         })
     }
 
