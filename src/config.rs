@@ -138,6 +138,12 @@ pub struct Repository {
     /// How much of its history enters the workspace.
     #[serde(default)]
     pub history: History,
+    /// Whether its submodules come with it, and theirs, each at the commit that is named.
+    #[serde(default)]
+    pub submodules: bool,
+    /// Where submodules may come from: beginnings of URLs, up to a slash; the repository's own host if absent.
+    #[serde(default)]
+    pub submodule_urls: Option<Vec<String>>,
     /// The branches of its upstream that commits of workspaces may be pushed to: names, in which `*` stands for
     /// any text without a slash, `**` for any text, and `{id}` for the workspace's id. None if absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -522,6 +528,42 @@ impl Repository {
             reference: Some(reference),
             ..self.clone()
         })
+    }
+
+    /// A submodule of this one, as if the config had it: with what opens `opened_by`, and the way there.
+    #[must_use]
+    pub(crate) fn submodule(
+        &self,
+        url: &str,
+        path: &Path,
+        commit: &str,
+        opened_by: Option<&Self>,
+    ) -> Self {
+        let place =
+            |of: fn(&Self) -> &Option<PathBuf>| opened_by.and_then(|other| of(other).clone());
+        let text = |of: fn(&Self) -> &Option<String>| opened_by.and_then(|other| of(other).clone());
+        Self {
+            name: None,
+            url: url.to_owned(),
+            path: self.path.join(path),
+            reference: Some(commit.to_owned()),
+            history: self.history,
+            push: Vec::new(),
+            submodules: true,
+            submodule_urls: None,
+            token_env: text(|other| &other.token_env),
+            token_file: place(|other| &other.token_file),
+            username: text(|other| &other.username),
+            password_env: text(|other| &other.password_env),
+            password_file: place(|other| &other.password_file),
+            credential_command: opened_by.and_then(|other| other.credential_command.clone()),
+            ssh_key_file: place(|other| &other.ssh_key_file),
+            known_hosts_file: place(|other| &other.known_hosts_file),
+            ca_file: place(|other| &other.ca_file),
+            proxy: text(|other| &other.proxy),
+            proxy_env: text(|other| &other.proxy_env),
+            proxy_file: place(|other| &other.proxy_file),
+        }
     }
 
     /// Reads the credentials from where the config says they are; `None` if it names none.

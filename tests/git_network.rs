@@ -67,11 +67,14 @@ fn a_host_is_trusted_by_the_authority_that_its_repository_names_and_by_no_other(
 fn a_proxy_is_used_where_one_is_named_and_the_environment_s_otherwise() {
     let server = GitServer::open();
     let upstream = server.repository("project", &[("file", "1\n")]);
-    let secure = TlsServer::before(GitServer::open());
+    let secure = TlsServer::before(GitServer::with_token(TOKEN));
+    let scratch = Scratch::new();
+    let token = scratch.file("token", TOKEN);
     let hidden = secure.repository("project", &[("file", "1\n")]);
     let (named, other) = (Proxy::start(None), Proxy::start(None));
     let plain = json!({ "proxy": named.url() });
-    let behind_tls = json!({ "proxy": named.url(), "ca_file": secure.authority() });
+    let authority = secure.authority();
+    let behind_tls = json!({ "proxy": named.url(), "ca_file": authority, "token_file": token });
     for (upstream, fields, what) in [
         (&upstream, &plain, "GET http://127.0.0.1:"),
         (&hidden, &behind_tls, "CONNECT 127.0.0.1:"),
@@ -89,6 +92,12 @@ fn a_proxy_is_used_where_one_is_named_and_the_environment_s_otherwise() {
             "{asked:?}"
         );
     }
+    // The token is for the host at the tunnel's end.
+    let tunnels = named
+        .asked()
+        .into_iter()
+        .filter(|asked| asked.what.starts_with("CONNECT"));
+    assert!(tunnels.into_iter().all(|asked| !asked.with_credentials));
     assert!(other.asked().is_empty(), "{:?}", other.asked());
     let derrick = config(&upstream, &json!({}))
         .environment("http_proxy", &other.url())

@@ -91,7 +91,9 @@ fn finding_the_token_in_the_checkout_or_on_disk() {
 // I-09: a token in the arguments of a process, which every user of the host may read
 #[test]
 fn reading_the_token_in_command_lines() {
-    let server = GitServer::with_token(TOKEN);
+    // The same test may run as another user.
+    let token = &format!("{TOKEN}{}", std::process::id());
+    let server = GitServer::with_token(token);
     let exposed = || {
         let requests = server.requests();
         requests
@@ -99,11 +101,11 @@ fn reading_the_token_in_command_lines() {
             .flat_map(|request| request.exposed.clone())
             .collect::<Vec<_>>()
     };
-    let (upstream, derrick) = private(&server, TOKEN);
+    let (upstream, derrick) = private(&server, token);
     use_token(&upstream, &derrick);
     assert_eq!(exposed(), Vec::<String>::new());
     // git with -c has it there for as long as it runs.
-    let header = format!("http.extraHeader=Authorization: Bearer {TOKEN}");
+    let header = format!("http.extraHeader=Authorization: Bearer {token}");
     let line = format!(
         "GIT_CONFIG_GLOBAL=/dev/null git -c '{header}' ls-remote -q {}",
         upstream.url

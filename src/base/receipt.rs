@@ -32,6 +32,8 @@ pub enum Anew {
     TooDeep,
     /// What the last one was made of is no history of what it is to be now, and so must not be there.
     NotItsHistory,
+    /// A repository with submodules moved on, and what the last setup had of those is not compared.
+    Submodules,
     /// A layer below the last one is missing.
     LayersMissing,
 }

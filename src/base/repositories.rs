@@ -8,7 +8,7 @@ use std::path::Path;
 use super::SetupError;
 use super::build::{Build, OUTPUT_END, pipe_for_archive, run_as, run_in};
 use crate::config::{History, Repository, WorkspaceConfig};
-use crate::git::{self, Bundle, CommitId, Have, Mirrors, Resolved};
+use crate::git::{self, Bundle, CommitId, Have, Mirrors, Resolved, Submodule};
 use crate::init::files::protocol::{Creation, FileRequest, Links, Owner, Parents};
 use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::unpack::Compression;
@@ -36,14 +36,25 @@ impl Checkout {
             || mirrors.leads_to(repository, &self.at.commit, old).await?)
     }
 
+    /// Whether it moved on from `old` with submodules whose later commits are to stay outside, and which nobody
+    /// compares.
+    pub(super) fn is_incomparable(&self, old: &CommitId) -> bool {
+        let repository = &self.repository;
+        repository.submodules && repository.history != History::Full && *old != self.at.commit
+    }
+
     /// Brings the checkout of a setup before this one to the new commit; `false` if there is no git
-    /// inside to do it, no history to add to, or the setup script made something else of the repository.
+    /// inside to do it, no history to add to, there may be submodules, or the setup script made something else
+    /// of the repository.
     pub(super) async fn update(
         &self,
         mirrors: &Mirrors,
         build: &Build,
         old: &CommitId,
     ) -> Result<bool, SetupError> {
+        if self.repository.submodules {
+            return Ok(false);
+        }
         let sandbox = build.sandbox();
         let taken = take_in(mirrors, sandbox, &self.repository, &self.at, Some(old)).await;
         let inside = match taken {
@@ -70,20 +81,26 @@ impl Checkout {
         Ok(())
     }
 
-    /// Unpacks a fresh checkout, which then belongs to `owner`. `staging` is a directory for what is on
-    /// its way.
+    /// Unpacks a fresh checkout, with its submodules, which then belongs to `owner`. `staging` is a directory for
+    /// what is on its way.
     pub(super) async fn unpack(
         &self,
         mirrors: &Mirrors,
         build: &Build,
-        owner: Owner,
+        (owner, submodules): (Owner, &[Submodule]),
         staging: &Path,
     ) -> Result<(), SetupError> {
         let path = &self.repository.path;
         let (reader, writer) =
             pipe_for_archive().map_err(SetupError::host("making a pipe for a checkout"))?;
         let (written, unpacked) = tokio::join!(
-            mirrors.checkout(&self.repository, &self.at, owner, staging, writer),
+            mirrors.checkout(
+                &self.repository,
+                (&self.at, submodules),
+                owner,
+                staging,
+                writer
+            ),
             build.unpack(reader, Compression::Plain, path),
         );
         // Each side fails when the other does: that nobody read on is the unpacker's to explain, and

@@ -16,7 +16,7 @@ use super::stack::Owner;
 use super::store::LAYER_FORMAT;
 use super::{Digest, Layer, LayerStore, SetupError, Stack, collect, repositories};
 use crate::config::{self, WorkspaceConfig};
-use crate::git::{CommitId, Mirrors};
+use crate::git::{CommitId, Mirrors, Submodule};
 use crate::init::files;
 use crate::init::protocol::Program;
 use crate::sandbox::{Access, Enforcement, Limits, Requests};
@@ -40,6 +40,16 @@ struct Shared {
     enforcement: Enforcement,
     /// The layers and mirrors that are noted as those of this config.
     present: Mutex<BTreeSet<Digest>>,
+}
+
+/// What filling a sandbox came to.
+struct Filled {
+    /// The end of what the setup script printed.
+    output: Option<String>,
+    /// Where a checkout was made anew that was there before.
+    replaced: Vec<PathBuf>,
+    /// The names of the mirrors of submodules.
+    mirrors: Vec<String>,
 }
 
 impl Setups {
@@ -236,7 +246,11 @@ impl Setups {
     /// The same without the commits: what stays when repositories move on.
     fn lineage(&self) -> Digest {
         let config = &self.shared.config;
-        let determinants = serde_json::json!({
+        let submodules = config.repositories.iter().filter(|one| one.submodules);
+        let submodules: Vec<_> = submodules
+            .map(|repository| (&repository.path, &repository.submodule_urls))
+            .collect();
+        let mut determinants = serde_json::json!({
             "format": LAYER_FORMAT,
             "base": self.shared.base.digest,
             "repositories": config.repositories.iter()
@@ -251,6 +265,9 @@ impl Setups {
             // Whom the repositories belong to.
             "user": (!config.repositories.is_empty()).then_some(&config.user),
         });
+        if !submodules.is_empty() {
+            determinants["submodules"] = serde_json::json!(submodules);
+        }
         Digest::of([determinants.to_string()])
     }
 
@@ -294,7 +311,7 @@ impl Setups {
             ..Confinement::of(&shared.config)
         };
         let build = Build::start(&shared.state, &start, confinement).await?;
-        let (output, replaced) = match self.fill(&build, &start, checkouts).await {
+        let filled = match self.fill(&build, &start, checkouts).await {
             Ok(filled) => filled,
             Err(error) => {
                 build.abandon().await;
@@ -313,10 +330,13 @@ impl Setups {
                     )
                 })
                 .collect(),
-            mirrors: repositories::mirrors(&shared.config),
+            mirrors: [repositories::mirrors(&shared.config), filled.mirrors].concat(),
             description: format!("setup of {}", shared.config.name),
-            output,
-            setup: Some(Noted { anew, replaced }),
+            output: filled.output,
+            setup: Some(Noted {
+                anew,
+                replaced: filled.replaced,
+            }),
         };
         build.freeze(&shared.store, digest, about).await
     }
@@ -346,9 +366,13 @@ impl Setups {
             return Ok(Previous::None(Anew::TooDeep));
         }
         for checkout in checkouts {
-            if let Some(old) = stack.commits.get(&checkout.repository.path)
-                && !checkout.may_follow(&shared.mirrors, old).await?
-            {
+            let Some(old) = stack.commits.get(&checkout.repository.path) else {
+                continue;
+            };
+            if checkout.is_incomparable(old) {
+                return Ok(Previous::None(Anew::Submodules));
+            }
+            if !checkout.may_follow(&shared.mirrors, old).await? {
                 return Ok(Previous::None(Anew::NotItsHistory));
             }
         }
@@ -360,9 +384,9 @@ impl Setups {
         build: &Build,
         start: &Stack,
         checkouts: &[Checkout],
-    ) -> Result<(Option<String>, Vec<PathBuf>), SetupError> {
+    ) -> Result<Filled, SetupError> {
         let mirrors = &self.shared.mirrors;
-        let mut replaced = Vec::new();
+        let (mut replaced, mut used) = (Vec::new(), Vec::new());
         let user = &self.shared.config.user;
         // The script may be what makes the user.
         let owner = match checkouts {
@@ -385,9 +409,20 @@ impl Setups {
                 replaced.push(checkout.repository.path.clone());
             }
             let owner = owner.unwrap_or_default();
-            checkout
-                .unpack(mirrors, build, owner, &self.shared.state.staging())
+            // Before the sandbox waits for them.
+            let config = &self.shared.config.repositories;
+            let submodules = mirrors
+                .submodules(&checkout.repository, &checkout.at, config)
                 .await?;
+            checkout
+                .unpack(
+                    mirrors,
+                    build,
+                    (owner, &submodules),
+                    &self.shared.state.staging(),
+                )
+                .await?;
+            used.extend(Submodule::mirrors(&submodules));
         }
         let output = self.run_script(build).await?;
         if owner.is_none() {
@@ -406,26 +441,34 @@ impl Setups {
                 }
             }
         }
-        Ok((output, replaced))
+        Ok(Filled {
+            output,
+            replaced,
+            mirrors: used,
+        })
     }
 
     /// Has git of the script, which is root's, work on repositories that are another user's, git-config(1).
     fn trust(&self) -> BTreeMap<String, String> {
-        let repositories = &self.shared.config.repositories;
-        let count = (
-            "GIT_CONFIG_COUNT".to_owned(),
-            repositories.len().to_string(),
-        );
-        let entries = repositories.iter().enumerate().flat_map(|(n, repository)| {
-            let path = repository.path.to_string_lossy().into_owned();
+        let repositories = self.shared.config.repositories.iter();
+        let trusted: Vec<String> = repositories
+            .flat_map(|repository| {
+                let path = repository.path.to_string_lossy().into_owned();
+                // What is below it, for git from 2.46 on.
+                let submodules = repository.submodules.then(|| format!("{path}/*"));
+                std::iter::once(path).chain(submodules)
+            })
+            .collect();
+        if trusted.is_empty() {
+            return BTreeMap::new();
+        }
+        let count = ("GIT_CONFIG_COUNT".to_owned(), trusted.len().to_string());
+        let entries = trusted.into_iter().enumerate().flat_map(|(n, path)| {
             [
                 (format!("GIT_CONFIG_KEY_{n}"), "safe.directory".to_owned()),
                 (format!("GIT_CONFIG_VALUE_{n}"), path),
             ]
         });
-        if repositories.is_empty() {
-            return BTreeMap::new();
-        }
         entries.chain([count]).collect()
     }
 

@@ -10,8 +10,8 @@ use std::path::{Component, Path as HostPath, PathBuf};
 
 use super::tree::Path;
 use super::{
-    Base, Limits, MOST_OUTPUT, Repository, Requests, WorkspaceConfig, credentials, push, reader,
-    way,
+    Base, History, Limits, MOST_OUTPUT, Repository, Requests, WorkspaceConfig, credentials, push,
+    reader, way,
 };
 use crate::init::user;
 use crate::sandbox;
@@ -144,12 +144,49 @@ fn repositories(all: &mut [Repository], environment: Environment<'_>) -> Result<
         for (index, pattern) in repository.push.iter().enumerate() {
             push::check(pattern).at(|| here("push").index(index))?;
         }
+        submodules(repository).map_err(|(field, reason)| Broken {
+            path: here(field),
+            reason: reason.to_owned(),
+        })?;
         credentials::check(repository, environment)
             .and_then(|()| way::check(repository, environment))
             .map_err(|(field, reason)| Broken {
                 path: here(field),
                 reason,
             })?;
+    }
+    Ok(())
+}
+
+fn submodules(repository: &Repository) -> Result<(), (&'static str, &'static str)> {
+    if repository.submodules && repository.history == History::None {
+        let reason = "cannot be had with the history \"none\": the commits that are named would not be there";
+        return Err(("submodules", reason));
+    }
+    let Some(prefixes) = &repository.submodule_urls else {
+        return Ok(());
+    };
+    let field = "submodule_urls";
+    if !repository.submodules {
+        return Err((field, "has no use without \"submodules\": true"));
+    }
+    for prefix in prefixes {
+        let odd = |c: char| c.is_control() || c.is_whitespace() || c == '\\';
+        let http = prefix.starts_with("http://") || prefix.starts_with("https://");
+        let known = http
+            || ["ssh://", "file:///", "/"]
+                .iter()
+                .any(|start| prefix.starts_with(start))
+            || !prefix.contains("://") && prefix.contains(':');
+        if !known || prefix.contains(odd) || prefix.split('/').any(|part| part == "..") {
+            return Err((
+                field,
+                "has what no URL begins with; write \"https://host/group/\", \"git@host:group/\" or a directory",
+            ));
+        }
+        if http && prefix.contains('@') {
+            return Err((field, "has credentials in a URL; remove them"));
+        }
     }
     Ok(())
 }

@@ -682,6 +682,41 @@ fn the_way_to_a_host_is_one_and_holds_no_credentials_in_the_config() {
 }
 
 #[test]
+fn submodules_are_allowed_by_beginnings_of_urls() {
+    let odd = "submodule_urls: has what no URL begins with; write \"https://host/group/\", \"git@host:group/\" or a directory";
+    for (fields, expected) in [
+        (
+            r#""submodules":true,"history":"none""#,
+            "submodules: cannot be had with the history \"none\": the commits that are named would not be there",
+        ),
+        (
+            r#""submodule_urls":["https://h/"]"#,
+            "submodule_urls: has no use without \"submodules\": true",
+        ),
+        (r#""submodules":true,"submodule_urls":[""]"#, odd),
+        (r#""submodules":true,"submodule_urls":["h/x"]"#, odd),
+        (
+            r#""submodules":true,"submodule_urls":["https://h/../x"]"#,
+            odd,
+        ),
+        (r#""submodules":true,"submodule_urls":["ftp://h/x"]"#, odd),
+        (
+            r#""submodules":true,"submodule_urls":["https://hunter2@h/x"]"#,
+            "submodule_urls: has credentials in a URL; remove them",
+        ),
+    ] {
+        let text = with_repository(&format!(r#"{fields},"url":"https://h/x","path":"/a""#));
+        let error = read(&text).unwrap_err();
+        let (_, said) = error.split_once("repositories[0].").expect(&error);
+        assert_eq!(said, expected, "{fields}");
+    }
+    let prefixes = r#"["https://h/g","git@h:g/","ssh://git@h/","/srv/git","file:///srv/"]"#;
+    let fields =
+        format!(r#""url":"https://h/x","path":"/a","submodules":true,"submodule_urls":{prefixes}"#);
+    assert!(read(&with_repository(&fields)).is_ok());
+}
+
+#[test]
 fn a_token_file_that_the_workspace_could_read_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let here = directory.path().canonicalize().unwrap();

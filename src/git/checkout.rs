@@ -12,11 +12,14 @@ use std::path::{Path, PathBuf};
 
 use tar::{Builder, EntryType, Header};
 
+use super::Mirrors;
 use super::error::GitError;
 use super::history;
 use super::mirror::{Mirror, Refs, blocking};
 use super::process::Call;
 use super::reference::{Reference, Resolved, is_ref_name};
+use super::submodules::{self, Submodule};
+use super::upstream::Upstream;
 use crate::config::History;
 use crate::init::files::protocol::Owner;
 
@@ -47,22 +50,108 @@ impl Staging {
                 looked_for: "branch",
             });
         }
+        let staging = Self::create(scratch).await?;
+        staging.place().make(mirror, history, at).await?;
+        Ok(staging)
+    }
+
+    /// Adds a submodule of the repository of `mirror`, and those below it, each with a git directory of its own.
+    pub(super) async fn add(
+        &self,
+        mirrors: &Mirrors,
+        mirror: &Mirror,
+        submodule: &Submodule,
+    ) -> Result<(), GitError> {
+        self.place().add(mirrors, mirror, submodule).await
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            dir: self.dir.clone(),
+        }
+    }
+
+    /// Writes the checkout, as that of `owner`, as a tar stream and removes it.
+    pub(super) async fn stream(self, owner: Owner, sink: File) -> Result<(), GitError> {
+        // The staging moves into the work, so it outlives it even if nobody waits any more.
+        blocking("write a checkout", move || {
+            write_tar(&self.dir, owner, sink)
+        })
+        .await
+    }
+
+    async fn create(scratch: &Path) -> Result<Self, GitError> {
+        let dir = scratch.join(format!("checkout-{}", uuid::Uuid::now_v7()));
+        let staging = Self { dir: dir.clone() };
+        blocking("make a directory for a checkout", move || {
+            std::fs::DirBuilder::new().mode(0o700).create(dir)
+        })
+        .await?;
+        Ok(staging)
+    }
+}
+
+/// A directory for one repository, of a checkout or of a submodule in it.
+#[derive(Debug)]
+struct Place {
+    dir: PathBuf,
+}
+
+impl Place {
+    async fn make(&self, mirror: &Mirror, history: History, at: &Resolved) -> Result<(), GitError> {
         // The mirror's files stay where they are until all are read.
         let _lease = mirror.lease().await?;
-        let staging = Self::create(scratch).await?;
-        staging.init(mirror, at).await?;
+        self.init(mirror, at).await?;
         if history == History::None {
-            staging.without_history(mirror, at).await?;
+            self.without_history(mirror, at).await?;
         } else {
-            staging.with_history(mirror, history, at).await?;
+            self.with_history(mirror, history, at).await?;
         }
-        let files = staging.git(mirror).in_work_tree(&staging.dir);
+        let files = self.git(mirror).in_work_tree(&self.dir);
         let files = files.args(["read-tree", "-v", "--reset", "-u", "HEAD"]);
         files
             .output()
             .await
-            .map_err(|failure| failed(mirror, failure))?;
-        Ok(staging)
+            .map(drop)
+            .map_err(|failure| failed(mirror, failure))
+    }
+
+    async fn add(
+        &self,
+        mirrors: &Mirrors,
+        mirror: &Mirror,
+        submodule: &Submodule,
+    ) -> Result<(), GitError> {
+        let Submodule {
+            repository,
+            at,
+            name,
+            path,
+            below,
+        } = submodule;
+        let (root, wanted) = (self.dir.clone(), path.clone());
+        let empty = blocking("look at the place of a submodule", move || {
+            empty_directory(&root, &wanted)
+        });
+        if !empty.await? {
+            let reason = "its place is no empty directory of the checkout".to_owned();
+            return Err(submodules::refused(&mirror.upstream, path, reason));
+        }
+        let place = Self {
+            dir: self.dir.join(path),
+        };
+        let own = mirrors.mirror(&Upstream::parse(&repository.url)?);
+        place.make(&own, repository.history, at).await?;
+        // What makes it one that git's own command goes on with.
+        for (field, value) in [("active", "true"), ("url", repository.url.as_str())] {
+            let key = format!("submodule.{name}.{field}");
+            self.run(mirror, &["config", "--local", "--add", &key, value])
+                .await?;
+        }
+        for submodule in below {
+            Box::pin(place.add(mirrors, &own, submodule)).await?;
+        }
+        Ok(())
     }
 
     async fn with_history(
@@ -137,25 +226,6 @@ impl Staging {
     async fn detach(&self, mirror: &Mirror, commit: &str) -> Result<(), GitError> {
         self.run(mirror, &["update-ref", "--no-deref", "HEAD", commit])
             .await
-    }
-
-    /// Writes the checkout, as that of `owner`, as a tar stream and removes it.
-    pub(super) async fn stream(self, owner: Owner, sink: File) -> Result<(), GitError> {
-        // The staging moves into the work, so it outlives it even if nobody waits any more.
-        blocking("write a checkout", move || {
-            write_tar(&self.dir, owner, sink)
-        })
-        .await
-    }
-
-    async fn create(scratch: &Path) -> Result<Self, GitError> {
-        let dir = scratch.join(format!("checkout-{}", uuid::Uuid::now_v7()));
-        let staging = Self { dir: dir.clone() };
-        blocking("make a directory for a checkout", move || {
-            std::fs::DirBuilder::new().mode(0o700).create(dir)
-        })
-        .await?;
-        Ok(staging)
     }
 
     async fn init(&self, mirror: &Mirror, at: &Resolved) -> Result<(), GitError> {
@@ -275,6 +345,24 @@ impl Drop for Staging {
             }
         }
     }
+}
+
+/// Whether `path` below `root` is an empty directory, with no link on the way.
+fn empty_directory(root: &Path, path: &Path) -> io::Result<bool> {
+    let mut at = root.to_owned();
+    for part in path.components() {
+        let std::path::Component::Normal(part) = part else {
+            return Ok(false);
+        };
+        at.push(part);
+        match at.symlink_metadata() {
+            Ok(metadata) if metadata.is_dir() => {}
+            Ok(_) => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(std::fs::read_dir(at)?.next().is_none())
 }
 
 fn failed(mirror: &Mirror, failure: super::process::Failure) -> GitError {

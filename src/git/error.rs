@@ -140,6 +140,16 @@ pub enum GitError {
         /// Where it redirects to.
         to: String,
     },
+    /// A submodule is not taken, or what names it cannot be read.
+    #[error("cannot take submodule {submodule:?} of {url}: {reason}")]
+    Submodule {
+        /// The repository that names it.
+        url: String,
+        /// Its path or its name there, without control characters.
+        submodule: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The connection broke or stalled during the transfer.
     #[error("the transfer from {url} broke off: {detail}")]
     Transfer {

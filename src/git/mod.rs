@@ -7,8 +7,8 @@
 //!
 //! Reading order: [`reference`](Reference) (what is looked at), `upstream` (where it comes from),
 //! `credentials` (what a program says that opens it), `process` (how git is run), `mirror`, `history`
-//! (what of a mirror a workspace gets), `checkout`, `bundle`, `inside` (what a workspace's own git is to
-//! run), `handed` (what comes out of it), `push`, `error`.
+//! (what of a mirror a workspace gets), `submodules`, `checkout`, `bundle`, `inside` (what a workspace's own
+//! git is to run), `handed` (what comes out of it), `push`, `error`.
 
 mod bundle;
 mod checkout;
@@ -21,6 +21,7 @@ mod mirror;
 mod process;
 mod push;
 mod reference;
+mod submodules;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -45,6 +46,7 @@ pub use inside::{
 };
 pub use push::{Outgoing, PushError, Pushed};
 pub use reference::{CommitId, InvalidCommitId, Reference, Resolved};
+pub use submodules::Submodule;
 
 use crate::config::Repository;
 use crate::init::files::protocol::Owner;
@@ -107,10 +109,35 @@ impl Mirrors {
             .await
     }
 
+    /// Looks for the submodules of `at`, which has been resolved before, and for theirs, and has each mirrored at
+    /// the commit that is wanted; what `config` has of their hosts opens them. None unless the repository wants
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// Any [`GitError`].
+    pub async fn submodules(
+        &self,
+        repository: &Repository,
+        at: &Resolved,
+        config: &[Repository],
+    ) -> Result<Vec<Submodule>, GitError> {
+        if !repository.submodules {
+            return Ok(Vec::new());
+        }
+        self.prepare().await?;
+        let search = submodules::Search {
+            mirrors: self,
+            allowed: submodules::Allowed::by(repository)?,
+            config,
+        };
+        search.below(repository, &at.commit, 0, &mut 0).await
+    }
+
     /// Writes a fresh checkout at `at`, `.git` included, to `sink` as a tar stream (GNU, with PAX
     /// records for long link targets): names relative to the repository's root, all owned by `owner`.
     ///
-    /// `at` has been resolved before. It is made in a directory below `scratch` that is gone
+    /// `at` has been resolved before, and `submodules` are its own. It is made in a directory below `scratch` that is gone
     /// afterwards; only after a `kill -9` a `checkout-*` is left there. `scratch` should be on
     /// the mirrors' file system, where objects are linked and not copied.
     ///
@@ -120,7 +147,7 @@ impl Mirrors {
     pub async fn checkout(
         &self,
         repository: &Repository,
-        at: &Resolved,
+        (at, submodules): (&Resolved, &[Submodule]),
         owner: Owner,
         scratch: &Path,
         sink: File,
@@ -137,6 +164,9 @@ impl Mirrors {
             }
             made => made?,
         };
+        for submodule in submodules {
+            staging.add(self, &mirror, submodule).await?;
+        }
         staging.stream(owner, sink).await
     }
 

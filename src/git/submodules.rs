@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::Mirrors;
 use super::error::GitError;
 use super::mirror::Mirror;
 use super::reference::{CommitId, Reference, Resolved};
@@ -32,14 +33,16 @@ pub struct Submodule {
     pub(super) name: String,
     /// Below the repository that it belongs to.
     pub(super) path: PathBuf,
-    pub(super) below: Vec<Submodule>,
+    pub(super) below: Vec<Self>,
 }
 
 impl Submodule {
     /// The names of the mirrors of these, and of those below them.
     #[must_use]
     pub fn mirrors(all: &[Self]) -> Vec<String> {
-        let own = all.iter().filter_map(|one| super::mirror_of(&one.repository));
+        let own = all
+            .iter()
+            .filter_map(|one| super::mirror_of(&one.repository));
         let below = all.iter().flat_map(|one| Self::mirrors(&one.below));
         own.chain(below).collect()
     }
@@ -84,6 +87,91 @@ impl<'c> Allowed<'c> {
     }
 }
 
+/// A search for all submodules of one repository.
+#[derive(Debug)]
+pub(super) struct Search<'c> {
+    pub(super) mirrors: &'c Mirrors,
+    pub(super) allowed: Allowed<'c>,
+    pub(super) config: &'c [Repository],
+}
+
+impl Search<'_> {
+    /// Those of a commit that the mirror of `parent` has, `depth` below the top. `count` is how many there are.
+    pub(super) async fn below(
+        &self,
+        parent: &Repository,
+        commit: &CommitId,
+        depth: usize,
+        count: &mut usize,
+    ) -> Result<Vec<Submodule>, GitError> {
+        let upstream = Upstream::parse(&parent.url)?;
+        let mirror = self.mirrors.mirror(&upstream);
+        let mut found = Vec::new();
+        for listed in list(&mirror, commit).await? {
+            *count += 1;
+            if depth >= DEPTH || *count > COUNT {
+                let reason =
+                    format!("there are more than {COUNT}, or more than {DEPTH} in each other");
+                return Err(refused(&upstream, &listed.path, reason));
+            }
+            let own = url_of(&listed, &upstream, &self.allowed)?;
+            let repository = self.as_configured(parent, &own, &listed);
+            self.bring(&repository, &own, &listed.commit).await?;
+            let below = self.below(&repository, &listed.commit, depth + 1, count);
+            found.push(Submodule {
+                below: Box::pin(below).await?,
+                at: Resolved {
+                    commit: listed.commit,
+                    reference: Reference::Commit,
+                },
+                repository,
+                name: listed.name,
+                path: listed.path,
+            });
+        }
+        Ok(found)
+    }
+
+    /// The submodule as the config would have it: opened by what the first repository of the same host is.
+    fn as_configured(&self, parent: &Repository, own: &Upstream, listed: &Listed) -> Repository {
+        let same = |other: &&Repository| {
+            let place = Upstream::parse(&other.url)
+                .ok()
+                .and_then(|other| other.place());
+            place.is_some() && place == own.place()
+        };
+        let opened_by = std::iter::once(parent).chain(self.config).find(same);
+        parent.submodule(own.url(), &listed.path, listed.commit.as_str(), opened_by)
+    }
+
+    /// Has the commit in the submodule's mirror; asks its host only where it is not there yet.
+    async fn bring(
+        &self,
+        repository: &Repository,
+        own: &Upstream,
+        commit: &CommitId,
+    ) -> Result<(), GitError> {
+        let mirror = self.mirrors.mirror(own);
+        let known = {
+            // Also says that the mirror is in use, so that nobody takes it away now.
+            let _lock = mirror.lock().await?;
+            mirror.peeled(commit.as_str()).await?
+        };
+        let found = match known {
+            Some(found) => found,
+            None => self.mirrors.resolve(repository).await?.commit,
+        };
+        if found == *commit {
+            return Ok(());
+        }
+        Err(GitError::NoSuchReference {
+            url: own.url().to_owned(),
+            reference: commit.as_str().to_owned(),
+            looked_for: "commit",
+        })
+    }
+}
+
 /// The URL of a submodule of `parent`, in full, if it may be used.
 pub(super) fn url_of(
     listed: &Listed,
@@ -92,7 +180,8 @@ pub(super) fn url_of(
 ) -> Result<Upstream, GitError> {
     let url = &listed.url;
     let refuse = |reason: &str| Err(refused(parent, &listed.path, reason.to_owned()));
-    if url.len() > 4096 || url.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\') {
+    if url.len() > 4096 || url.contains(|c: char| c.is_control() || c.is_whitespace() || c == '\\')
+    {
         return refuse("its URL has characters that no URL has, or too many");
     }
     let whole = if url.starts_with("./") || url.starts_with("../") {
@@ -103,10 +192,16 @@ pub(super) fn url_of(
     } else {
         url.clone()
     };
-    let path = whole.split_once("://").map_or(whole.as_str(), |(_, rest)| rest);
+    let path = whole
+        .split_once("://")
+        .map_or(whole.as_str(), |(_, rest)| rest);
     let hidden = path.to_ascii_lowercase();
-    if path.split(['/', ':']).any(|part| part == ".." || part == ".")
-        || ["%2e", "%2f", "%5c"].iter().any(|code| hidden.contains(code))
+    if path
+        .split(['/', ':'])
+        .any(|part| part == ".." || part == ".")
+        || ["%2e", "%2f", "%5c"]
+            .iter()
+            .any(|code| hidden.contains(code))
         || path.contains(['?', '#'])
     {
         return refuse("its URL has \"..\", a code for a dot or a slash, a query or a fragment");
@@ -170,7 +265,13 @@ pub(super) async fn list(mirror: &Mirror, commit: &CommitId) -> Result<Vec<Liste
     let Some(file) = found.get(Path::new(".gitmodules")) else {
         return Ok(Vec::new());
     };
-    let refuse = |reason: &str| Err(refused(&mirror.upstream, Path::new(".gitmodules"), reason.to_owned()));
+    let refuse = |reason: &str| {
+        Err(refused(
+            &mirror.upstream,
+            Path::new(".gitmodules"),
+            reason.to_owned(),
+        ))
+    };
     if !file.mode.starts_with("100") {
         return refuse("it is no file");
     }
@@ -255,7 +356,8 @@ fn parse(settings: &[u8]) -> Result<Vec<Named>, (String, String)> {
         url: Option<&'s str>,
         update: Option<&'s str>,
     }
-    let wrong = |what: &str, reason: &str| Err((what.escape_debug().to_string(), reason.to_owned()));
+    let wrong =
+        |what: &str, reason: &str| Err((what.escape_debug().to_string(), reason.to_owned()));
     let Ok(settings) = str::from_utf8(settings) else {
         return wrong(".gitmodules", "it is not UTF-8");
     };
@@ -289,11 +391,15 @@ fn parse(settings: &[u8]) -> Result<Vec<Named>, (String, String)> {
         if !is_plain(name, |part| part != "..") {
             return wrong(name, "its name leads out of where names are");
         }
-        let git = |part: &str| part.eq_ignore_ascii_case(".git") || part.eq_ignore_ascii_case("git~1");
+        let git =
+            |part: &str| part.eq_ignore_ascii_case(".git") || part.eq_ignore_ascii_case("git~1");
         if path.starts_with([':', '/'])
             || !is_plain(path, |part| !["", ".", ".."].contains(&part) && !git(part))
         {
-            return wrong(path, "its path leads out of the repository, or into what is git's");
+            return wrong(
+                path,
+                "its path leads out of the repository, or into what is git's",
+            );
         }
         let path = PathBuf::from(path);
         if named.iter().any(|other: &Named| other.path == path) {
@@ -325,14 +431,6 @@ pub(super) fn refused(of: &Upstream, path: &Path, reason: String) -> GitError {
     }
 }
 
-/// The reference of a commit that a tree names.
-pub(super) fn pinned(commit: CommitId) -> Resolved {
-    Resolved {
-        commit,
-        reference: Reference::Commit,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,7 +457,8 @@ mod tests {
     #[test]
     fn a_url_leads_where_the_config_allows() {
         let check = |top: &str, prefixes: Option<&[&str]>, url: &str| {
-            let fields = serde_json::json!({ "url": top, "path": "/r", "submodule_urls": prefixes });
+            let fields =
+                serde_json::json!({ "url": top, "path": "/r", "submodule_urls": prefixes });
             let repository: Repository = serde_json::from_value(fields).expect("a repository");
             let listed = Listed {
                 name: "s".to_owned(),
@@ -375,8 +474,16 @@ mod tests {
             ("https://h/a/b", None, "../c"),
             ("https://h/a/b", None, "https://H:443/x"),
             ("git@h:a/b", None, "ssh://git@h/c"),
-            ("https://h/a/b", Some(&["https://other/x"][..]), "https://other/x/c.git"),
-            ("https://h/a/b", Some(&["https://other/x/"]), "https://other/x/c.git"),
+            (
+                "https://h/a/b",
+                Some(&["https://other/x"][..]),
+                "https://other/x/c.git",
+            ),
+            (
+                "https://h/a/b",
+                Some(&["https://other/x/"]),
+                "https://other/x/c.git",
+            ),
             ("https://h/a/b", Some(&["git@other:"]), "git@other:c"),
             ("/srv/a", Some(&["/srv"]), "../c"),
         ] {
@@ -402,8 +509,16 @@ mod tests {
             ("/srv/a", Some(&["/srv"]), "/srvother"),
             ("https://h/a/b", Some(&[]), "../c"),
             ("https://h/a/b", Some(&["https://h/a"]), "../../x"),
-            ("https://h/a/b", Some(&["https://h/a"]), "https://h/a/%2E./x"),
-            ("https://h/a/b", Some(&["https://h/a"]), "https://h/a/..%2fx"),
+            (
+                "https://h/a/b",
+                Some(&["https://h/a"]),
+                "https://h/a/%2E./x",
+            ),
+            (
+                "https://h/a/b",
+                Some(&["https://h/a"]),
+                "https://h/a/..%2fx",
+            ),
             ("https://h/a/b", Some(&["https://h"]), "https://h.evil/a"),
             ("https://h/a/b", Some(&["https://h"]), "https://h@evil/a"),
             ("https://h/a/b", None, "../c?x"),
@@ -419,7 +534,12 @@ mod tests {
         let read = |name: &str, path: &str| {
             parse(format!("submodule.{name}.path\n{path}\0submodule.{name}.url\nu\0").as_bytes())
         };
-        for (name, path) in [("s", "s"), ("a.b/c", "a b/c"), ("s", "sub.git/x"), ("-x", "-x")] {
+        for (name, path) in [
+            ("s", "s"),
+            ("a.b/c", "a b/c"),
+            ("s", "sub.git/x"),
+            ("-x", "-x"),
+        ] {
             let one = Named {
                 name: name.to_owned(),
                 path: path.into(),
@@ -445,9 +565,11 @@ mod tests {
         ] {
             assert!(read(name, path).is_err(), "{name:?} {path:?}");
         }
-        let twice = "submodule.a.path\ns\0submodule.a.url\nu\0submodule.b.path\ns\0submodule.b.url\nu\0";
+        let twice =
+            "submodule.a.path\ns\0submodule.a.url\nu\0submodule.b.path\ns\0submodule.b.url\nu\0";
         assert!(parse(twice.as_bytes()).is_err());
-        let partly = "submodule.a.path\ns\0submodule.b.url\nu\0core.fsmonitor\nx\0submodule.a.url\0";
+        let partly =
+            "submodule.a.path\ns\0submodule.b.url\nu\0core.fsmonitor\nx\0submodule.a.url\0";
         assert_eq!(parse(partly.as_bytes()), Ok(Vec::new()));
     }
 }

@@ -123,6 +123,21 @@ impl Upstream {
         Some(format!("{}://{host}", self.transport.protocol()))
     }
 
+    /// Scheme, host, and for ssh the user, in one form: what credentials are for. None for files of this host.
+    pub(super) fn place(&self) -> Option<String> {
+        if self.transport != Transport::Ssh {
+            return self.origin();
+        }
+        let authority = match self.authority() {
+            Some(authority) => authority,
+            None => self.url.split(':').next()?,
+        };
+        let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let host = host.to_ascii_lowercase();
+        let host = host.strip_suffix(":22").unwrap_or(&host);
+        Some(format!("ssh://{user}@{host}"))
+    }
+
     /// What stands between `://` and the path.
     fn authority(&self) -> Option<&str> {
         let (_, rest) = self.url.split_once("://")?;

@@ -35,6 +35,8 @@ pub(crate) struct GitRequest {
     pub(crate) target: String,
     /// Whether it came with the token.
     pub(crate) authorized: bool,
+    /// Whether it came with any credentials.
+    pub(crate) with_credentials: bool,
     /// The body, still compressed if the client compressed it.
     pub(crate) body: Vec<u8>,
     /// Command lines on this host that held the token while the client waited; anybody can read those.
@@ -306,6 +308,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
         method: head.method.clone(),
         target: head.target.clone(),
         authorized,
+        with_credentials: head.header("authorization").is_some(),
         body: body.clone(),
         exposed: token.map(command_lines_with).unwrap_or_default(),
         holders: token.map(environments_with).unwrap_or_default(),

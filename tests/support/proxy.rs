@@ -28,6 +28,8 @@ pub(crate) struct Asked {
     pub(crate) what: String,
     /// Whether it came with the password, where one is wanted.
     pub(crate) allowed: bool,
+    /// Whether it came with what is for the host behind it.
+    pub(crate) with_credentials: bool,
     /// Command lines that held the password meanwhile.
     pub(crate) exposed: Vec<String>,
     /// Names of processes with it in their environment.
@@ -146,6 +148,7 @@ fn serve(client: &TcpStream, shared: &Shared) -> std::io::Result<()> {
         let asked = Asked {
             what: format!("{method} {target}"),
             allowed,
+            with_credentials: head.iter().any(|line| line.starts_with("Authorization:")),
             exposed: shown(command_lines_with).unwrap_or_default(),
             holders: shown(environments_with).unwrap_or_default(),
         };

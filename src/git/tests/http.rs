@@ -251,9 +251,13 @@ impl Hosted {
     }
 
     fn publish(&self) {
-        let bare = self.upstreams.path().join("r.git");
+        self.publish_as("r.git", &self.upstream);
+    }
+
+    fn publish_as(&self, name: &str, upstream: &Git) {
+        let bare = self.upstreams.path().join(name);
         if !bare.exists() {
-            self.upstream.run(&[
+            upstream.run(&[
                 "init",
                 "-q",
                 "--bare",
@@ -262,8 +266,7 @@ impl Hosted {
                 bare.to_str().expect("UTF-8"),
             ]);
         }
-        self.upstream
-            .run(&["push", "-q", bare.to_str().expect("UTF-8"), "main"]);
+        upstream.run(&["push", "-q", bare.to_str().expect("UTF-8"), "main"]);
     }
 
     async fn failure(&self, path: &str, token: Option<&Path>) -> GitError {
@@ -315,6 +318,43 @@ async fn a_token_opens_a_repository_and_is_found_nowhere() {
         bytes_below(hosted.secrets.path(), TOKEN.as_bytes()),
         [hosted.token.as_path()].map(Path::to_owned)
     );
+}
+
+#[tokio::test]
+async fn submodules_are_opened_by_what_is_for_their_host_and_by_nothing_else() {
+    let hosted = Hosted::new();
+    let sub = Git::new();
+    let commit = sub.commit("sub");
+    hosted.publish_as("sub.git", &sub);
+    let (server, other) = (&hosted.server, &hosted.other);
+    let top = &hosted.upstream;
+    submodules::name(top, "same", "../sub.git", &commit);
+    let elsewhere = format!("{}/open/sub.git", other.origin);
+    submodules::name(top, "other", &elsewhere, &commit);
+    submodules::commit_index(top, "submodules");
+    hosted.publish();
+    let fields = serde_json::json!({
+        "token_file": hosted.token,
+        "submodules": true,
+        "submodule_urls": [server.origin, other.origin],
+    });
+    let repository = server.opened_by("private/r.git", &fields);
+    let of_other = other.repository("open/r.git", Some(&hosted.token));
+    for (config, sent_there) in [(&[][..], false), (&[of_other], true)] {
+        let setting = Setting::new();
+        setting
+            .with_all(&repository, config)
+            .await
+            .expect("is allowed");
+        let asked = server.requests();
+        let of_sub = |(path, _): &&(String, _)| path.starts_with("/private/sub.git");
+        assert!(asked.iter().filter(of_sub).count() > 0, "{asked:?}");
+        assert!(asked.iter().all(|(_, sent)| sent.is_some()), "{asked:?}");
+        let there = other.requests();
+        assert!(!there.is_empty());
+        let right = there.iter().all(|(_, sent)| sent.is_some() == sent_there);
+        assert!(right, "{there:?}");
+    }
 }
 
 /// A helper of a shell's words. Not a script in a file: while another test forks, that is busy.

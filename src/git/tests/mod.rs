@@ -3,6 +3,7 @@
 //! The prefix `upstream` is for what somebody else owns, `inside` for what ends up in a workspace.
 
 mod http;
+mod submodules;
 mod upstreams;
 
 use std::fs::File;
@@ -44,10 +45,14 @@ impl Setting {
 
     /// Unpacks a checkout, as a workspace would.
     async fn checkout(&self, repository: &Repository, at: &Resolved) -> Git {
+        self.unpack(repository, (at, &[])).await
+    }
+
+    async fn unpack(&self, repository: &Repository, what: (&Resolved, &[Submodule])) -> Git {
         let mut stream = tempfile::tempfile().expect("a file");
         let sink = stream.try_clone().expect("a descriptor");
         self.mirrors
-            .checkout(repository, at, Owner::default(), &self.scratch(), sink)
+            .checkout(repository, what, Owner::default(), &self.scratch(), sink)
             .await
             .expect("checks out");
         stream.rewind().expect("seeks");
@@ -730,7 +735,7 @@ async fn many_at_once_share_one_mirror() {
                 let at = mirrors.resolve(&repository).await.expect("resolves");
                 let sink = tempfile::tempfile().expect("a file");
                 mirrors
-                    .checkout(&repository, &at, Owner::default(), &scratch, sink)
+                    .checkout(&repository, (&at, &[]), Owner::default(), &scratch, sink)
                     .await
                     .expect("checks out");
                 at.commit
@@ -1050,7 +1055,13 @@ async fn a_reader_that_goes_away_ends_the_checkout() {
     let sink = File::from(std::os::fd::OwnedFd::from(writer));
     let error = setting
         .mirrors
-        .checkout(&repository, &at, Owner::default(), &setting.scratch(), sink)
+        .checkout(
+            &repository,
+            (&at, &[]),
+            Owner::default(),
+            &setting.scratch(),
+            sink,
+        )
         .await
         .expect_err("is refused");
     assert!(matches!(error, GitError::Io { .. }), "{error}");
