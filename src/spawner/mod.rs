@@ -13,10 +13,11 @@ mod removal;
 mod removers;
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open};
@@ -38,6 +39,7 @@ use crate::sys::process::{
     take_standard_input, unshare,
 };
 use changes::protocol::Inquiry;
+use copying::DIRECTORY;
 use protocol::{Hello, Reply, Request, RequestId};
 use removers::Removers;
 
@@ -84,7 +86,7 @@ struct Spawner {
     births: Vec<Attended>,
     removers: Removers,
     /// Copies, merges and lists of changes under way, by the child that does each.
-    copies: HashMap<i32, (RequestId, Child)>,
+    children: HashMap<i32, (RequestId, Child)>,
     /// The living inits, by process id.
     inits: HashMap<i32, Living>,
     /// The provider's own control groups, in which those of its sandboxes are; it removes these while
@@ -128,7 +130,7 @@ impl Spawner {
             nested: Filters::compile(Profile::Nested)?,
             births: Vec::new(),
             removers: Removers::default(),
-            copies: HashMap::new(),
+            children: HashMap::new(),
             inits: HashMap::new(),
             group_parents: BTreeSet::new(),
         })
@@ -173,59 +175,45 @@ impl Spawner {
         }
     }
 
-    fn answer(&mut self, provider: &Channel, received: Received<Request>) -> std::io::Result<()> {
-        match received.message {
-            Request::Create(id, spec) => match self.begin(id, &spec, received.descriptors) {
-                Ok(birth) => {
-                    self.births.push(birth);
-                    Ok(())
-                }
-                Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
-            },
+    fn answer(&mut self, provider: &Channel, received: Received<Request>) -> io::Result<()> {
+        let mut descriptors = received.descriptors.into_iter();
+        // What takes long is answered when it is done.
+        let (id, begun) = match received.message {
+            Request::Create(id, spec) => (id, self.begin(id, &spec, descriptors.next())),
             Request::Enclose(id, group) => {
-                let enclosed = self.enclose(&group, received.descriptors.first());
-                provider.send(&Reply::to(id, enclosed), &[])
+                let enclosed = self.enclose(&group, descriptors.next().as_ref());
+                return provider.send(&Reply::to(id, enclosed), &[]);
             }
             // The provider itself may not signal a subordinate id's process; the spawner may.
             Request::End(id) => {
-                let killed = received.descriptors.iter().try_for_each(|init| {
+                let killed = descriptors.try_for_each(|init| {
                     match rustix::process::pidfd_send_signal(init, rustix::process::Signal::KILL) {
                         // One that is gone already needs no signal.
                         Err(Errno::SRCH) => Ok(()),
                         sent => sent.at(Step::Process, "killing a sandbox"),
                     }
                 });
-                provider.send(&Reply::to(id, killed), &[])
+                return provider.send(&Reply::to(id, killed), &[]);
             }
-            Request::Copy(id, from, into) => match self.begin_copy(id, &from, &into) {
-                Ok(()) => Ok(()),
-                Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
-            },
+            Request::Copy(id, from, into) => {
+                let copy = || copying::copy(&from, &into);
+                (id, self.begin_child(id, "copying a directory", &[], copy))
+            }
             Request::CopyOut(id, into) => {
-                let init = received.descriptors.first();
-                match self.begin_copy_out(id, init, &into) {
-                    Ok(()) => Ok(()),
-                    Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
-                }
+                let init = descriptors.next();
+                (id, self.begin_copy_out(id, init.as_ref(), &into))
             }
-            Request::Merge(id, merge) => match self.begin_merge(id, &merge) {
-                Ok(()) => Ok(()),
-                Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
-            },
-            Request::Tell(id, inquiry) => {
-                match self.begin_telling(id, &inquiry, received.descriptors) {
-                    Ok(()) => Ok(()),
-                    Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
-                }
-            }
-            Request::Remove(id, path) => match self.removers.remove(self.one, id, path) {
-                Ok(()) => Ok(()),
-                Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
-            },
+            Request::Merge(id, merge) => (id, self.begin_merge(id, &merge)),
+            Request::Tell(id, inquiry) => (id, self.begin_telling(id, &inquiry, descriptors)),
+            Request::Remove(id, path) => (id, self.removers.remove(self.one, id, path)),
+        };
+        match begun {
+            Ok(()) => Ok(()),
+            Err(failure) => provider.send(&Reply::Failed(id, failure), &[]),
         }
     }
 
-    fn hear_remover(&mut self, provider: &Channel, place: usize) -> std::io::Result<()> {
+    fn hear_remover(&mut self, provider: &Channel, place: usize) -> io::Result<()> {
         let answers = self.removers.hear(self.one, place);
         answers.into_iter().try_for_each(|(id, removed)| {
             let reply = match removed {
@@ -236,18 +224,25 @@ impl Spawner {
         })
     }
 
-    /// Has a child copy a directory.
-    fn begin_copy(&mut self, id: RequestId, from: &Path, into: &Path) -> Result<(), Failure> {
+    /// Has a child do what takes long, with nothing of the spawner's but the descriptors in `keep`. The request is
+    /// answered when the child ends.
+    fn begin_child(
+        &mut self,
+        id: RequestId,
+        doing: &str,
+        keep: &[BorrowedFd<'_>],
+        work: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), Failure> {
         let child = fork_child(self.one, || {
             // What runs in sandboxes that nobody holds goes first.
             let _ = rustix::process::nice(NICE);
-            match let_go_of_all_but(&[]).and_then(|()| copying::copy(from, into)) {
+            match let_go_of_all_but(keep).and_then(|()| work()) {
                 Ok(()) => 0,
                 Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
             }
-        })
-        .at(Step::Process, "forking to copy a directory")?;
-        self.copies.insert(child.id(), (id, child));
+        });
+        let child = child.at(Step::Process, format_args!("forking for {doing}"))?;
+        self.children.insert(child.id(), (id, child));
         Ok(())
     }
 
@@ -258,26 +253,10 @@ impl Spawner {
         init: Option<&OwnedFd>,
         into: &Path,
     ) -> Result<(), Failure> {
-        let written = self.written(init)?;
-        let child = fork_child(self.one, || {
-            let _ = rustix::process::nice(NICE);
-            let copied = let_go_of_all_but(&[written.as_fd()]).and_then(|()| {
-                let root = rustix::fs::openat(
-                    written,
-                    c".",
-                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?;
-                copying::copy_below(root, c"upper", into)
-            });
-            match copied {
-                Ok(()) => 0,
-                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-            }
-        })
-        .at(Step::Process, "forking to copy what a sandbox wrote")?;
-        self.copies.insert(child.id(), (id, child));
-        Ok(())
+        let written = rustix::fs::openat(self.written(init)?, c".", DIRECTORY, Mode::empty());
+        let written = written.at(Step::Upper, "opening what a sandbox wrote")?;
+        let copy = || copying::copy_below(written.try_clone()?, c"upper", into);
+        self.begin_child(id, "copying what a sandbox wrote", &[written.as_fd()], copy)
     }
 
     /// What a sandbox has written that is in no directory of the provider's.
@@ -294,14 +273,14 @@ impl Spawner {
     /// Lets go of what a sandbox has written. The last one to do so waits until an image is written out and
     /// its device free: that is a child.
     fn release(&self, written: OwnedFd) {
-        let Ok((waits, ends)) = std::io::pipe() else {
+        let Ok((waits, ends)) = io::pipe() else {
             return;
         };
         // Where there is none, the spawner is the last one.
         let _ = fork_child(self.one, || {
             let _ = let_go_of_all_but(&[written.as_fd(), waits.as_fd()]);
             // Until the spawner has let go.
-            let _ = std::io::Read::read(&mut &waits, &mut [0]);
+            let _ = io::Read::read(&mut &waits, &mut [0]);
             0
         });
         drop(written);
@@ -310,21 +289,12 @@ impl Spawner {
 
     /// Has a child merge layers, which are opened here, where their mounts are at home.
     fn begin_merge(&mut self, id: RequestId, merge: &Merge) -> Result<(), Failure> {
-        let opened = overlay::open_chains(self.one, &mut self.scratch, merge, self.identity)?;
         let identity = self.identity;
-        let child = fork_child(self.one, || {
-            let _ = rustix::process::nice(NICE);
-            let descriptors: Vec<_> = opened.iter().flat_map(|(_, chain)| chain.all()).collect();
-            let merged = let_go_of_all_but(&descriptors)
-                .and_then(|()| merging::merge(&opened, &merge.into, identity));
-            match merged {
-                Ok(()) => 0,
-                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-            }
+        let opened = overlay::open_chains(self.one, &mut self.scratch, merge, identity)?;
+        let layers: Vec<_> = opened.iter().flat_map(|(_, chain)| chain.all()).collect();
+        self.begin_child(id, "merging layers", &layers, || {
+            merging::merge(&opened, &merge.into, identity)
         })
-        .at(Step::Process, "forking to merge layers")?;
-        self.copies.insert(child.id(), (id, child));
-        Ok(())
     }
 
     /// Has a child write what changed in a workspace to a file.
@@ -332,42 +302,28 @@ impl Spawner {
         &mut self,
         id: RequestId,
         inquiry: &Inquiry,
-        descriptors: Vec<OwnedFd>,
+        mut descriptors: impl Iterator<Item = OwnedFd>,
     ) -> Result<(), Failure> {
         let step = Step::Upper;
-        let mut descriptors = descriptors.into_iter();
         let spool = descriptors.next();
         let spool = spool.ok_or_else(|| Failure::new(step, "there is no file for the answer"))?;
-        let layers = &inquiry.layers;
-        let mut opened = overlay::open_chains(self.one, &mut self.scratch, layers, self.identity)?;
+        let (one, identity) = (self.one, self.identity);
+        let mut opened = overlay::open_chains(one, &mut self.scratch, &inquiry.layers, identity)?;
         if inquiry.apart {
             let written = self.written(descriptors.next().as_ref())?;
             for (number, chain) in &mut opened {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let upper = format!("upper/{number}");
-                let upper = rustix::fs::openat(written, upper, flags, Mode::empty());
+                let upper = rustix::fs::openat(written, upper, DIRECTORY, Mode::empty());
                 let upper = upper.at(step, "opening what a sandbox wrote")?;
                 chain.layers.insert(0, upper);
             }
         }
-        let identity = self.identity;
-        let child = fork_child(self.one, || {
-            let _ = rustix::process::nice(NICE);
-            let descriptors = opened.iter().flat_map(|(_, chain)| chain.all());
-            let kept: Vec<_> = descriptors.chain([spool.as_fd()]).collect();
-            let told = let_go_of_all_but(&kept)
-                .and_then(|()| hide_everything(self.one))
-                .and_then(|()| {
-                    changes::answer(&opened, inquiry, identity, spool.try_clone()?.into())
-                });
-            match told {
-                Ok(()) => 0,
-                Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-            }
+        let layers = opened.iter().flat_map(|(_, chain)| chain.all());
+        let keep: Vec<_> = layers.chain([spool.as_fd()]).collect();
+        self.begin_child(id, "telling what changed", &keep, || {
+            hide_everything(one)?;
+            changes::answer(&opened, inquiry, identity, spool.try_clone()?.into())
         })
-        .at(Step::Process, "forking to tell what changed")?;
-        self.copies.insert(child.id(), (id, child));
-        Ok(())
     }
 
     /// Makes control groups, and moves all processes of a sandbox there.
@@ -398,8 +354,8 @@ impl Spawner {
         for remover in self.removers.processes() {
             remover.kill();
         }
-        for (_, copy) in self.copies.values() {
-            copy.kill();
+        for (_, child) in self.children.values() {
+            child.kill();
         }
         while !matches!(
             rustix::process::wait(WaitOptions::empty()),
@@ -416,8 +372,8 @@ impl Spawner {
         &mut self,
         id: RequestId,
         spec: &SandboxSpec,
-        mut ids: Vec<OwnedFd>,
-    ) -> Result<Attended, Failure> {
+        ids: Option<OwnedFd>,
+    ) -> Result<(), Failure> {
         if let Some(group) = &spec.group {
             self.group_parents
                 .extend(group.parents().map(Path::to_owned));
@@ -438,15 +394,18 @@ impl Spawner {
         // Only the child's copies stay, or its end would never show.
         drop((theirs, init_end));
         let done = self
-            .keep(init, ids.pop())
+            .keep(init, ids)
             .and_then(|()| self.map_and_mount(spec, init, &channel));
         match done {
-            Ok(()) => Ok(Attended {
-                id,
-                init: Some(init),
-                channel,
-                provider_end: provider_end.into_socket(),
-            }),
+            Ok(()) => {
+                self.births.push(Attended {
+                    id,
+                    init: Some(init),
+                    channel,
+                    provider_end: provider_end.into_socket(),
+                });
+                Ok(())
+            }
             Err(failure) => {
                 init.kill();
                 Err(failure)
@@ -499,7 +458,7 @@ impl Spawner {
     }
 
     /// Hears of the birth at this place among all whether its sandbox is there.
-    fn attend(&mut self, provider: &Channel, place: usize) -> std::io::Result<()> {
+    fn attend(&mut self, provider: &Channel, place: usize) -> io::Result<()> {
         let birth = self.births.swap_remove(place);
         let born = hear(&birth.channel).and_then(|word| match word {
             Birth::Ready => Ok(()),
@@ -522,7 +481,7 @@ impl Spawner {
     }
 
     /// Takes the end of every child: copies are reported.
-    fn reap(&mut self, provider: &Channel) -> std::io::Result<()> {
+    fn reap(&mut self, provider: &Channel) -> io::Result<()> {
         loop {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
@@ -535,7 +494,7 @@ impl Spawner {
                         // Its id may be another's from here on.
                         birth.init = birth.init.filter(|init| init.id() != pid);
                     }
-                    if let Some((id, _)) = self.copies.remove(&pid) {
+                    if let Some((id, _)) = self.children.remove(&pid) {
                         let copied = match status.exit_status() {
                             Some(0) => Ok(()),
                             errno => Err(Failure {
@@ -559,7 +518,7 @@ impl Spawner {
 /// Has a child of the spawner's let go of everything that it has from it: the socket, which is descriptor 0,
 /// so that its end shows when the spawner is gone; the lock, which is 1, so that it does not outlive the last
 /// sandbox; and all that is not in `keep`.
-fn let_go_of_all_but(keep: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+fn let_go_of_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     let null = std::fs::File::options()
         .read(true)
         .write(true)
@@ -571,14 +530,14 @@ fn let_go_of_all_but(keep: &[BorrowedFd<'_>]) -> std::io::Result<()> {
 }
 
 /// Has a child of the spawner's no network and an empty filesystem as its root: it has what it holds open.
-fn hide_everything(one: OneThread) -> std::io::Result<()> {
+fn hide_everything(one: OneThread) -> io::Result<()> {
     unshare(
         one,
         UnshareFlags::NEWNS | UnshareFlags::NEWNET | UnshareFlags::NEWIPC,
     )?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
     let nothing = overlay::new_filesystem("tmpfs", &[("size", "4k")], attributes)?;
-    overlay::enter(&nothing).map_err(|failure| std::io::Error::from_raw_os_error(failure.errno))
+    overlay::enter(&nothing).map_err(|failure| io::Error::from_raw_os_error(failure.errno))
 }
 
 /// Sends init its next word. One that is not there to take it has said why, and that is the cause.

@@ -364,8 +364,8 @@ impl Workspace {
         store: &LayerStore,
         layer: Layer,
     ) -> Result<Layer, WorkspaceError> {
-        // Before anything is held. It is never closed.
-        let _turn = snapshots.copying.acquire().await;
+        // Before anything is held, but by a fence.
+        let _turn = snapshots.copying.enter(before.owner.as_deref()).await;
         let aside = self.state.staging().join(Uuid::now_v7().to_string());
         std::fs::create_dir(&aside)
             .map_err(WorkspaceError::host("making a directory for a copy"))?;

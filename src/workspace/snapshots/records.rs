@@ -18,12 +18,12 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
 use super::flatten::Merges;
 use crate::base::{Digest, LayerStore, Stack};
 use crate::state::Use;
+use crate::turns::Gate;
 use crate::workspace::WorkspaceId;
 
 /// Names one snapshot.
@@ -133,12 +133,12 @@ pub(crate) struct Snapshots {
     /// Held by the one who changes a record, which may wait for the disk; taken before `all`.
     changing: Mutex<()>,
     /// Those who copy what a workspace wrote.
-    pub(super) copying: Semaphore,
+    pub(super) copying: Gate,
     pub(super) merges: Merges,
 }
 
-/// Copies at once: each holds a workspace, and all of them share one disk.
-const COPIES: usize = 2;
+/// Copies at once, of one owner two: each holds a workspace, and all of them share one disk.
+const COPIES: usize = 3;
 
 /// A snapshot that a workspace is being started from: it is not removed meanwhile.
 #[derive(Debug)]
@@ -206,7 +206,7 @@ impl Snapshots {
             all: Mutex::new(all),
             starting: Mutex::default(),
             changing: Mutex::default(),
-            copying: Semaphore::new(COPIES),
+            copying: Gate::new(COPIES),
             merges: Merges::default(),
         })
     }
