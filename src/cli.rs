@@ -17,8 +17,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use client::{
     AttachArgs, BundleArgs, CapacityArgs, CommitArgs, CpArgs, CreateArgs, DiffArgs, ExecArgs,
-    FenceArgs, FetchArgs, ForgetArgs, ForkArgs, LabelArgs, LimitsArgs, LogsArgs, LsArgs, PauseArgs,
-    PushArgs, RenewArgs, ResetArgs, ResumeArgs, RmArgs, ShowArgs, SnapshotArgs, SnapshotsArgs,
+    ExportArgs, FenceArgs, FetchArgs, ForgetArgs, ForkArgs, ImportArgs, LabelArgs, LimitsArgs,
+    LogsArgs, LsArgs, PauseArgs, PushArgs, RenewArgs, ResetArgs, ResumeArgs, RmArgs, ShowArgs,
+    SnapshotArgs, SnapshotsArgs,
 };
 use store::{GcArgs, LayersArgs};
 
@@ -94,6 +95,10 @@ pub enum Command {
     Label(LabelArgs),
     /// Remove snapshots that nothing builds on.
     Forget(ForgetArgs),
+    /// Write a snapshot as an archive, for another derrick.
+    Export(ExportArgs),
+    /// Take in a snapshot that another derrick exported.
+    Import(ImportArgs),
     /// Make workspaces that start from what another one is now.
     Fork(ForkArgs),
     /// End all that runs in a workspace at an instant, and keep what it wrote until then as a snapshot.

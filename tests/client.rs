@@ -1640,6 +1640,20 @@ fn snapshots_are_listed_labelled_started_from_and_forgotten() {
     assert_eq!(say(&["label", &taken]), "");
     let shown: Value = serde_json::from_str(&say(&["show", "--json", &taken])).expect("JSON");
     assert_eq!(shown["label"], Value::Null, "{shown}");
+    // Out of it and in again.
+    let scratch = Scratch::new();
+    let file = scratch.join("archive").display().to_string();
+    assert_eq!(say(&["export", "--zstd", &taken, &file]), "");
+    let imported = say(&["import", &file]);
+    let other = say(&["create", "--snapshot", &imported]);
+    assert_eq!(say(&["exec", &other, "--cmd", "cat /tmp/file"]), "one");
+    let printed = run(&server, &["export", &taken]);
+    assert!(printed.stdout.starts_with(b"pax"), "{printed:?}");
+    say(&["rm", &other]);
+    assert_eq!(say(&["forget", &imported]), imported);
     assert_eq!(say(&["forget", &taken]), taken);
     assert_eq!(say(&["snapshots", "-q"]), "");
+    // What cannot be written in whole is not there.
+    let refused = run(&server, &["export", &taken, &file]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
 }

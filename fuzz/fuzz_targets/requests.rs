@@ -324,6 +324,22 @@ impl Snapshots for Empty {
         Err(Error::NoSuchSnapshot(id.to_string()))
     }
 
+    async fn export_snapshot(
+        &self,
+        id: SnapshotId,
+        _compression: Compression,
+    ) -> Result<Content, Error> {
+        Err(Error::NoSuchSnapshot(id.to_string()))
+    }
+
+    async fn import_snapshot(
+        &self,
+        _content: Content,
+        _owner: Option<String>,
+    ) -> Result<Imported, Error> {
+        nothing()
+    }
+
     async fn fence(&self, _id: &WorkspaceId) -> Result<Snapshot, Error> {
         nothing()
     }

@@ -66,6 +66,7 @@ impl Bases<'_> {
             commits: BTreeMap::new(),
             depth: 0,
             snapshots: Vec::new(),
+            foundation: None,
             claims: Claims::default(),
         }
     }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::measure::bytes_of;
@@ -14,11 +15,11 @@ use super::{Digest, Layer, LayerStore, SetupError, Stack};
 use crate::config::{self, WorkspaceConfig};
 use crate::init::files::protocol::RawPath;
 use crate::init::protocol::{Exec, Program, Unpacked};
-use crate::init::unpack::{Compression, Summary};
+use crate::init::unpack::{Applied, Compression, Summary};
 use crate::pool::exec::{self, Ended};
 use crate::pool::ranges::Range;
 use crate::pool::{Gone, Sandbox};
-use crate::sandbox::{MemoryFiles, Network, Profile, Requirement, SandboxSpec, Storage};
+use crate::sandbox::{Access, MemoryFiles, Network, Profile, Requirement, SandboxSpec, Storage};
 use crate::state::State;
 
 /// Bytes of a program's output, its end, that an error or a layer's record carries.
@@ -43,6 +44,8 @@ pub(super) struct About {
     pub(super) description: String,
     pub(super) output: Option<String>,
     pub(super) setup: Option<Noted>,
+    /// Whether a record keeps it.
+    pub(super) by_record: bool,
 }
 
 /// What a sandbox of a config is let do.
@@ -135,11 +138,38 @@ impl Build {
         compression: Compression,
         directory: &Path,
     ) -> Result<Summary, SetupError> {
+        let directory = RawPath::from(directory.as_os_str().as_encoded_bytes());
+        self.report_of(Program::Unpack(directory, compression), archive)
+            .await
+    }
+
+    /// Takes in the archive of a snapshot that stands on the setup layer `base`, with what it is started on.
+    pub(super) async fn apply(
+        &self,
+        archive: OwnedFd,
+        stack: &Stack,
+        base: &Digest,
+    ) -> Result<Applied, SetupError> {
+        let writable = stack.overlays.iter();
+        let writable = writable.filter(|overlay| overlay.access == Access::Writable);
+        let roots =
+            writable.map(|overlay| RawPath::from(overlay.at.as_os_str().as_encoded_bytes()));
+        let program = Program::Apply(roots.collect(), base.to_string());
+        let applied = self.report_of(program, archive).await;
+        applied.map_err(|error| match error {
+            SetupError::Archive(message) => SetupError::Snapshot(message),
+            other => other,
+        })
+    }
+
+    /// Runs a built-in unpacker; what it reports.
+    async fn report_of<T: DeserializeOwned>(
+        &self,
+        program: Program,
+        archive: OwnedFd,
+    ) -> Result<T, SetupError> {
         let exec = Exec {
-            program: Program::Unpack(
-                RawPath::from(directory.as_os_str().as_encoded_bytes()),
-                compression,
-            ),
+            program,
             directory: "/".into(),
             environment: Vec::new(),
             terminal: None,
@@ -149,7 +179,7 @@ impl Build {
         let ended = exec::run(&self.sandbox, exec, Some(archive)).await?;
         let report = ended.output.into_bytes();
         match serde_json::from_slice(&report) {
-            Ok(Unpacked::Done(summary)) => Ok(summary),
+            Ok(Unpacked::Done(done)) => Ok(done),
             Ok(Unpacked::Failed {
                 errno: Some(libc::ENOSPC | libc::EDQUOT),
                 message,
@@ -187,7 +217,7 @@ impl Build {
             output: about.output,
             setup: about.setup,
             bytes: None,
-            by_record: false,
+            by_record: about.by_record,
         };
         let (store, digest, upper) = (store.clone(), digest.clone(), self.directory.join("upper"));
         let commit = move || {

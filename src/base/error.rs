@@ -56,6 +56,9 @@ pub enum SetupError {
     /// The archive of the base is not what it should be.
     #[error("cannot unpack the base: {0}")]
     Archive(String),
+    /// The archive of a snapshot is not what it should be.
+    #[error("cannot take the snapshot in: {0}")]
+    Snapshot(String),
     /// The base cannot be used.
     #[error(transparent)]
     Base(#[from] BaseError),

@@ -2,10 +2,12 @@
 //!
 //! A `Stack` is what a sandbox starts from: its overlays, with the base's directories and the layers
 //! on top of them. Reading order: `setup` makes it, `bases` what it stands on, `repositories` what
-//! goes into it, `asking` what git in it is asked for, `build` each layer; then where the parts come from: `host`, `skeleton`, `tarball`,
-//! `whiteouts` for what is hidden of the host, and `store`, where layers are kept; `claim` keeps them there,
-//! and `collect` does not, by their size, which `measure` counts; `collector` does that in the background.
+//! goes into it, `asking` what git in it is asked for, `build` each layer, `apply` one of a snapshot that comes
+//! as an archive; then where the parts come from: `host`, `skeleton`, `tarball`, `whiteouts` for what is hidden
+//! of the host, and `store`, where layers are kept; `claim` keeps them there, and `collect` does not, by their
+//! size, which `measure` counts; `collector` does that in the background.
 
+mod apply;
 mod archive;
 mod asking;
 mod bases;
@@ -25,6 +27,7 @@ pub mod store;
 pub mod tarball;
 mod whiteouts;
 
+pub use apply::Imported;
 pub use asking::AskError;
 pub(crate) use asking::Question;
 pub(crate) use build::Confinement;

@@ -191,6 +191,25 @@ impl Setups {
         self.stack_on(&layer)
     }
 
+    pub(super) fn config(&self) -> &WorkspaceConfig {
+        &self.shared.config
+    }
+
+    pub(super) fn state(&self) -> &State {
+        &self.shared.state
+    }
+
+    /// The stack of that digest which an earlier setup of this config made, if the store has it still.
+    #[must_use]
+    pub fn earlier_stack(&self, digest: &Digest) -> Option<Stack> {
+        if *digest == self.shared.base.digest {
+            return Some(self.shared.base.clone());
+        }
+        let layer = self.shared.store.get(digest)?;
+        let is_own = layer.meta().lineage.as_ref() == Some(&self.lineage());
+        is_own.then(|| self.stack_on(&layer).ok())?
+    }
+
     /// Notes that workspaces start from this stack now, or from the one that was made last, so that nobody
     /// collects its layers, or the mirrors of its repositories, when nothing runs; whether others did before.
     ///
@@ -337,6 +356,7 @@ impl Setups {
                 anew,
                 replaced: filled.replaced,
             }),
+            by_record: false,
         };
         build.freeze(&shared.store, digest, about).await
     }

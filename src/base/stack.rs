@@ -31,6 +31,9 @@ pub struct Stack {
     /// Of each layer on top that is of snapshots, the uppermost first: how many snapshots are in it.
     #[serde(default)]
     pub snapshots: Vec<u64>,
+    /// Digest of what the snapshots stand on, where there are any.
+    #[serde(default)]
+    pub foundation: Option<Digest>,
     /// Keeps its layers where they are, until it is recorded; what was recorded is kept for that.
     #[serde(skip)]
     pub(super) claims: Claims,
@@ -93,6 +96,9 @@ impl Stack {
     #[must_use]
     pub fn with_snapshot(&self, layer: &Layer, first_id: u32) -> Self {
         let mut stack = self.with_layer(layer, first_id);
+        if stack.snapshots.is_empty() {
+            stack.foundation = Some(self.digest.clone());
+        }
         stack.snapshots.insert(0, 1);
         stack
     }

@@ -655,6 +655,13 @@ pub enum Here {
     Standard,
 }
 
+fn here(text: &str) -> Result<Here, std::convert::Infallible> {
+    Ok(match text {
+        "-" => Here::Standard,
+        path => Here::Path(path.into()),
+    })
+}
+
 /// Limits to be shown or changed.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXIT_CODES)]
@@ -883,6 +890,46 @@ pub struct LabelArgs {
     /// What to call it; nothing if absent.
     #[arg(value_name = "TEXT")]
     pub label: Option<String>,
+}
+
+/// A snapshot to be written as an archive.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ExportArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// Compress it, by zstd.
+    #[arg(short, long)]
+    zstd: bool,
+    /// The snapshot: its id, or the beginning or end of it.
+    pub snapshot: IdPart,
+    /// The file; stdout if absent or '-'.
+    #[arg(value_name = "FILE", value_parser = here)]
+    pub to: Option<Here>,
+}
+
+impl ExportArgs {
+    /// How it is compressed, if it is.
+    #[must_use]
+    pub fn compression(&self) -> Option<&'static str> {
+        self.zstd.then_some("tar.zst")
+    }
+}
+
+/// An archive of a snapshot to be taken in.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct ImportArgs {
+    /// Where the provider is.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How to print the answer; as text it is the snapshot's id.
+    #[command(flatten)]
+    pub format: FormatArgs,
+    /// The file; '-' for stdin.
+    #[arg(value_name = "FILE", value_parser = here)]
+    pub from: Here,
 }
 
 /// Snapshots to be removed.

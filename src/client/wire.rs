@@ -76,8 +76,9 @@ pub struct Snapshot {
     /// What it was called.
     #[serde(default)]
     pub label: Option<String>,
-    /// The workspace that it was taken of.
-    pub workspace: String,
+    /// The workspace that it was taken of; none if it was imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
     /// When, in seconds since 1970.
     pub created: f64,
     /// What else the provider tells.

@@ -1,17 +1,21 @@
 //! Workspaces and execs: made, listed, described, ended.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::connection::streamed;
 use super::events::lines;
+use super::files::Download;
 use super::wire::{
     Capacity, Commit, Committed, Create, Exec, Fetch, FetchedRepository, Lease, Push, Pushed,
     Receipt, Snapshot, Start, WireSize, Workspace,
@@ -327,6 +331,44 @@ impl Client {
         let target = format!("/snapshots/{snapshot}");
         let patch = json!({ "label": label });
         self.send_json(request, &target, &patch).await?.json().await
+    }
+
+    /// A snapshot as an archive, compressed as the API names it.
+    ///
+    /// # Errors
+    /// Why it cannot be had.
+    pub async fn export(
+        &self,
+        snapshot: &str,
+        compression: Option<&str>,
+    ) -> Result<Download, Error> {
+        let mut target = format!("/snapshots/{snapshot}/export");
+        if let Some(compression) = compression {
+            target.push_str("?archive=");
+            target.push_str(compression);
+        }
+        let answer = self.ask(Method::GET, &target).await?;
+        Ok(Download {
+            size: None,
+            bytes: Box::pin(answer.stream()),
+        })
+    }
+
+    /// Makes a snapshot of an archive; all that is told of it. An error of `bytes` breaks the request off.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn import(
+        &self,
+        bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Result<Value, Error> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .header(CONTENT_TYPE, "application/octet-stream");
+        let answer = self
+            .send(request, "/snapshots/import", streamed(bytes))
+            .await?;
+        answer.json().await
     }
 
     /// Removes a snapshot.

@@ -76,6 +76,8 @@ pub fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Show(arguments)) => snapshot::show(&arguments),
         Some(Command::Label(arguments)) => snapshot::label(&arguments),
         Some(Command::Forget(arguments)) => snapshot::forget(&arguments),
+        Some(Command::Export(arguments)) => snapshot::export(&arguments),
+        Some(Command::Import(arguments)) => snapshot::import(&arguments),
         Some(Command::Fork(arguments)) => snapshot::fork(&arguments),
         Some(Command::Fence(arguments)) => snapshot::fence(&arguments),
         Some(Command::Pause(arguments)) => pause::pause(&arguments),

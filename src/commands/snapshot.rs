@@ -1,16 +1,22 @@
 //! `derrick snapshot`, `derrick fork` and `derrick fence`: what a workspace is now, kept; and what becomes of
-//! it: `snapshots`, `show`, `label` and `forget`.
+//! it: `snapshots`, `show`, `label`, `export`, `import` and `forget`.
 
+use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::{Context, bail};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio_util::io::ReaderStream;
 
 use super::remote::{self, complain, is_no, print, refused, telling_no};
 use super::table::{moment, shortened, table};
 use crate::cli::ReportFormat;
 use crate::cli::client::{
-    Columns, FenceArgs, ForgetArgs, ForkArgs, FormatArgs, LabelArgs, ShowArgs, SnapshotArgs,
-    SnapshotsArgs,
+    Columns, ExportArgs, FenceArgs, ForgetArgs, ForkArgs, FormatArgs, Here, ImportArgs, LabelArgs,
+    ShowArgs, SnapshotArgs, SnapshotsArgs,
 };
 use crate::client::Snapshot;
 use crate::client::printable::{self, printable};
@@ -64,7 +70,7 @@ fn list(snapshots: &[Snapshot]) -> String {
         [
             printable(&snapshot.id),
             moment(snapshot.created),
-            printable(&snapshot.workspace),
+            printable(snapshot.workspace.as_deref().unwrap_or_default()),
             shortened(&printable(label), LABEL),
         ]
     };
@@ -97,8 +103,10 @@ fn all_of(snapshot: &Snapshot) -> String {
     let mut rows = vec![
         ["id".to_owned(), printable(&snapshot.id)],
         ["created".to_owned(), moment(snapshot.created)],
-        ["workspace".to_owned(), printable(&snapshot.workspace)],
     ];
+    if let Some(workspace) = &snapshot.workspace {
+        rows.push(["workspace".to_owned(), printable(workspace)]);
+    }
     if let Some(label) = &snapshot.label {
         rows.push(["label".to_owned(), printable(label)]);
     }
@@ -120,6 +128,65 @@ pub fn label(arguments: &LabelArgs) -> anyhow::Result<ExitCode> {
             print(&printable::json(&snapshot))?;
         }
         Ok(ExitCode::SUCCESS)
+    }))
+}
+
+/// Writes a snapshot as an archive to a file, or to stdout.
+///
+/// # Errors
+/// Why it is not written; nothing of it has the file's name then.
+pub fn export(arguments: &ExportArgs) -> anyhow::Result<ExitCode> {
+    telling_no(remote::talk(&arguments.provider, async |client| {
+        let standard = Here::Standard;
+        let to = arguments.to.as_ref().unwrap_or(&standard);
+        if *to == Here::Standard && io::stdout().is_terminal() {
+            bail!("stdout is a terminal; name a file");
+        }
+        let id = client.snapshot_id(&arguments.snapshot).await?;
+        let mut bytes = client.export(&id, arguments.compression()).await?.bytes;
+        match to {
+            Here::Standard => {
+                let mut stdout = tokio::io::stdout();
+                while let Some(piece) = bytes.next().await {
+                    stdout.write_all(&piece?).await?;
+                }
+                stdout.flush().await?;
+            }
+            Here::Path(path) => {
+                let writing = || format!("writing {}", path.display());
+                let parent = path
+                    .parent()
+                    .filter(|parent| !parent.as_os_str().is_empty());
+                let parent = parent.unwrap_or(Path::new("."));
+                // Under its name only when it is whole.
+                let file = tempfile::NamedTempFile::new_in(parent).with_context(writing)?;
+                let mut writer = tokio::fs::File::from_std(file.reopen()?);
+                while let Some(piece) = bytes.next().await {
+                    writer.write_all(&piece?).await.with_context(writing)?;
+                }
+                writer.flush().await.with_context(writing)?;
+                file.persist(path).with_context(writing)?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }))
+}
+
+/// Makes a snapshot of an archive and prints its id.
+///
+/// # Errors
+/// Why there is none.
+pub fn import(arguments: &ImportArgs) -> anyhow::Result<ExitCode> {
+    telling_no(remote::talk(&arguments.provider, async |client| {
+        let imported = match &arguments.from {
+            Here::Standard => client.import(ReaderStream::new(tokio::io::stdin())).await?,
+            Here::Path(path) => {
+                let file = tokio::fs::File::open(path).await;
+                let file = file.with_context(|| format!("opening {}", path.display()))?;
+                client.import(ReaderStream::new(file)).await?
+            }
+        };
+        told(&arguments.format, &imported, &[&imported["id"]])
     }))
 }
 

@@ -235,6 +235,12 @@ fn become_command(exec: &Exec, stdio: &Stdio) -> Refusal {
             }
             exit_now(run_unpacker(directory, *compression))
         }
+        Program::Apply(roots, base) => {
+            if let Err(error) = close_all_except(&[]) {
+                return refusal(Attempt::Start, &error);
+            }
+            exit_now(run_snapshot_unpacker(roots, base))
+        }
         Program::Files(request) => {
             if let Err(error) = close_all_except(&[]) {
                 return refusal(Attempt::Start, &error);
@@ -269,20 +275,41 @@ fn run_unpacker(directory: &RawPath, compression: unpack::Compression) -> i32 {
             let path = Path::new(OsStr::from_bytes(directory.as_bytes()));
             unpack::unpack(io::stdin().lock(), compression, path, &limits)
         });
-    let (report, code) = match result {
-        Ok(summary) => (Unpacked::Done(summary), 0),
-        Err(error) => (describe(&error), 1),
-    };
+    report(&match result {
+        Ok(summary) => Unpacked::Done(summary),
+        Err(error) => describe(&error),
+    })
+}
+
+fn run_snapshot_unpacker(roots: &[RawPath], base: &str) -> i32 {
+    let roots = roots.iter();
+    let roots: Vec<_> = roots
+        .map(|root| Path::new(OsStr::from_bytes(root.as_bytes())))
+        .collect();
+    let limits = unpack::UnpackLimits::default();
+    report(
+        &match unpack::unpack_snapshot(io::stdin().lock(), &roots, base, &limits) {
+            Ok(applied) => Unpacked::Done(applied),
+            Err(error) => describe(&error),
+        },
+    )
+}
+
+/// Prints a report; the exit code.
+fn report<T: serde::Serialize>(report: &Unpacked<T>) -> i32 {
     let tell = |json: Vec<u8>| {
         let mut stdout = io::stdout().lock();
         // The process ends without running what would flush it.
         stdout.write_all(&json).and_then(|()| stdout.flush())
     };
-    let told = serde_json::to_vec(&report).is_ok_and(|json| tell(json).is_ok());
-    if told { code } else { 1 }
+    let told = serde_json::to_vec(report).is_ok_and(|json| tell(json).is_ok());
+    match report {
+        Unpacked::Done(_) if told => 0,
+        _ => 1,
+    }
 }
 
-fn describe(error: &unpack::UnpackError) -> Unpacked {
+fn describe<T>(error: &unpack::UnpackError) -> Unpacked<T> {
     let cause =
         std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     let message = match cause {

@@ -9,7 +9,7 @@
 //! the files of `/proc` and `/sys` are refused. Each is looked at through a handle that cannot be
 //! swapped for something else, `O_PATH`, before it is opened.
 
-mod archive;
+pub(crate) mod archive;
 mod copy;
 mod fingerprint;
 mod list;

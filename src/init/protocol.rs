@@ -89,15 +89,18 @@ pub enum Program {
     /// The built-in unpacker: reads an archive from stdin, writes below a directory, reports an
     /// `Unpacked` in JSON on stdout.
     Unpack(RawPath, Compression),
+    /// The built-in unpacker, of a snapshot that stands on the setup layer of this digest: reads its archive
+    /// from stdin, changes these filesystems, reports an `Unpacked` of an `Applied` in JSON on stdout.
+    Apply(Vec<RawPath>, String),
     /// The built-in program for files: does one request, and talks over the socket that is its stdin.
     Files(FileRequest),
 }
 
 /// What the built-in unpacker reports.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Unpacked {
-    /// All of it.
-    Done(super::unpack::Summary),
+pub enum Unpacked<T = super::unpack::Summary> {
+    /// What came of it.
+    Done(T),
     /// Why not.
     Failed {
         /// What was wrong with which entry.

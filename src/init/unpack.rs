@@ -9,17 +9,20 @@
 //! Must stay single-threaded, without tokio, `/proc`, name service or locale; memory does not grow
 //! with the size of the archive, but for eight bytes a directory.
 //!
-//! Whiteouts (`.wh.*`) are ordinary names here: only an image format gives them a meaning.
+//! Whiteouts (`.wh.*`) are ordinary names, but in a snapshot that is taken in ([`Terms::Snapshot`]): only there
+//! the format gives them a meaning.
 
 mod archive;
 mod place;
+mod removal;
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use archive::Archive;
+use archive::{Archive, Member};
 use place::Placer;
 
 /// Size of a tar record; headers and padding come in these.
@@ -132,6 +135,9 @@ impl Default for UnpackLimits {
 pub enum Terms {
     /// It is taken to the letter as far as possible: the destination is in a sandbox.
     Sandbox,
+    /// It is what a snapshot changed, as `spawner::exporting` writes it: whiteouts are what is deleted, pipes are
+    /// made, and no link is followed on the way to an entry. What no workspace could have made is refused.
+    Snapshot,
     /// It is what a user takes home from a stranger: names, contents, times, and the modes less
     /// setuid, setgid, sticky and `umask`, directories always open to their owner. Everything
     /// belongs to the user. Links that lead out of the destination are left out,
@@ -140,6 +146,80 @@ pub enum Terms {
         /// Permission bits that nothing gets.
         umask: u32,
     },
+}
+
+/// The key of the global pax header that says what a snapshot is.
+pub const SNAPSHOT_HEAD: &[u8] = b"DERRICK.snapshot";
+
+/// Characters of what a snapshot is called.
+pub const LABEL_MAX: usize = 200;
+
+/// The format of archives of snapshots that is written, and read.
+pub const SNAPSHOT_FORMAT: u32 = 1;
+
+/// How the name of an entry begins that stands for a deletion.
+pub const WHITEOUT: &[u8] = b".wh.";
+
+/// The entry that stands for the deletion of all that was in its directory.
+pub const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// What the archive of a snapshot says of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotHead {
+    /// Of the archive.
+    pub format: u32,
+    /// The derrick that wrote it.
+    pub version: String,
+    /// Digest of the setup layer that it stands on.
+    pub base: String,
+    /// The snapshot's id, where it was taken.
+    pub id: String,
+    /// When it was taken, seconds since 1970.
+    pub created: f64,
+    /// What it was called.
+    #[serde(default)]
+    pub label: Option<String>,
+    /// The environment of its workspace.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The commits that its workspace had taken in, by path.
+    #[serde(default)]
+    pub commits: BTreeMap<String, String>,
+}
+
+impl SnapshotHead {
+    /// What is wrong with what it says, if something is.
+    #[must_use]
+    pub fn flaw(&self) -> Option<&'static str> {
+        let is_name = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
+        let label = self.label.as_deref().unwrap_or_default();
+        if label.chars().count() > LABEL_MAX {
+            return Some("its label is too long");
+        }
+        let mut env = self.env.iter();
+        if !env.all(|(name, value)| is_name(name) && !value.contains('\0')) {
+            return Some("its environment has what none can have");
+        }
+        None
+    }
+}
+
+/// What came of an archive of a snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Applied {
+    /// All of it is there.
+    Done(Box<SnapshotHead>, Summary),
+    /// Nothing: it stands on another setup layer.
+    OtherBase(Box<SnapshotHead>),
+}
+
+/// Extended attributes that go with a snapshot: those that a workspace may set, and that mean the same to the
+/// overlay of another one.
+#[must_use]
+pub fn may_travel(name: &[u8]) -> bool {
+    place::may_be_set(name)
+        || name == b"system.posix_acl_access"
+        || name == b"system.posix_acl_default"
 }
 
 /// What was unpacked, and what of it could not be done to the letter.
@@ -197,6 +277,15 @@ pub enum UnpackError {
         /// Why.
         source: io::Error,
     },
+    /// It does not say of which snapshot it is.
+    #[error("not an archive of a snapshot: it does not begin with what derrick says of one")]
+    NoSnapshot,
+    /// What it says of its snapshot cannot be.
+    #[error("what the archive says of its snapshot cannot be: {0}")]
+    BadHead(&'static str),
+    /// Another derrick wrote it.
+    #[error("the archive has format {0}; this derrick reads {SNAPSHOT_FORMAT}")]
+    OtherFormat(u32),
     /// It exceeds one of [`UnpackLimits`].
     #[error("archive exceeds the limit of {limit} {what}")]
     TooMuch {
@@ -241,7 +330,44 @@ pub fn unpack(
     limits: &UnpackLimits,
 ) -> Result<Summary, UnpackError> {
     let placer = Placer::new(dest, limits, Terms::Sandbox)?;
-    place_all(archive, compression, placer, limits)
+    let mut archive = Archive::new(archive, compression, limits)?;
+    let first = archive.next_member()?;
+    place_all(archive, first, placer)
+}
+
+/// Unpacks an archive of a snapshot on top of what is there, if that is what it stands on: the setup layer of
+/// the digest `base`. `roots` are the filesystems that it may change, `/` among them.
+///
+/// # Errors
+///
+/// As [`unpack`]; also where it is no archive of a snapshot.
+pub fn unpack_snapshot(
+    archive: impl Read,
+    roots: &[&Path],
+    base: &str,
+    limits: &UnpackLimits,
+) -> Result<Applied, UnpackError> {
+    let (compression, archive) = Compression::sniff(archive)?;
+    let mut archive = Archive::new(archive, compression, limits)?;
+    let first = archive.next_member()?;
+    let head = archive.snapshot_head().ok_or(UnpackError::NoSnapshot)?;
+    let head: SnapshotHead = serde_json::from_slice(head).map_err(|_| UnpackError::NoSnapshot)?;
+    if head.format != SNAPSHOT_FORMAT {
+        return Err(UnpackError::OtherFormat(head.format));
+    }
+    if let Some(flaw) = head.flaw() {
+        return Err(UnpackError::BadHead(flaw));
+    }
+    let head = Box::new(head);
+    if head.base != base {
+        return Ok(Applied::OtherBase(head));
+    }
+    let mut placer = Placer::new(Path::new("/"), limits, Terms::Snapshot)?;
+    for root in roots {
+        placer.add_root(root)?;
+    }
+    let summary = place_all(archive, first, placer)?;
+    Ok(Applied::Done(head, summary))
 }
 
 /// Unpacks a plain `archive` of a stranger below the existing, empty directory `dest` of the host, on
@@ -257,18 +383,20 @@ pub fn unpack_on_host(
     limits: &UnpackLimits,
 ) -> Result<Summary, UnpackError> {
     let placer = Placer::new(dest, limits, Terms::Host { umask })?;
-    place_all(archive, Compression::Plain, placer, limits)
+    let mut archive = Archive::new(archive, Compression::Plain, limits)?;
+    let first = archive.next_member()?;
+    place_all(archive, first, placer)
 }
 
 fn place_all(
-    archive: impl Read,
-    compression: Compression,
+    mut archive: Archive<'_>,
+    first: Option<Member>,
     mut placer: Placer<'_>,
-    limits: &UnpackLimits,
 ) -> Result<Summary, UnpackError> {
-    let mut archive = Archive::new(archive, compression, limits)?;
-    while let Some(member) = archive.next_member()? {
+    let mut next = first;
+    while let Some(member) = next {
         placer.place(&member, &mut archive)?;
+        next = archive.next_member()?;
     }
     placer.finish()
 }

@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long it may take for a whole tree, whatever it says.
 const WHOLE: Duration = Duration::from_secs(15 * 60);
 /// How long a client may take for the next piece of an archive.
-const CLIENT: Duration = Duration::from_secs(120);
+pub(super) const CLIENT: Duration = Duration::from_secs(120);
 /// How long packer and unpacker may give or take no byte: they compress, and do some work at the end.
 const ARCHIVE: Duration = Duration::from_secs(120);
 /// Bytes that are written to a file at once, about.
@@ -43,9 +43,9 @@ const PIECE: usize = 1 << 20;
 /// Bytes that a pipe to or from the sandbox holds, if the kernel lets it.
 const PIPE: usize = 1 << 20;
 /// Bytes of an archive that are sent at once, at most.
-const CHUNK: usize = 256 * 1024;
+pub(super) const CHUNK: usize = 256 * 1024;
 /// Pieces of an archive that wait for who takes them, at most.
-const WAITING: usize = 2;
+pub(super) const WAITING: usize = 2;
 /// Bytes of an unpacker's report, at most.
 const LARGEST_REPORT: u64 = 64 * 1024;
 /// Bytes of the names of a listing, at most: more than `init::files` ever sends.
@@ -496,7 +496,7 @@ fn watching(error: io::Error) -> FileError {
 }
 
 /// Reading end and writing end.
-fn pipe_pair() -> Result<(OwnedFd, OwnedFd), FileError> {
+pub(super) fn pipe_pair() -> Result<(OwnedFd, OwnedFd), FileError> {
     let (reader, writer) = io::pipe().map_err(|error| FileError::Host("making a pipe", error))?;
     // One user may only have so much of larger pipes, pipe(7); the usual size works too.
     let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE);

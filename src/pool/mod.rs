@@ -5,6 +5,7 @@
 mod channel;
 mod conversation;
 pub mod exec;
+pub mod export;
 pub mod files;
 pub mod output;
 mod pristine;

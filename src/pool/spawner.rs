@@ -24,7 +24,7 @@ use crate::sandbox::identity::Identity;
 use crate::sandbox::{Failure, Merge, SandboxSpec, Step, Without};
 use crate::spawner::NAME;
 use crate::spawner::changes::protocol::Inquiry;
-use crate::spawner::protocol::{Hello, Removed, Reply, Request, RequestId};
+use crate::spawner::protocol::{Export, Hello, Removed, Reply, Request, RequestId};
 use crate::sys::channel::{Channel, Peer, Received};
 
 /// How many spawners, and processes of theirs, are killed over one removal: it may be what kills them.
@@ -298,6 +298,24 @@ impl Spawner {
     /// The step that failed.
     pub async fn tell(&self, inquiry: Inquiry, spool: &File) -> Result<(), SpawnerError> {
         self.tell_of(None, inquiry, spool).await
+    }
+
+    /// Writes layers as an archive to the first of `writers`; to the second goes a line before that: why there can
+    /// be none, or nothing.
+    ///
+    /// # Errors
+    /// The step that failed; the archive is not whole then.
+    pub(super) async fn export(
+        &self,
+        export: Export,
+        writers: [OwnedFd; 2],
+    ) -> Result<(), SpawnerError> {
+        let descriptors = writers.each_ref().map(AsFd::as_fd);
+        let export = Box::new(export);
+        done(
+            self.ask(|id| Request::Export(id, export), &descriptors)
+                .await?,
+        )
     }
 
     /// Removes `group` when the sandbox's last handle is gone.

@@ -640,9 +640,10 @@ fn error_of(error: WorkspaceError, path: &str) -> Error {
         WorkspaceError::NoSnapshot(_) => Error::NoSuchSnapshot(error.to_string()),
         WorkspaceError::SnapshotInUse { .. } => Error::SnapshotInUse(error.to_string()),
         WorkspaceError::TooDeep(_) => Error::TooDeep(error.to_string()),
-        WorkspaceError::SeveralRepositories | WorkspaceError::OtherShape(_) => {
-            Error::Invalid(error.to_string())
-        }
+        WorkspaceError::SeveralRepositories
+        | WorkspaceError::OtherShape(_)
+        | WorkspaceError::Unexportable { .. } => Error::Invalid(error.to_string()),
+        WorkspaceError::OtherBase { .. } => Error::Conflict(error.to_string()),
         WorkspaceError::Restless => Error::Conflict(error.to_string()),
         WorkspaceError::Moved | WorkspaceError::MemoryInUse | WorkspaceError::ForksTooFast => {
             Error::Conflict(error.to_string())
@@ -692,7 +693,7 @@ fn setup_error_of(error: SetupError, path: &str) -> Error {
         SetupError::Git(_) | SetupError::GitInside { .. } | SetupError::NoHistory { .. } => {
             Error::Repository(chain::text(&error))
         }
-        SetupError::Checkout { .. } | SetupError::Workdir { .. } => {
+        SetupError::Checkout { .. } | SetupError::Workdir { .. } | SetupError::Snapshot(_) => {
             Error::Invalid(chain::text(&error))
         }
         SetupError::Sandbox(error) => sandbox_error_of(&error, path),

@@ -4,7 +4,9 @@ use async_trait::async_trait;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::files::{Compression, Content, Unpacked};
 use super::{Error, NewWorkspace, WorkspaceId};
+pub use crate::init::unpack::LABEL_MAX;
 pub use crate::workspace::{Fence, InvalidSnapshotId, SnapshotId, Way};
 
 /// Snapshots of workspaces.
@@ -28,6 +30,18 @@ pub trait Snapshots: Send + Sync + 'static {
     fn label_snapshot(&self, id: SnapshotId, label: Option<String>) -> Result<Snapshot, Error>;
     /// Removes a snapshot that nothing builds on.
     fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error>;
+    /// All that is other in a snapshot than in the setup layer, as an archive.
+    async fn export_snapshot(
+        &self,
+        id: SnapshotId,
+        compression: Compression,
+    ) -> Result<Content, Error>;
+    /// Makes a snapshot of such an archive, for `owner`.
+    async fn import_snapshot(
+        &self,
+        content: Content,
+        owner: Option<String>,
+    ) -> Result<Imported, Error>;
     /// Ends all that runs in a workspace at once, and keeps what it wrote until then as a snapshot.
     async fn fence(&self, id: &WorkspaceId) -> Result<Snapshot, Error>;
     /// Has that be done at a time, seconds since 1970.
@@ -45,8 +59,9 @@ pub struct Snapshot {
     /// The snapshot that its workspace had started from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<SnapshotId>,
-    /// The workspace that it was taken of; it may be gone.
-    pub workspace: WorkspaceId,
+    /// The workspace that it was taken of, which may be gone; absent if it was imported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<WorkspaceId>,
     /// The name that the workspace belonged to, if it belonged to one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -70,6 +85,17 @@ pub struct Taken {
     pub way: Way,
     /// Wall time in microseconds.
     pub duration_us: u64,
+}
+
+/// A snapshot that was imported.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ImportedSnapshot)]
+pub struct Imported {
+    /// What it is.
+    #[serde(flatten)]
+    pub snapshot: Snapshot,
+    /// What was unpacked for it.
+    pub unpacked: Unpacked,
 }
 
 /// A snapshot, and workspaces on it.

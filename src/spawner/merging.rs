@@ -471,7 +471,7 @@ fn open_level(parent: &Open, name: CString, found: Directory) -> io::Result<Leve
 
 /// The names that any part of a directory has, each of them once, as they are read.
 #[derive(Default)]
-struct Names {
+pub(super) struct Names {
     /// The part that is being read.
     part: usize,
     /// Where in its entries the next is read.
@@ -480,7 +480,7 @@ struct Names {
 }
 
 impl Names {
-    fn next(&mut self, directory: &Merged) -> io::Result<Option<CString>> {
+    pub(super) fn next(&mut self, directory: &Merged) -> io::Result<Option<CString>> {
         while let Some((_, part)) = directory.parts.get(self.part) {
             let entries = match self.entries.take() {
                 Some(entries) => entries,
@@ -508,7 +508,7 @@ impl Names {
     }
 
     /// Holds nothing open until the next is read.
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.entries = None;
     }
 }
@@ -522,7 +522,7 @@ pub(super) fn is_in_any(parts: &[(usize, OwnedFd)], name: &CStr) -> io::Result<b
     Ok(false)
 }
 
-fn exists(directory: &OwnedFd, name: &CStr) -> io::Result<bool> {
+pub(super) fn exists(directory: &OwnedFd, name: &CStr) -> io::Result<bool> {
     match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(_) => Ok(true),
         Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(false),

@@ -7,6 +7,7 @@
 
 pub mod changes;
 mod copying;
+mod exporting;
 mod merging;
 pub mod protocol;
 mod removal;
@@ -40,7 +41,7 @@ use crate::sys::process::{
 };
 use changes::protocol::Inquiry;
 use copying::DIRECTORY;
-use protocol::{Hello, Reply, Request, RequestId};
+use protocol::{Export, Hello, Reply, Request, RequestId};
 use removers::Removers;
 
 /// The name under which derrick executes itself to become the spawner.
@@ -85,7 +86,7 @@ struct Spawner {
     /// Sandboxes on their way.
     births: Vec<Attended>,
     removers: Removers,
-    /// Copies, merges and lists of changes under way, by the child that does each.
+    /// Copies, merges, archives and lists of changes under way, by the child that does each.
     children: HashMap<i32, (RequestId, Child)>,
     /// The living inits, by process id.
     inits: HashMap<i32, Living>,
@@ -205,6 +206,7 @@ impl Spawner {
             }
             Request::Merge(id, merge) => (id, self.begin_merge(id, &merge)),
             Request::Tell(id, inquiry) => (id, self.begin_telling(id, &inquiry, descriptors)),
+            Request::Export(id, export) => (id, self.begin_export(id, &export, descriptors)),
             Request::Remove(id, path) => (id, self.removers.remove(self.one, id, path)),
         };
         match begun {
@@ -323,6 +325,32 @@ impl Spawner {
         self.begin_child(id, "telling what changed", &keep, || {
             hide_everything(one)?;
             changes::answer(&opened, inquiry, identity, spool.try_clone()?.into())
+        })
+    }
+
+    /// Has a child write layers as an archive.
+    fn begin_export(
+        &mut self,
+        id: RequestId,
+        export: &Export,
+        mut descriptors: impl Iterator<Item = OwnedFd>,
+    ) -> Result<(), Failure> {
+        let (Some(tar), Some(report)) = (descriptors.next(), descriptors.next()) else {
+            return Err(Failure::new(Step::Process, "an archive has no place to go"));
+        };
+        let (one, identity) = (self.one, self.identity);
+        let opened = overlay::open_chains(one, &mut self.scratch, &export.layers, identity)?;
+        let layers = opened.iter().flat_map(|(_, chain)| chain.all());
+        let keep: Vec<_> = layers.chain([tar.as_fd(), report.as_fd()]).collect();
+        self.begin_child(id, "writing an archive", &keep, || {
+            hide_everything(one)?;
+            exporting::export(
+                &opened,
+                export,
+                identity,
+                tar.try_clone()?,
+                report.try_clone()?,
+            )
         })
     }
 

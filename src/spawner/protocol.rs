@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::changes::protocol::Inquiry;
+use crate::init::unpack::Compression;
 use crate::sandbox::cgroups::Group;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::{Failure, Merge, SandboxSpec};
@@ -40,8 +41,24 @@ pub enum Request {
     Merge(RequestId, Box<Merge>),
     /// Tell what changed in a workspace: written to the file that this comes with.
     Tell(RequestId, Box<Inquiry>),
+    /// Write what layers changed as an archive. Comes with where it goes, and where a line goes before it: why
+    /// there can be none, or nothing.
+    Export(RequestId, Box<Export>),
     /// Remove a directory with all that is in it, whoever owns it.
     Remove(RequestId, PathBuf),
+}
+
+/// What is to be written as an archive.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Export {
+    /// Of each overlay: the layers, and what they lie on. Nothing is made of it.
+    pub layers: Merge,
+    /// Where each overlay is inside.
+    pub at: Vec<PathBuf>,
+    /// What is said before everything else.
+    pub head: String,
+    /// How it is compressed.
+    pub compression: Compression,
 }
 
 /// Answered by the spawner; not in the order of the requests.
@@ -51,7 +68,7 @@ pub enum Reply {
     Created(RequestId),
     /// The directory is gone, with all this.
     Removed(RequestId, Removed),
-    /// The sandbox is dying, or in its groups; or the copy, the layer or the answer is made.
+    /// The sandbox is dying, or in its groups; or the copy, the layer, the answer or the archive is made.
     Done(RequestId),
     /// It could not be done.
     Failed(RequestId, Failure),

@@ -196,6 +196,24 @@ pub enum WorkspaceError {
         "snapshot {0} was taken while this host gave derrick other ids; its files cannot be used with these"
     )]
     OtherShape(SnapshotId),
+    /// It cannot be told in an archive.
+    #[error("snapshot {id} cannot be exported: {why}")]
+    Unexportable {
+        /// The snapshot.
+        id: SnapshotId,
+        /// What in it, and why.
+        why: String,
+    },
+    /// An archive stands on another setup layer.
+    #[error(
+        "the snapshot stands on setup layer {wanted}, which is not here: workspaces start from {present}; serve the config that it was made with"
+    )]
+    OtherBase {
+        /// That layer.
+        wanted: String,
+        /// The one that there is.
+        present: base::Digest,
+    },
     /// There is no room for one more layer.
     #[error(
         "the workspace stands on {0} layers, as many as derrick lets it; start from an earlier snapshot"
@@ -252,6 +270,8 @@ impl WorkspaceError {
             | Self::NoSnapshot(_)
             | Self::SnapshotInUse { .. }
             | Self::OtherShape(_)
+            | Self::Unexportable { .. }
+            | Self::OtherBase { .. }
             | Self::TooDeep(_)
             | Self::Restless
             | Self::SeveralRepositories

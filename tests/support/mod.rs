@@ -29,6 +29,7 @@ pub(crate) mod secrets;
 mod ssh_server;
 mod terminal;
 mod tls;
+pub(crate) mod trees;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

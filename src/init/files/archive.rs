@@ -68,29 +68,24 @@ struct Archive {
     seen_bytes: usize,
 }
 
-enum Sink {
+/// Where an archive goes.
+pub(crate) enum Sink {
+    /// As it is.
     Plain(io::BufWriter<File>),
+    /// Compressed.
     Gzip(flate2::write::GzEncoder<io::BufWriter<File>>),
+    /// Likewise.
     Zstd(zstd::Encoder<'static, io::BufWriter<File>>),
 }
 
 /// Where a sparse file has data: offset and length.
-type Piece = (u64, u64);
+pub(crate) type Piece = (u64, u64);
 
 impl Archive {
     fn on_standard_output(compression: Compression) -> Result<Self, Errno> {
         let open = || {
             let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            let stdout = io::BufWriter::with_capacity(BUFFER, stdout);
-            Ok(match compression {
-                Compression::Gzip => Sink::Gzip(flate2::write::GzEncoder::new(
-                    stdout,
-                    flate2::Compression::new(GZIP_LEVEL),
-                )),
-                Compression::Zstd => Sink::Zstd(zstd::Encoder::new(stdout, ZSTD_LEVEL)?),
-                Compression::Plain => Sink::Plain(stdout),
-                Compression::Xz => return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
-            })
+            Sink::new(stdout, compression)
         };
         Ok(Self {
             sink: open().map_err(|error| errno(&error))?,
@@ -99,19 +94,8 @@ impl Archive {
         })
     }
 
-    fn finish(mut self) -> Result<(), Errno> {
-        let ended = self
-            .sink
-            .write_all(&[0; 2 * BLOCK as usize])
-            .and_then(|()| {
-                let mut stdout = match self.sink {
-                    Sink::Plain(stdout) => stdout,
-                    Sink::Gzip(encoder) => encoder.finish()?,
-                    Sink::Zstd(encoder) => encoder.finish()?,
-                };
-                stdout.flush()
-            });
-        ended.map_err(|error| errno(&error))
+    fn finish(self) -> Result<(), Errno> {
+        self.sink.finish().map_err(|error| errno(&error))
     }
 
     /// Writes the entry for `place` under `name`.
@@ -180,8 +164,7 @@ impl Archive {
         if stored >= size {
             header.set_size(size);
             self.append_header(header, name, None)?;
-            self.append_data(file, &[(0, size)])?;
-            return self.pad(size);
+            return self.sink.append_data(file, &[(0, size)], size);
         }
         let pieces = pieces(file, size)?;
         let data = pieces.iter().map(|(_, length)| length).sum();
@@ -190,8 +173,7 @@ impl Archive {
         let after = describe_pieces(header, &pieces, size);
         self.append_header(header, name, None)?;
         self.sink.write_all(&after)?;
-        self.append_data(file, &pieces)?;
-        self.pad(data)
+        self.sink.append_data(file, &pieces, data)
     }
 
     /// Writes a header, after those for what it has no room for.
@@ -238,25 +220,7 @@ impl Archive {
         self.sink.write_all(header.as_bytes())?;
         self.sink.write_all(text)?;
         self.sink.write_all(&[0])?;
-        self.pad(size)
-    }
-
-    /// Writes these pieces of a file; zeros for what it lost meanwhile, as its size is told already.
-    fn append_data(&mut self, file: &File, pieces: &[Piece]) -> io::Result<()> {
-        for (offset, length) in pieces {
-            let mut file = file;
-            file.seek(io::SeekFrom::Start(*offset))?;
-            let copied = self.sink.take_from(&mut file.take(*length))?;
-            io::copy(&mut io::repeat(0).take(length - copied), &mut self.sink)?;
-        }
-        Ok(())
-    }
-
-    fn pad(&mut self, size: u64) -> io::Result<()> {
-        let missing = size.next_multiple_of(BLOCK) - size;
-        let zeros = [0; BLOCK as usize];
-        self.sink
-            .write_all(&zeros[..usize::try_from(missing).unwrap_or_default()])
+        self.sink.pad(size)
     }
 }
 
@@ -271,6 +235,58 @@ impl Visitor for Archive {
 }
 
 impl Sink {
+    /// One that writes to `file`.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` for a compression that is only read.
+    pub(crate) fn new(file: File, compression: Compression) -> io::Result<Self> {
+        let file = io::BufWriter::with_capacity(BUFFER, file);
+        Ok(match compression {
+            Compression::Gzip => Self::Gzip(flate2::write::GzEncoder::new(
+                file,
+                flate2::Compression::new(GZIP_LEVEL),
+            )),
+            Compression::Zstd => Self::Zstd(zstd::Encoder::new(file, ZSTD_LEVEL)?),
+            Compression::Plain => Self::Plain(file),
+            Compression::Xz => return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        })
+    }
+
+    /// Writes the end mark, and all that is not out yet.
+    pub(crate) fn finish(mut self) -> io::Result<()> {
+        self.write_all(&[0; 2 * BLOCK as usize])?;
+        let mut file = match self {
+            Self::Plain(file) => file,
+            Self::Gzip(encoder) => encoder.finish()?,
+            Self::Zstd(encoder) => encoder.finish()?,
+        };
+        file.flush()
+    }
+
+    /// Writes these pieces of a file, `size` bytes, to the end of a block; zeros for what it lost meanwhile, as
+    /// its size is told already.
+    pub(crate) fn append_data(
+        &mut self,
+        file: &File,
+        pieces: &[Piece],
+        size: u64,
+    ) -> io::Result<()> {
+        for (offset, length) in pieces {
+            let mut file = file;
+            file.seek(io::SeekFrom::Start(*offset))?;
+            let copied = self.take_from(&mut file.take(*length))?;
+            io::copy(&mut io::repeat(0).take(length - copied), self)?;
+        }
+        self.pad(size)
+    }
+
+    /// Fills the block up in which `size` bytes end.
+    pub(crate) fn pad(&mut self, size: u64) -> io::Result<()> {
+        let missing = size.next_multiple_of(BLOCK) - size;
+        let zeros = [0; BLOCK as usize];
+        self.write_all(&zeros[..usize::try_from(missing).unwrap_or_default()])
+    }
+
     fn writer(&mut self) -> &mut dyn Write {
         match self {
             Self::Plain(stdout) => stdout,
@@ -312,7 +328,7 @@ fn header_of(place: &Place) -> Header {
 }
 
 /// Where a file of `size` bytes has data.
-fn pieces(file: &File, size: u64) -> io::Result<Vec<Piece>> {
+pub(crate) fn pieces(file: &File, size: u64) -> io::Result<Vec<Piece>> {
     let mut pieces = Vec::new();
     let mut at = 0;
     while at < size {
@@ -336,7 +352,7 @@ fn pieces(file: &File, size: u64) -> io::Result<Vec<Piece>> {
 }
 
 /// Says in `header`, and in the blocks after it, which are given back, where the data belongs.
-fn describe_pieces(header: &mut Header, pieces: &[Piece], size: u64) -> Vec<u8> {
+pub(crate) fn describe_pieces(header: &mut Header, pieces: &[Piece], size: u64) -> Vec<u8> {
     // With an empty one at the end, as GNU tar does, for a hole there.
     let mut pieces = pieces.iter().copied().chain([(size, 0)]);
     let mut after = Vec::new();

@@ -12,7 +12,7 @@ use std::io::{self, BufReader, Read};
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::{BLOCK, Compression, UnpackError, UnpackLimits, escape};
+use super::{BLOCK, Compression, SNAPSHOT_HEAD, UnpackError, UnpackLimits, escape};
 
 /// Largest PAX header; the kernel's largest attribute is 64 KiB.
 const PAX_MAX: u64 = 1 << 20;
@@ -24,7 +24,7 @@ const SEGMENTS_MAX: usize = 1 << 16;
 const XZ_MEMORY: u64 = 256 << 20;
 
 /// One entry of the archive; its data is read with [`Archive::read_data`] before the next one.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Member {
     pub(super) path: Vec<u8>,
     pub(super) kind: Kind,
@@ -37,7 +37,7 @@ pub(super) struct Member {
 }
 
 /// What a member is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Kind {
     File(Content),
     Directory,
@@ -48,7 +48,7 @@ pub(super) enum Kind {
 }
 
 /// Where a file's data goes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Content {
     /// Length of the file.
     pub(super) size: u64,
@@ -82,6 +82,8 @@ pub(super) struct Archive<'a> {
     data_left: u64,
     /// Zeros after that data, up to a whole block.
     padding: u64,
+    /// What the first header says, if it is a global one that says what a snapshot is.
+    snapshot_head: Option<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Archive<'_> {
@@ -128,7 +130,13 @@ impl<'a> Archive<'a> {
             compressed,
             data_left: 0,
             padding: 0,
+            snapshot_head: None,
         })
+    }
+
+    /// What it says of a snapshot; known once a member was asked for.
+    pub(super) fn snapshot_head(&self) -> Option<&[u8]> {
+        self.snapshot_head.as_deref()
     }
 
     /// The next member; `None` after the end mark, once everything up to the end was read and is sound.
@@ -169,6 +177,7 @@ impl<'a> Archive<'a> {
                         .map_err(|reason| self.corrupt(reason))?;
                 }
                 b'g' => {
+                    let is_first = self.offset == BLOCK as u64;
                     let records = self.small(size, PAX_MAX, "bytes of a PAX header")?;
                     let mut global = Extension::default();
                     global
@@ -179,6 +188,9 @@ impl<'a> Archive<'a> {
                             &header.name(),
                             "a global PAX header that changes every entry is not supported",
                         ));
+                    }
+                    if is_first {
+                        self.snapshot_head = global.snapshot_head;
                     }
                 }
                 b'L' => {
@@ -587,6 +599,7 @@ struct Extension {
     mtime: Option<Time>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     sparse: Sparse,
+    snapshot_head: Option<Vec<u8>>,
 }
 
 /// `GNU.sparse.*` of a PAX header.
@@ -633,6 +646,7 @@ impl Extension {
             b"uid" => self.uid = Some(decimal(value)?),
             b"gid" => self.gid = Some(decimal(value)?),
             b"mtime" => self.mtime = Some(decimal_time(value)?),
+            SNAPSHOT_HEAD => self.snapshot_head = Some(value.to_vec()),
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.push((name.to_vec(), value.to_vec()));

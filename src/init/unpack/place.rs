@@ -20,7 +20,10 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::archive::{Archive, Content, Kind, Member, Time};
-use super::{Summary, Terms, UnpackError, UnpackLimits, escape};
+use super::removal;
+use super::{
+    Summary, Terms, UnpackError, UnpackLimits, WHITEOUT, WHITEOUT_OPAQUE, escape, may_travel,
+};
 
 /// The longest name the kernel takes, its NUL included (`PATH_MAX`).
 const PATH_MAX: usize = 4096;
@@ -44,6 +47,10 @@ const NAMES_KEPT: usize = 8;
 #[derive(Debug)]
 pub(super) struct Placer<'a> {
     dest: OwnedFd,
+    /// Filesystems below it that belong to it, by their names from there.
+    roots: Vec<(Vec<u8>, OwnedFd)>,
+    /// The directory whose entry was the last one.
+    latest: Option<(Vec<u8>, Member)>,
     limits: &'a UnpackLimits,
     terms: Terms,
     summary: Summary,
@@ -119,6 +126,8 @@ impl<'a> Placer<'a> {
         })?;
         Ok(Self {
             dest,
+            roots: Vec::new(),
+            latest: None,
             limits,
             terms,
             summary: Summary::default(),
@@ -130,6 +139,43 @@ impl<'a> Placer<'a> {
             waiting_names: 0,
             buffer: vec![0; 128 << 10],
         })
+    }
+
+    /// Has a filesystem that is mounted below the destination belong to it.
+    pub(super) fn add_root(&mut self, path: &Path) -> Result<(), UnpackError> {
+        let name = path.as_os_str().as_encoded_bytes();
+        let name = name.strip_prefix(b"/").unwrap_or(name);
+        if name.is_empty() {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = fs::open(path, flags, Mode::empty()).map_err(|e| UnpackError::Destination {
+            path: escape(name),
+            source: e.into(),
+        })?;
+        self.roots.push((name.to_vec(), root));
+        Ok(())
+    }
+
+    /// Opens something below the destination, in the filesystem that it is in.
+    fn open(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let below = self.roots.iter().filter_map(|(name, root)| {
+            let rest = path.strip_prefix(name.as_slice())?;
+            let rest = match rest.split_first() {
+                None => rest,
+                Some((b'/', rest)) => rest,
+                Some(_) => return None,
+            };
+            Some((root, rest))
+        });
+        let (root, rest) = below
+            .min_by_key(|(_, rest)| rest.len())
+            .unwrap_or((&self.dest, path));
+        openat2(root.as_fd(), or_dot(rest), flags, self.terms)
+    }
+
+    fn is_root(&self, path: &[u8]) -> bool {
+        path.is_empty() || self.roots.iter().any(|(name, _)| name == path)
     }
 
     /// Makes one entry; its data, if any, comes from `archive`.
@@ -171,16 +217,36 @@ impl<'a> Placer<'a> {
 
     fn try_place(&mut self, member: &Member, archive: &mut Archive<'_>) -> Result<(), Fault> {
         let path = normalise(&member.path, self.limits)?;
-        let Some((parent, name)) = split(&path) else {
+        let latest = self.latest.take();
+        let parts = split(&path).filter(|_| !self.is_root(&path));
+        let Some((parent, name)) = parts else {
             return match member.kind {
-                Kind::Directory => self.place_root(member),
+                Kind::Directory => self.place_root(member, &path),
                 _ => Err(Fault::Refused(
                     "only a directory can stand for the whole archive",
                 )),
             };
         };
-        if matches!(member.kind, Kind::Device | Kind::Fifo) {
-            return Err(Fault::LeftOut);
+        match (self.terms, &member.kind) {
+            (Terms::Snapshot, Kind::Device) => return Err(Fault::Refused("it is a device")),
+            (Terms::Snapshot, _) => {
+                check_attributes(member)?;
+                let mut above = parent.split(|byte| *byte == b'/');
+                if above.any(|part| part.starts_with(WHITEOUT)) {
+                    return Err(Fault::Refused("it lies in what stands for a deletion"));
+                }
+                if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+                    check_whiteout(member, hidden)?;
+                    self.count_entry()?;
+                    return if name == WHITEOUT_OPAQUE {
+                        self.make_opaque(parent, latest)
+                    } else {
+                        self.place_whiteout(parent, hidden)
+                    };
+                }
+            }
+            (_, Kind::Device | Kind::Fifo) => return Err(Fault::LeftOut),
+            _ => {}
         }
         self.count_entry()?;
         self.enter_parent(parent)?;
@@ -195,19 +261,70 @@ impl<'a> Placer<'a> {
                 self.place_symlink(member, name, target)?;
             }
             Kind::HardLink { target } => self.place_hard_link(&path, name, target)?,
-            Kind::Fifo | Kind::Device => {}
+            Kind::Fifo => {
+                self.forget(&path);
+                self.place_fifo(member, name)?;
+            }
+            Kind::Device => {}
         }
         Ok(())
     }
 
-    /// An entry for the destination itself, as `./` of most archives.
-    fn place_root(&mut self, member: &Member) -> Result<(), Fault> {
+    /// An entry for the destination itself, as `./` of most archives, or for another root.
+    fn place_root(&mut self, member: &Member, path: &[u8]) -> Result<(), Fault> {
         self.leave_parent();
-        let root = self
-            .dest
-            .try_clone()
-            .map_err(|e| failed("open the destination", &e))?;
-        self.dress_directory(member, b"", root.as_fd())
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = self.open(path, flags).inside("open the destination")?;
+        self.dress_directory(member, path, root.as_fd())
+    }
+
+    /// Deletes what is there, if something is.
+    fn place_whiteout(&mut self, parent: &[u8], hidden: &[u8]) -> Result<(), Fault> {
+        self.leave_parent();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match self.open(parent, flags) {
+            Err(Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(e).inside("open the parent directory"),
+            Ok(_) => {}
+        }
+        self.enter_parent(parent)?;
+        match removal::remove(current(&self.parent)?, hidden) {
+            Ok(()) => Ok(()),
+            Err(Errno::BUSY | Errno::XDEV) => Err(Fault::UnderMount),
+            Err(e) => Err(Fault::Failed("delete what is there", e)),
+        }
+    }
+
+    /// Has a directory join nothing of what was there: it is removed and made anew.
+    fn make_opaque(&mut self, path: &[u8], latest: Option<(Vec<u8>, Member)>) -> Result<(), Fault> {
+        let Some((_, member)) = latest.filter(|(latest, _)| latest == path) else {
+            return Err(Fault::Refused(
+                "it does not come right after the directory that it is in",
+            ));
+        };
+        let Some((above, name)) = split(path) else {
+            return Err(Fault::Refused("it would hide all there is"));
+        };
+        self.enter_parent(above)?;
+        removal::remove(current(&self.parent)?, name).trying("delete what is there")?;
+        self.place_directory(&member, path, name)
+    }
+
+    fn place_fifo(&mut self, member: &Member, name: &[u8]) -> Result<(), Fault> {
+        let private = Mode::RUSR | Mode::WUSR;
+        self.make(name, "make the pipe", |parent| {
+            fs::mknodat(parent, name, FileType::Fifo, private, 0)
+        })?;
+        let parent = current(&self.parent)?;
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let squashed = own(&mut self.summary, self.terms, member, |uid, gid| {
+            fs::chownat(parent, name, uid, gid, flags)
+        })?;
+        // No link: it was made just now, where nobody else makes anything.
+        let mode = mode_of(member, squashed, self.terms);
+        fs::chmodat(parent, name, mode, AtFlags::empty()).trying("set the mode")?;
+        self.summary.xattrs_dropped += member.xattrs.len() as u64;
+        fs::utimensat(parent, name, &times(member.mtime), flags).trying("set the time")
     }
 
     fn place_directory(&mut self, member: &Member, path: &[u8], name: &[u8]) -> Result<(), Fault> {
@@ -222,7 +339,11 @@ impl<'a> Placer<'a> {
             match kind {
                 FileType::Directory => break false,
                 // As under merged /usr: the link stays, and what it leads to is somebody else's entry.
-                FileType::Symlink if self.leads_to_directory(path) => return Ok(()),
+                FileType::Symlink
+                    if self.terms != Terms::Snapshot && self.leads_to_directory(path) =>
+                {
+                    return Ok(());
+                }
                 _ => {
                     fs::unlinkat(parent, name, AtFlags::empty()).trying("replace what is there")?
                 }
@@ -235,7 +356,11 @@ impl<'a> Placer<'a> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // By openat2, which tells a mount point apart: that keeps its own mode.
         let fd = openat2(parent, name, flags, self.terms).inside("open the directory")?;
-        self.dress_directory(member, path, fd.as_fd())
+        self.dress_directory(member, path, fd.as_fd())?;
+        if self.terms == Terms::Snapshot {
+            self.latest = Some((path.to_vec(), member.clone()));
+        }
+        Ok(())
     }
 
     fn place_file(
@@ -319,16 +444,15 @@ impl<'a> Placer<'a> {
         let Some((target_parent, target_name)) = split(&target) else {
             return Err(Fault::Refused("its target is a directory"));
         };
-        let from = openat2(
-            self.dest.as_fd(),
-            or_dot(target_parent),
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            self.terms,
-        );
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let from = self.open(target_parent, flags);
         // To a FIFO or a device of this archive, most likely; its directory may be missing as well.
         let may_be_left_out = self.summary.left_out > 0;
         let from = match from {
             Err(Errno::NOENT) if may_be_left_out => return Err(Fault::LeftOut),
+            Err(Errno::XDEV) if self.terms == Terms::Snapshot => {
+                return Err(Fault::Refused("its target lies below another mount"));
+            }
             from => from.inside("find the target of the hard link")?,
         };
         if matches!(self.terms, Terms::Host { .. }) {
@@ -343,6 +467,9 @@ impl<'a> Placer<'a> {
             Ok(()) => return Ok(()),
             Err(Errno::EXIST) => {}
             Err(Errno::NOENT) if may_be_left_out => return Err(Fault::LeftOut),
+            Err(Errno::XDEV) if self.terms == Terms::Snapshot => {
+                return Err(Fault::Refused("its target lies below another mount"));
+            }
             Err(e) => return Err(e).trying("make the hard link"),
         }
         // Replacing a name of the very file would remove the file.
@@ -376,6 +503,10 @@ impl<'a> Placer<'a> {
             Err(Errno::ISDIR | Errno::PERM) => match fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
             {
                 Ok(()) => {}
+                Err(Errno::NOTEMPTY | Errno::EXIST) if self.terms == Terms::Snapshot => {
+                    // As an image's layer means it.
+                    removal::remove(parent, name).trying("replace what is there")?;
+                }
                 Err(Errno::NOTEMPTY | Errno::EXIST) => {
                     return Err(Fault::Refused(
                         "it would replace a directory that is not empty",
@@ -405,7 +536,7 @@ impl<'a> Placer<'a> {
         self.forget(path);
         let bits = mode.as_raw_mode();
         // Whoever copies a directory out wants to be able to remove it.
-        if bits & OWNER_ALL != OWNER_ALL && self.terms == Terms::Sandbox {
+        if bits & OWNER_ALL != OWNER_ALL && is_literal(self.terms) {
             self.wait(path, bits)?;
         }
         fs::fchmod(fd, mode | Mode::RWXU).trying("set the mode")?;
@@ -417,11 +548,28 @@ impl<'a> Placer<'a> {
 
     /// Sets the attributes that an archive may bring. Not every filesystem takes them: that is counted.
     fn attribute(&mut self, member: &Member, fd: BorrowedFd<'_>) {
+        if self.terms == Terms::Snapshot {
+            self.clear_attributes(member, fd);
+        }
         for (name, value) in &member.xattrs {
-            if self.terms != Terms::Sandbox
-                || !may_be_set(name)
+            if !is_literal(self.terms)
+                || !(may_be_set(name) || self.terms == Terms::Snapshot && may_travel(name))
                 || fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()).is_err()
             {
+                self.summary.xattrs_dropped += 1;
+            }
+        }
+    }
+
+    /// Removes attributes that a snapshot does not have: those of a directory that was there, and lists of who may
+    /// what that new files get from the directory that they are in.
+    fn clear_attributes(&mut self, member: &Member, fd: BorrowedFd<'_>) {
+        let Ok(length) = fs::flistxattr(fd, &mut self.buffer[..]) else {
+            return;
+        };
+        for name in self.buffer[..length].split(|byte| *byte == 0) {
+            let is_wanted = member.xattrs.iter().any(|(wanted, _)| wanted == name);
+            if may_travel(name) && !is_wanted && fs::fremovexattr(fd, name).is_err() {
                 self.summary.xattrs_dropped += 1;
             }
         }
@@ -473,7 +621,7 @@ impl<'a> Placer<'a> {
     fn open_or_make(&mut self, path: &[u8]) -> Result<OwnedFd, Fault> {
         const OPEN: &str = "open the parent directory";
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match openat2(self.dest.as_fd(), or_dot(path), flags, self.terms) {
+        match self.open(path, flags) {
             Err(Errno::NOENT) => {}
             opened => return opened.inside(OPEN),
         }
@@ -482,7 +630,7 @@ impl<'a> Placer<'a> {
             .chain([path.len()]);
         for here in ends.map(|end| &path[..end]) {
             let there = OFlags::PATH | OFlags::CLOEXEC;
-            match openat2(self.dest.as_fd(), here, there, self.terms) {
+            match self.open(here, there) {
                 Ok(_) => continue,
                 Err(Errno::NOENT) => {}
                 Err(e) => return Err(e).inside(OPEN),
@@ -496,17 +644,17 @@ impl<'a> Placer<'a> {
             self.count_directory()?;
             // Fails on a dangling link, as it should.
             let mode = match self.terms {
-                Terms::Sandbox => UNNAMED_DIRECTORY,
+                Terms::Sandbox | Terms::Snapshot => UNNAMED_DIRECTORY,
                 Terms::Host { umask } => UNNAMED_DIRECTORY & !umask | OWNER_ALL,
             };
             fs::mkdirat(current(&self.parent)?, name, Mode::from_raw_mode(mode))
                 .trying("make the parent directory")?;
-            let made = openat2(self.dest.as_fd(), here, flags, self.terms).inside(OPEN)?;
+            let made = self.open(here, flags).inside(OPEN)?;
             // Whatever the umask is.
             fs::fchmod(&made, Mode::from_raw_mode(mode))
                 .trying("set the mode of the parent directory")?;
         }
-        openat2(self.dest.as_fd(), path, flags, self.terms).inside(OPEN)
+        self.open(path, flags).inside(OPEN)
     }
 
     /// Whether a symbolic link in the current parent leads to something below the destination,
@@ -531,12 +679,8 @@ impl<'a> Placer<'a> {
     }
 
     fn leads_to_directory(&self, path: &[u8]) -> bool {
-        let found = openat2(
-            self.dest.as_fd(),
-            path,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            self.terms,
-        );
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let found = self.open(path, flags);
         // Onto another mount, as from /var/run to /run, counts: that is a directory to everybody else.
         matches!(found, Ok(_) | Err(Errno::XDEV))
     }
@@ -563,8 +707,7 @@ impl<'a> Placer<'a> {
 
     fn set_waiting(&self, path: &[u8], mode: u32) -> Result<(), Fault> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = openat2(self.dest.as_fd(), or_dot(path), flags, self.terms)
-            .inside("open the directory")?;
+        let fd = self.open(path, flags).inside("open the directory")?;
         fs::fchmod(&fd, Mode::from_raw_mode(mode)).trying("set the mode")
     }
 
@@ -616,7 +759,7 @@ fn own(
     member: &Member,
     chown: impl Fn(Option<Uid>, Option<Gid>) -> Result<(), Errno>,
 ) -> Result<bool, Fault> {
-    if terms != Terms::Sandbox {
+    if !is_literal(terms) {
         return Ok(true);
     }
     match chown(
@@ -646,9 +789,43 @@ fn current(parent: &Option<Parent>) -> Result<BorrowedFd<'_>, Fault> {
 ///
 /// Not `trusted.*` and `user.overlay.*`: to overlayfs they are commands. Not the rest of
 /// `security.*` and `system.*`: labels and ACLs name ids and policies of the system that made the archive.
-fn may_be_set(name: &[u8]) -> bool {
+pub(super) fn may_be_set(name: &[u8]) -> bool {
     name == b"security.capability"
         || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+}
+
+/// Whether owners, modes and attributes are what the archive says.
+fn is_literal(terms: Terms) -> bool {
+    match terms {
+        Terms::Sandbox | Terms::Snapshot => true,
+        Terms::Host { .. } => false,
+    }
+}
+
+/// Refuses attributes that no snapshot has.
+fn check_attributes(member: &Member) -> Result<(), Fault> {
+    if member.xattrs.iter().all(|(name, _)| may_travel(name)) {
+        return Ok(());
+    }
+    Err(Fault::Refused(
+        "it has an extended attribute that no workspace can set",
+    ))
+}
+
+/// Refuses what is no deletion, though its name says so.
+fn check_whiteout(member: &Member, hidden: &[u8]) -> Result<(), Fault> {
+    if !matches!(&member.kind, Kind::File(content) if content.size == 0) {
+        return Err(Fault::Refused(
+            "its name stands for a deletion, and it is no empty file",
+        ));
+    }
+    let is_opaque = hidden == &WHITEOUT_OPAQUE[WHITEOUT.len()..];
+    if !is_opaque && (hidden.starts_with(WHITEOUT) || matches!(hidden, b"" | b"." | b"..")) {
+        return Err(Fault::Refused(
+            "its name stands for no deletion that there is",
+        ));
+    }
+    Ok(())
 }
 
 /// The name relative to the destination, without empty and `.` components.
@@ -724,7 +901,7 @@ fn openat2(
 ) -> Result<OwnedFd, Errno> {
     let resolve = match terms {
         Terms::Sandbox => INSIDE,
-        Terms::Host { .. } => INSIDE.union(ResolveFlags::NO_SYMLINKS),
+        Terms::Snapshot | Terms::Host { .. } => INSIDE.union(ResolveFlags::NO_SYMLINKS),
     };
     loop {
         match fs::openat2(root, path, flags, Mode::empty(), resolve) {
@@ -745,8 +922,8 @@ fn kind_of(parent: BorrowedFd<'_>, name: &[u8]) -> Result<FileType, Fault> {
 fn mode_of(member: &Member, squashed: bool, terms: Terms) -> Mode {
     let bits = match terms {
         Terms::Host { umask } => member.mode & PERMISSIONS & !umask,
-        Terms::Sandbox if squashed => member.mode & !SETUID_SETGID,
-        Terms::Sandbox => member.mode,
+        Terms::Sandbox | Terms::Snapshot if squashed => member.mode & !SETUID_SETGID,
+        Terms::Sandbox | Terms::Snapshot => member.mode,
     };
     Mode::from_raw_mode(bits)
 }

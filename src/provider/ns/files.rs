@@ -169,7 +169,7 @@ impl NsProvider {
     }
 
     /// `content`, which ends in an error where the host's disk has no room for more of it.
-    fn within_room(&self, content: Content) -> Content {
+    pub(super) fn within_room(&self, content: Content) -> Content {
         let state = self.state.clone();
         let mut unlooked = 0;
         let checked = content.map(move |piece| {

@@ -117,7 +117,7 @@ impl FromRequestParts<Arc<App>> for Place {
 
 /// How an archive is compressed.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-enum Format {
+pub(super) enum Format {
     #[serde(rename = "tar")]
     Tar,
     #[serde(rename = "tar.gz")]
@@ -127,7 +127,7 @@ enum Format {
 }
 
 impl Format {
-    fn compression(self) -> Compression {
+    pub(super) fn compression(self) -> Compression {
         match self {
             Self::Tar => Compression::Plain,
             Self::Gzip => Compression::Gzip,
@@ -135,7 +135,7 @@ impl Format {
         }
     }
 
-    fn content_type(self) -> HeaderValue {
+    pub(super) fn content_type(self) -> HeaderValue {
         HeaderValue::from_static(match self {
             Self::Tar => "application/x-tar",
             Self::Gzip => "application/gzip",
@@ -557,7 +557,7 @@ async fn write_root(
 }
 
 /// The body as it comes, and where it will say why it did not come whole.
-fn received(request: Request, app: Arc<App>) -> (Content, Arc<OnceLock<Problem>>) {
+pub(super) fn received(request: Request, app: Arc<App>) -> (Content, Arc<OnceLock<Problem>>) {
     let patience = app.options.read_timeout;
     let flaw: Arc<OnceLock<Problem>> = Arc::default();
     let own = Arc::clone(&flaw);

@@ -67,8 +67,16 @@ impl Grant {
     fn covers(&self, id: &WorkspaceId, owner: Option<&str>) -> bool {
         match &self.scope {
             Scope::Everything => true,
-            Scope::Workspaces { own, listed } => {
-                listed.contains(id) || (*own && owner.is_some() && owner == self.name.as_deref())
+            Scope::Workspaces { listed, .. } => listed.contains(id) || self.covers_own(owner),
+        }
+    }
+
+    /// Whether it is good for what the holder of a token called `owner` made.
+    fn covers_own(&self, owner: Option<&str>) -> bool {
+        match self.scope {
+            Scope::Everything => true,
+            Scope::Workspaces { own, .. } => {
+                own && owner.is_some() && owner == self.name.as_deref()
             }
         }
     }
@@ -106,8 +114,11 @@ impl Caller {
 
     /// Whether it may use this snapshot: one of a workspace that it may ask for, or might have.
     pub(super) fn may_use(&self, snapshot: &Snapshot) -> bool {
-        self.0
-            .covers(&snapshot.workspace, snapshot.owner.as_deref())
+        let owner = snapshot.owner.as_deref();
+        match &snapshot.workspace {
+            Some(workspace) => self.0.covers(workspace, owner),
+            None => self.0.covers_own(owner),
+        }
     }
 
     /// Refuses to make a workspace that the caller could not ask for.

@@ -222,7 +222,7 @@ const BODIES: [&str; 5] = [
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// A body must say what it is, but for that of a `PUT`, which no page can send without asking first:
-/// bytes for a file or a stdin may be anything of `BODIES`, all else is JSON.
+/// bytes for a file, a stdin or a snapshot may be anything of `BODIES`, all else is JSON.
 fn check_preflighted(method: &Method, path: &str, headers: &HeaderMap) -> Result<(), Problem> {
     if method == Method::PUT && !headers.contains_key(CONTENT_TYPE) {
         return check_encoding(headers);
@@ -232,7 +232,7 @@ fn check_preflighted(method: &Method, path: &str, headers: &HeaderMap) -> Result
     let takes_bytes = match below.next() {
         Some("files") => true,
         Some("execs") => below.nth(1) == Some("stdin"),
-        _ => false,
+        _ => path == "/snapshots/import",
     };
     if takes_bytes {
         check_content(headers, &BODIES)

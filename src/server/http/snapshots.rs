@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{FromRequestParts, Request, State};
-use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures_util::TryStreamExt;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -15,18 +18,20 @@ use utoipa_axum::routes;
 
 use super::App;
 use super::body;
+use super::files::{Format, received};
 use super::grant::Caller;
+use super::metrics::Direction;
 use super::problem::{ALWAYS, BODY, Kind, Problem, Problems, of};
-use super::routes::{Id, Part, checked_env, part_of, tag};
+use super::routes::{Id, Octets, Parameters, Part, checked_env, part_of, tag};
 use super::workspaces::{SETUP, Workspace, invalid};
-use crate::provider::snapshots::{Fence, Snapshot, SnapshotId, Taken};
+use crate::provider::snapshots::{Fence, Imported, Snapshot, SnapshotId, Taken};
 use crate::provider::{Error, LimitsAsked, NewWorkspace, RequestsAsked};
 
 /// Workspaces of one fork.
 const MOST: usize = 1000;
 
 /// Characters of a label.
-const LONGEST_LABEL: usize = 200;
+const LONGEST_LABEL: usize = crate::provider::snapshots::LABEL_MAX;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::default()
@@ -34,6 +39,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(fork))
         .routes(routes!(fence))
         .routes(routes!(list))
+        .routes(routes!(import))
+        .routes(routes!(export))
         .routes(routes!(show, change, remove))
 }
 
@@ -120,7 +127,7 @@ async fn list_of(State(app): State<Arc<App>>, Id(id): Id) -> Result<Json<Snapsho
     // There must be one of that id.
     app.provider.owner(&id)?;
     let mut snapshots = app.provider.snapshots();
-    snapshots.retain(|snapshot| snapshot.workspace == id);
+    snapshots.retain(|snapshot| snapshot.workspace.as_ref() == Some(&id));
     Ok(Json(Snapshots { snapshots }))
 }
 
@@ -390,6 +397,103 @@ async fn show(
     SnapshotPath(id): SnapshotPath,
 ) -> Result<Json<Snapshot>, Problem> {
     Ok(Json(app.provider.show_snapshot(id)?))
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ExportQuery {
+    /// How it is compressed; not at all if absent.
+    #[param(inline)]
+    archive: Option<Format>,
+}
+
+/// Sends all that is other in a snapshot than in the setup layer, as an archive that another derrick takes in.
+///
+/// It is a layer as OCI images have them: what was deleted is an entry of the name `.wh.<name>`, and `.wh..wh..opq`
+/// right after a directory says that nothing of what was there is in it. Owners are those inside. A global pax
+/// header before everything else says what the snapshot is, with the environment of its workspace. What the format
+/// has no form for, such as a file whose own name begins with `.wh.`, is refused and named.
+#[utoipa::path(
+    get,
+    path = "/snapshots/{snapshot}/export",
+    operation_id = "export_snapshot",
+    tag = tag::SNAPSHOTS,
+    params(SnapshotPath, ExportQuery),
+    responses(
+        (status = 200, description = "The archive.", content(
+            (Octets = "application/x-tar"),
+            (Octets = "application/gzip"),
+            (Octets = "application/zstd"),
+        )),
+        Problems<{ of(&[
+            Kind::InvalidRequest,
+            Kind::NoSuchSnapshot,
+            Kind::NotPossible,
+            Kind::NoSpace,
+        ]) }>,
+    )
+)]
+async fn export(
+    State(app): State<Arc<App>>,
+    SnapshotPath(id): SnapshotPath,
+    Parameters(asked): Parameters<ExportQuery>,
+    method: Method,
+) -> Result<Response, Problem> {
+    let format = asked.archive.unwrap_or(Format::Tar);
+    let kind = [(CONTENT_TYPE, format.content_type())];
+    // Nothing is packed for a client who only wants to know.
+    if method == Method::HEAD {
+        return Ok((kind, Body::empty()).into_response());
+    }
+    let compression = format.compression();
+    let pieces = app.provider.export_snapshot(id, compression).await?;
+    let counted = pieces.inspect_ok(move |piece| app.count(Direction::Out, piece));
+    Ok((kind, Body::from_stream(counted)).into_response())
+}
+
+/// Makes a snapshot of an archive that a derrick has exported, compressed or not.
+///
+/// The setup layer that it stands on must be here: that of the config, or an earlier one of the same config. The
+/// archive is unpacked in a sandbox, and all of it or nothing becomes the snapshot, which has a new id and no
+/// workspace.
+#[utoipa::path(
+    post,
+    path = "/snapshots/import",
+    operation_id = "import_snapshot",
+    tag = tag::SNAPSHOTS,
+    request_body(content(
+        (Octets = "application/octet-stream"),
+        (Octets = "application/x-tar"),
+        (Octets = "application/gzip"),
+        (Octets = "application/zstd"),
+    )),
+    responses(
+        (status = 201, description = "It is there.", body = Imported),
+        Problems<{ SETUP | of(&[
+            Kind::BeyondScope,
+            Kind::Conflict,
+            Kind::InvalidRequest,
+            Kind::NoSpace,
+            Kind::NotPossible,
+            Kind::RequestTimeout,
+        ]) }>,
+    )
+)]
+async fn import(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    request: Request,
+) -> Result<(StatusCode, Json<Imported>), Problem> {
+    caller.check_creates()?;
+    let (content, flaw) = received(request, Arc::clone(&app));
+    let owner = caller.name().map(str::to_owned);
+    let imported = app.provider.import_snapshot(content, owner).await;
+    // The provider only knows that reading failed; the fault is the caller's.
+    match flaw.get() {
+        Some(flaw) if imported.is_err() => Err(flaw.clone()),
+        _ => Ok((StatusCode::CREATED, Json(imported?))),
+    }
 }
 
 #[derive(Deserialize, ToSchema)]

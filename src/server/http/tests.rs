@@ -25,9 +25,9 @@ use super::connection::Owner;
 use super::metrics::Metrics;
 use super::{App, HttpOptions, Listener, Tokens, serve_as};
 use crate::provider::changes::{Form, ShowChanges, ToldChanges};
-use crate::provider::files::RawPath;
+use crate::provider::files::{Compression, Content, RawPath};
 use crate::provider::push::{Bundled, Committed, HandOut, Message, PushWish, Pushed};
-use crate::provider::snapshots::{Fence, Forked, Snapshot, SnapshotId, Snapshots, Taken};
+use crate::provider::snapshots::{Fence, Forked, Imported, Snapshot, SnapshotId, Snapshots, Taken};
 use crate::provider::{
     Asked, Bounds, Capacity, Collected, Command, Description, Error, Events, Exec, ExecId,
     ExecRecord, FetchWish, Fetched, Figures, FileContent, FilePath, Finished, Kept, Latitude,
@@ -418,6 +418,22 @@ impl Snapshots for Fake {
 
     fn remove_snapshot(&self, id: SnapshotId) -> Result<(), Error> {
         Err(Error::NoSuchSnapshot(id.to_string()))
+    }
+
+    async fn export_snapshot(
+        &self,
+        id: SnapshotId,
+        _compression: Compression,
+    ) -> Result<Content, Error> {
+        Err(Error::NoSuchSnapshot(id.to_string()))
+    }
+
+    async fn import_snapshot(
+        &self,
+        _content: Content,
+        _owner: Option<String>,
+    ) -> Result<Imported, Error> {
+        Err(Error::Invalid("a fake has no snapshots".to_owned()))
     }
 
     async fn fence(&self, id: &WorkspaceId) -> Result<Snapshot, Error> {

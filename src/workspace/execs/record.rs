@@ -280,6 +280,7 @@ impl Asked {
             Program::Unpack(directory, _) => {
                 Self::Argv(vec!["unpack".into(), directory.to_string()])
             }
+            Program::Apply(..) => Self::Argv(vec!["apply".into()]),
             Program::Files(_) => Self::Argv(vec!["files".into()]),
         }
     }

@@ -5,6 +5,7 @@
 //! runs, it is held, the upper is copied, and it goes on. A fence does not go on: what runs is ended, and
 //! what it wrote until then is the snapshot.
 
+mod archive;
 mod flatten;
 mod records;
 
@@ -233,7 +234,7 @@ impl Workspace {
             id,
             label,
             parent: snapshots.of_layer(&before.stack.digest),
-            workspace: self.id().clone(),
+            workspace: Some(self.id().clone()),
             owner: before.owner.clone(),
             created: crate::clock::precise(),
             env: before.env.clone(),

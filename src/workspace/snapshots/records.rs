@@ -96,8 +96,9 @@ pub struct Snapshot {
     /// The one that its workspace was on.
     #[serde(default)]
     pub parent: Option<SnapshotId>,
-    /// The workspace that it was taken of, which may be gone.
-    pub workspace: WorkspaceId,
+    /// The workspace that it was taken of, which may be gone; none if it was imported.
+    #[serde(default)]
+    pub workspace: Option<WorkspaceId>,
     /// The name that the workspace belonged to.
     #[serde(default)]
     pub owner: Option<String>,
@@ -132,13 +133,18 @@ pub(crate) struct Snapshots {
     starting: Mutex<BTreeMap<SnapshotId, usize>>,
     /// Held by the one who changes a record, which may wait for the disk; taken before `all`.
     changing: Mutex<()>,
-    /// Those who copy what a workspace wrote.
+    /// Those who copy what a workspace wrote, or unpack what is imported.
     pub(super) copying: Gate,
+    /// Archives on their way out, each until its client has it.
+    pub(super) exporting: Gate,
     pub(super) merges: Merges,
 }
 
 /// Copies at once, of one owner two: each holds a workspace, and all of them share one disk.
 const COPIES: usize = 3;
+
+/// Archives on their way out at once, of one owner five at the most: each is a process, and remembers names.
+const EXPORTS: usize = 8;
 
 /// A snapshot that a workspace is being started from: it is not removed meanwhile.
 #[derive(Debug)]
@@ -207,6 +213,7 @@ impl Snapshots {
             starting: Mutex::default(),
             changing: Mutex::default(),
             copying: Gate::new(COPIES),
+            exporting: Gate::new(EXPORTS),
             merges: Merges::default(),
         })
     }
