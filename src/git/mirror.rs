@@ -858,8 +858,12 @@ fn locked(file: &File) -> io::Result<bool> {
 
 /// Removes what a git that was killed left: locks, which would stop the next one, and parts of packs.
 ///
-/// For the holder of the write lock only. No branch or tag can be named `*.lock`.
+/// For the holder of the write lock only. No branch or tag can be named `*.lock`. Parts of packs stay while
+/// somebody reads: a checkout's pack begins as one.
 fn sweep(mirror: &Path) -> io::Result<()> {
+    let alone = File::open(mirror)
+        .ok()
+        .filter(|directory| directory.try_lock().is_ok());
     let mut directories = vec![(mirror.to_owned(), Within::References)];
     while let Some((directory, within)) = directories.pop() {
         let entries = match std::fs::read_dir(&directory) {
@@ -882,7 +886,7 @@ fn sweep(mirror: &Path) -> io::Result<()> {
                     },
                 ));
             } else if name.ends_with(b".lock")
-                || within == Within::Objects && name.starts_with(b"tmp_")
+                || alone.is_some() && within == Within::Objects && name.starts_with(b"tmp_")
             {
                 std::fs::remove_file(entry.path())?;
             }

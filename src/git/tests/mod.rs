@@ -802,10 +802,17 @@ async fn what_a_killed_provider_left_stops_nobody() {
     ] {
         std::fs::write(mirror.join(lock), "").expect("writes");
     }
-    std::fs::write(mirror.join("objects/pack/tmp_pack_x"), "part").expect("writes");
+    let part = mirror.join("objects/pack/tmp_pack_x");
+    std::fs::write(&part, "part").expect("writes");
+    // It may be that of a checkout which is just being made.
+    let reader = File::open(&mirror).expect("it opens");
+    reader.lock_shared().expect("nobody has it alone");
     let commit = upstream.commit("second");
     assert_eq!(setting.resolve(&repository).await.commit.as_str(), commit);
-    assert!(!mirror.join("objects/pack/tmp_pack_x").exists());
+    assert!(part.exists());
+    drop(reader);
+    setting.resolve(&repository).await;
+    assert!(!part.exists());
     assert!(!mirror.with_extension("new").exists());
 }
 
