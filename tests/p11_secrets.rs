@@ -30,9 +30,12 @@ fn pattern(text: &str) -> String {
 /// A provider with a private repository, in `/project`; its token comes from the environment.
 fn private(server: &GitServer, token: &str) -> (Upstream, Derrick) {
     let upstream = server.repository("private", &[("file", "x\n")]);
+    upstream.receive();
     let derrick = Launch::new(json!({
         "name": "test",
-        "repositories": [{ "url": upstream.url, "path": "/project", "token_env": "SECRET_TOKEN" }],
+        "repositories": [{
+            "url": upstream.url, "path": "/project", "token_env": "SECRET_TOKEN", "push": ["work"],
+        }],
         "setup_script": "cp -r /project/.git /copy; env > /environment",
     }))
     .environment("SECRET_TOKEN", token)
@@ -46,6 +49,11 @@ fn use_token(upstream: &Upstream, derrick: &Derrick) -> Workspace {
     upstream.commit(&[("file", "y\n")]);
     workspace.fetch();
     derrick.create();
+    workspace.ok("echo z > /project/mine");
+    let author = json!({ "name": "x", "email": "x@x" });
+    let commit = json!({ "message": "mine", "author": author });
+    workspace.post("commit", &commit).expect(200);
+    workspace.post("push", &json!({ "to": "work" })).expect(200);
     workspace
 }
 
@@ -257,6 +265,8 @@ fn with_credentials(
     let mut repository = fields;
     repository["url"] = upstream.url.clone().into();
     repository["path"] = "/project".into();
+    repository["push"] = json!(["work"]);
+    upstream.receive();
     let launch = Launch::new(json!({
         "name": "test",
         "repositories": [repository],
@@ -318,6 +328,7 @@ fn reading_an_ssh_key() {
             "path": "/project",
             "ssh_key_file": server.key(),
             "known_hosts_file": server.known_hosts(),
+            "push": ["work"],
         }],
         "setup_script": "cp -r /project/.git /copy; env > /environment",
     }))

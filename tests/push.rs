@@ -923,6 +923,15 @@ fn a_bundle_that_is_not_what_it_should_be_is_not_passed_on() {
     assert!(bomb.len() < 1 << 20, "{} bytes", bomb.len());
     refused(&bomb, &good, "commits-refused", "allocate");
 
+    // It has no end.
+    replace_git(
+        &workspace,
+        &format!(
+            "case \"$*\" in *bundle*) exec cat /dev/zero;; *rev-parse*) echo {good};; *) exit 1;; esac"
+        ),
+    );
+    let answer = workspace.post("push", &json!({ "to": "agents/x" }));
+    problem(answer, 422, "git-failed", "536870912 bytes");
     // All this time what is right would have passed.
     hand_out(&workspace, &forge.bundle(&good), &good);
     push(&workspace, &json!({ "to": "agents/x" }));
