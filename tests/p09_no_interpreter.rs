@@ -113,7 +113,7 @@ fn attack(poison: &str, naive: &str) {
     let mut derrick = Launch::new(json!({
         "name": "test",
         "workdir": "/project",
-        "repositories": [{ "url": upstream.url, "path": "/project" }],
+        "repositories": [{ "url": upstream.url, "path": "/project", "push": ["**"] }],
     }))
     .environment("PATH", &watched.path())
     .start();
@@ -140,6 +140,23 @@ fn attack(poison: &str, naive: &str) {
             .text();
         said += &workspace.on_file("GET", "/project", "", b"").text();
         workspace.write_file("/project/written", b"x");
+        for query in ["", "?format=patch", "?format=tar"] {
+            said += &workspace
+                .api
+                .get(&workspace.path(&format!("changes{query}")))
+                .text();
+        }
+        said += &workspace
+            .api
+            .get(&workspace.path("changes/project/file"))
+            .text();
+        let author = json!({ "name": "a", "email": "a@b" });
+        let commit = json!({ "message": "message", "author": author });
+        said += &workspace.post("commit", &commit).text();
+        said += &workspace.api.get(&workspace.path("bundle")).text();
+        said += &workspace
+            .post("push", &json!({ "to": "handed-out" }))
+            .text();
         said += &derrick.create().describe().to_string();
         if round == 0 {
             derrick.restart();
@@ -151,16 +168,22 @@ fn attack(poison: &str, naive: &str) {
     let said = said.replace(&poison, "");
     let names_alone = said.replace(&*secret.to_string_lossy(), "");
     assert!(!names_alone.contains("canary-"), "{said}");
-    only_mirrors(&watched.calls(), &derrick);
+    only_on_its_own(&watched.calls(), &derrick);
 }
 
-/// Of all that derrick called, nothing was but git, on repositories of derrick's own.
-fn only_mirrors(calls: &[String], derrick: &Derrick) {
+/// Of all that derrick called, nothing was but git, on repositories of derrick's own: mirrors, and the empty
+/// ones that take in what is to be pushed.
+fn only_on_its_own(calls: &[String], derrick: &Derrick) {
     let mirrors = derrick.state().join("mirrors").canonicalize();
     let mirrors = mirrors.expect("it is there").display().to_string();
     let workspaces = derrick.state().join("workspaces").display().to_string();
+    let runs = derrick.state().join("run").canonicalize();
+    let runs = runs.expect("it is there").display().to_string();
     for call in calls {
+        let is_push = call.contains(&format!("{runs}/")) && call.contains("/staging/push-");
         let own = call.starts_with(&format!("git --git-dir={mirrors}/"))
+            || is_push && call.starts_with("git init --quiet --bare --template= ")
+            || is_push && call.starts_with(&format!("git --git-dir={runs}/"))
             || call.starts_with("git ls-remote")
             || call.starts_with("git version")
             || call.starts_with("git --version");

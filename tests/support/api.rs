@@ -258,7 +258,7 @@ impl Answer {
 }
 
 impl Workspace {
-    fn path(&self, action: &str) -> String {
+    pub(crate) fn path(&self, action: &str) -> String {
         format!("/workspaces/{}/{action}", self.id)
     }
 
