@@ -361,3 +361,25 @@ fn what_stops_itself_because_of_a_pause_goes_on_after_the_last_of_several() {
         .expect(200);
     assert_eq!(parent.printed("stdout"), "there ended");
 }
+
+#[test]
+fn what_a_client_stops_right_after_a_pause_stays_so_after_the_next() {
+    let derrick = Derrick::on_host();
+    let workspace = derrick.create();
+    let sleeper = workspace.exec(&json!({
+        "cmd": "echo $$ > /tmp/pid; echo there; exec sleep 1000",
+    }));
+    sleeper.until_printed("there");
+    let state = "ps -o state= -p $(cat /tmp/pid)";
+    for _ in 0..2 {
+        pause(&workspace, &json!({}));
+        workspace.post("resume", &json!({})).expect(200);
+        sleeper
+            .signal(&json!({ "signal": "STOP", "to": "leader" }))
+            .expect(200);
+        workspace.ok(&format!("until [ \"$({state})\" = T ]; do :; done"));
+    }
+    pause(&workspace, &json!({}));
+    workspace.post("resume", &json!({})).expect(200);
+    assert_eq!(workspace.ok(state), "T\n");
+}

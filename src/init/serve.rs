@@ -18,6 +18,14 @@ use crate::sys::process::{OneThread, has_no_child, reap_any};
 /// How long a tree that is to be killed waits for others that are, if messages keep coming.
 const GATHERING: Duration = Duration::from_millis(20);
 
+/// Signals by which somebody stops a process.
+const STOPS: [Signal; 4] = [
+    Signal::SIGSTOP,
+    Signal::SIGTSTP,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+];
+
 /// An exec that has not ended.
 #[derive(Debug)]
 struct Running {
@@ -272,7 +280,14 @@ impl Init<'_> {
         match (leader, Signal::try_from(number), &mut self.held) {
             // What is to go on does when all do.
             (Some((leader, _)), Ok(Signal::SIGCONT), Some(held)) => held.let_go_on(*leader, target),
-            (Some((leader, _)), Ok(signal), _) => tree::signal(*leader, signal, target),
+            (Some((leader, _)), Ok(signal), _) => {
+                if let Some(released) = &mut self.released
+                    && STOPS.contains(&signal)
+                {
+                    released.leave(*leader, target)?;
+                }
+                tree::signal(*leader, signal, target)
+            }
             _ => Ok(()),
         }
     }

@@ -71,6 +71,14 @@ fn below(leader: i32, target: Target) -> io::Result<BTreeSet<i32>> {
     Ok(processes)
 }
 
+/// What a signal to `target` reaches, at the most: who is in a group is not looked at, it is a part of the tree.
+fn meant(leader: i32, target: Target) -> io::Result<BTreeSet<i32>> {
+    match target {
+        Target::Leader => Ok(BTreeSet::from([leader])),
+        Target::Group | Target::Tree | Target::Descendants => below(leader, target),
+    }
+}
+
 /// The children of init: the leaders of its execs, and orphans.
 ///
 /// A leader is its tree's child subreaper: what it leaves when it ends becomes a child of init, and
@@ -190,16 +198,8 @@ impl Held {
     /// # Errors
     /// Those of reading `/proc`.
     pub(super) fn let_go_on(&mut self, leader: i32, target: Target) -> io::Result<()> {
-        match target {
-            Target::Leader => {
-                self.stopped.remove(&leader);
-            }
-            // Who is in a group is not looked at: it is a part of the tree.
-            Target::Group | Target::Tree | Target::Descendants => {
-                let target = below(leader, target)?;
-                self.stopped.retain(|pid| !target.contains(pid));
-            }
-        }
+        let target = meant(leader, target)?;
+        self.stopped.retain(|pid| !target.contains(pid));
         Ok(())
     }
 
@@ -279,6 +279,16 @@ impl Released {
     /// How long it is until the next look.
     pub(super) fn until_next(&self) -> Duration {
         self.next.saturating_duration_since(Instant::now())
+    }
+
+    /// Leaves what is meant of the tree of `leader` alone from now on: somebody stops it.
+    ///
+    /// # Errors
+    /// Those of reading `/proc`.
+    pub(super) fn leave(&mut self, leader: i32, target: Target) -> io::Result<()> {
+        let target = meant(leader, target)?;
+        self.pids.retain(|pid| !target.contains(pid));
+        Ok(())
     }
 
     /// Has those go on that stopped themselves meanwhile. `None` after the last look.
