@@ -864,8 +864,22 @@ fn a_bundle_that_is_not_what_it_should_be_is_not_passed_on() {
     let objects = format!("{second}\n^{good}");
     let needy = forge.bundle_with(&format!("-{good}\n{second} HEAD\n"), &objects);
     refused(&needy, &second, "commits-refused", "does not have");
+    // Hundreds of thousands of times.
+    let needs = format!("-{}\n", forge.base).repeat(300_000);
+    let needy = forge.bundle_with(&format!("{needs}-{good}\n{second} HEAD\n"), &objects);
+    refused(&needy, &second, "commits-refused", "does not have");
     let silent = forge.bundle_with(&format!("{second} HEAD\n"), &objects);
     refused(&silent, &second, "commits-refused", "objects");
+    // It is small, and its commits are not.
+    let long = forge.sh(&format!(
+        "tree=$(tree 100644 file {blob})
+         for n in $(seq 70); do
+           base=$(head -c 4000000 /dev/zero | tr '\\0' a | git commit-tree -F - -p $base $tree)
+         done; echo $base"
+    ));
+    let small = forge.bundle(&long);
+    assert!(small.len() < 4 << 20, "{}", small.len());
+    refused(&small, &long, "commits-refused", "without their files");
     // It has no history in common with the upstream, or is no commit.
     let alone = forge.sh(&format!(
         "git commit-tree -m alone $(tree 100644 file {blob})"

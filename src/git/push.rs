@@ -26,6 +26,10 @@ const MOST_OBJECTS: u64 = 500_000;
 /// as it is comes in pieces.
 const LARGEST_OBJECT: &str = "256m";
 
+/// The most that the commits of a push may have without their files, in bytes. A small pack can make them any
+/// size, and git keeps them all where it looks whether one follows on another, also when it pushes.
+const LARGEST_COMMITS: u64 = 256 << 20;
+
 /// How long looking at all objects may take.
 const CHECKING: Duration = Duration::from_secs(300);
 
@@ -127,6 +131,13 @@ pub(super) async fn push(
     })
 }
 
+/// Has git take large objects in pieces, and compare them with nothing.
+fn sparing(call: Call) -> Call {
+    call.setting("core.bigFileThreshold", "64m")
+        .setting("pack.threads", "1")
+        .setting("pack.windowMemory", LARGEST_OBJECT)
+}
+
 /// What git says where the upstream has the last word.
 const REFUSED: &[&str] = &["! [rejected]", "! [remote rejected]"];
 
@@ -217,11 +228,10 @@ impl Quarantine {
         mirror.client.local(&self.0).hiding(&self.0)
     }
 
-    /// Without the file that trusts a `file` upstream's owner: its hooks run.
+    /// Without the file that trusts a `file` upstream's owner: its hooks run. Without a bound on what is allocated
+    /// as well, which would be one for them too.
     fn remote(&self, mirror: &Mirror, access: &Access) -> Call {
-        mirror
-            .client
-            .remote(access, None)
+        sparing(mirror.client.remote(access, None))
             .in_git_dir(&self.0)
             .hiding(&self.0)
             .setting("advice.pushUpdateRejected", "false")
@@ -241,13 +251,7 @@ impl Quarantine {
                 handed.objects
             )));
         }
-        for needed in &handed.prerequisites {
-            if mirror.peeled(needed.as_str()).await?.as_ref() != Some(needed) {
-                return Err(PushError::Unfit(format!(
-                    "they follow on {needed}, which the upstream does not have"
-                )));
-            }
-        }
+        self.look_at_prerequisites(mirror, handed).await?;
         let pack = handed.pack;
         let bundle = blocking("read a bundle", move || {
             let mut bundle = bundle;
@@ -255,16 +259,81 @@ impl Quarantine {
             Ok(bundle)
         })
         .await?;
-        let index = self
-            .git(mirror)
+        let index = sparing(self.git(mirror))
             .allocating(LARGEST_OBJECT)
-            .setting("core.bigFileThreshold", "64m")
-            .setting("pack.threads", "1")
             .args(["index-pack", "--stdin", "--fix-thin", "--strict"])
             .input(Input::Held(bundle));
         self.within_time(index, "take in their objects")
             .await
             .map(drop)
+    }
+
+    /// Whether the upstream has all that a bundle wants its taker to have. Asked all at once: there may be
+    /// hundreds of thousands.
+    async fn look_at_prerequisites(
+        &self,
+        mirror: &Mirror,
+        handed: &Handed,
+    ) -> Result<(), PushError> {
+        let asked: String = handed
+            .prerequisites
+            .iter()
+            .map(|needed| format!("{needed}\n"))
+            .collect();
+        let kinds = mirror
+            .git()
+            .args([
+                "cat-file",
+                "--buffer",
+                "--batch-check=%(objectname) %(objecttype)",
+            ])
+            .input(Input::Bytes(asked.into_bytes()));
+        let kinds = self.within_time(kinds, "find what they follow on").await?;
+        let kinds = String::from_utf8_lossy(&kinds);
+        // `<id> missing` for what the mirror does not have.
+        match kinds.lines().find(|line| !line.ends_with(" commit")) {
+            None => Ok(()),
+            Some(line) => Err(PushError::Unfit(format!(
+                "they follow on {}, which the upstream does not have",
+                line.split(' ').next().unwrap_or_default()
+            ))),
+        }
+    }
+
+    /// Commits that the tip leads to and no base does: how many, if they are not too large.
+    async fn count(
+        &self,
+        mirror: &Mirror,
+        tip: &CommitId,
+        not: &[String],
+    ) -> Result<u64, PushError> {
+        let list = self
+            .git(mirror)
+            .allocating(LARGEST_OBJECT)
+            .args(["rev-list", tip.as_str()])
+            .args(not)
+            .arg("--");
+        let list = self.within_time(list, "list them").await?;
+        let sizes = self
+            .git(mirror)
+            .allocating(LARGEST_OBJECT)
+            .args(["cat-file", "--buffer", "--batch-check=%(objectsize)"])
+            .input(Input::Bytes(list));
+        let sizes = self.within_time(sizes, "look at their sizes").await?;
+        let sizes = String::from_utf8_lossy(&sizes);
+        let (mut count, mut total) = (0, 0_u64);
+        for size in sizes.lines() {
+            let size: Result<u64, _> = size.parse();
+            let size = size.map_err(|_| PushError::Unfit("they cannot be counted".to_owned()))?;
+            count += 1;
+            total = total.saturating_add(size);
+        }
+        if total > LARGEST_COMMITS {
+            return Err(PushError::Unfit(format!(
+                "the commits themselves, without their files, have {total} bytes; at most {LARGEST_COMMITS} are"
+            )));
+        }
+        Ok(count)
     }
 
     /// Whether the tip is there with all that it leads to, and follows on a base; how many commits it adds.
@@ -278,6 +347,9 @@ impl Quarantine {
         if !matches!(kind.output().await, Ok(kind) if kind == b"commit\n") {
             return Err(PushError::Unfit(format!("{tip} is no commit of theirs")));
         }
+        let not: Vec<String> = bases.iter().map(|base| format!("^{base}")).collect();
+        // Before any git that keeps whole commits.
+        let count = self.count(mirror, tip, &not).await?;
         let mut follows = false;
         for base in bases {
             let leads = ["merge-base", "--is-ancestor", base.as_str(), tip.as_str()];
@@ -295,7 +367,6 @@ impl Quarantine {
                 "they do not follow on the commit that the workspace started from".to_owned(),
             ));
         }
-        let not: Vec<String> = bases.iter().map(|base| format!("^{base}")).collect();
         let walk = self
             .git(mirror)
             .allocating(LARGEST_OBJECT)
@@ -304,15 +375,7 @@ impl Quarantine {
             .arg("--");
         self.within_time(walk, "look at all that they lead to")
             .await?;
-        let count = self
-            .git(mirror)
-            .allocating(LARGEST_OBJECT)
-            .args(["rev-list", "--count", tip.as_str()])
-            .args(&not)
-            .arg("--");
-        let count = self.within_time(count, "count them").await?;
-        let count = String::from_utf8_lossy(&count).trim().parse();
-        count.map_err(|_| PushError::Unfit("they cannot be counted".to_owned()))
+        Ok(count)
     }
 
     /// Runs git over what the workspace handed out.
