@@ -43,7 +43,7 @@ pub struct Outgoing {
     pub name: String,
     /// The commit, as the workspace says.
     pub tip: CommitId,
-    /// Commits of the upstream that the workspace started from, or got since: the tip must follow on one.
+    /// Commits of the upstream that the workspace started from, or got last: the tip must follow on one.
     pub bases: Vec<CommitId>,
     /// What the mirror lacks of it, with its header; none where the workspace made no commit.
     pub bundle: Option<(File, Handed)>,

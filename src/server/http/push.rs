@@ -209,8 +209,9 @@ struct PushRequest {
 ///
 /// The workspace's own git makes a bundle of them; the provider has its own git check every object in a repository
 /// of its own, and pushes from there with its credentials, which never come inside. They have to follow on the
-/// commit that the workspace started from, or on one that was fetched; they are at most 512 MiB and 500,000
-/// objects. No branch is moved but forwards. Where the upstream refuses them, the problem has its words.
+/// commit that the workspace started from, or on the one that the last fetch of the config's own reference brought;
+/// they are at most 512 MiB and 500,000 objects. No branch is moved but forwards. Where the upstream refuses them,
+/// the problem has its words.
 #[utoipa::path(
     post,
     path = "/workspaces/{id}/push",
