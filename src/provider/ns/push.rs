@@ -23,7 +23,7 @@ impl HandOut for NsProvider {
         let path = place(&self.config.repositories, path)?;
         let committed = to_its_end(async move {
             let committed = workspace.commit(&path, &message).await;
-            committed.map_err(|error| error_of(error, ""))
+            committed.map_err(|error| error_of(error, &path.to_string_lossy()))
         });
         Ok(committed.await?.into())
     }
@@ -41,7 +41,7 @@ impl HandOut for NsProvider {
         self.check_room()?;
         let path = place(&self.config.repositories, path)?;
         let bundled = workspace.bundle(&path, reference.as_deref(), answer).await;
-        let bundled = bundled.map_err(|error| error_of(error, ""))?;
+        let bundled = bundled.map_err(|error| error_of(error, &path.to_string_lossy()))?;
         Ok(Bundled {
             content: OpenFile {
                 file: bundled.file,
@@ -60,7 +60,8 @@ impl HandOut for NsProvider {
         let answer = answer.map_err(|error| error_of(error, ""))?;
         let (from, to) = (wish.branch.as_deref(), wish.to.as_deref());
         let outgoing = workspace.take_commits(&repository, from, to).await;
-        let outgoing = outgoing.map_err(|error| error_of(error, ""))?;
+        let outgoing =
+            outgoing.map_err(|error| error_of(error, &repository.path.to_string_lossy()))?;
         let branch = outgoing.branch.clone();
         let (url, path) = (repository.url.clone(), repository.path.clone());
         let this = self.clone();
