@@ -1,7 +1,7 @@
 //! Where a repository comes from: its URL, taken apart once, and the credentials for it.
 //!
-//! A secret leaves this file in two ways only: as a header in the environment of one git process,
-//! and as text that is cut out of everything git says. Of a key the file's name leaves it, for ssh.
+//! A secret leaves this file in two ways only: as a header, or a proxy's URL, in the environment of one git
+//! process, and as text that is cut out of everything git says. Of a key the file's name leaves it, for ssh.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
