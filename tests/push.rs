@@ -977,3 +977,28 @@ pack += hashlib.sha1(pack).digest()
 header = '# v2 git bundle\n-%s\n%s HEAD\n\n' % (base, tip)
 open(path, 'wb').write(header.encode() + pack)
 ";
+
+#[test]
+fn a_workspace_and_its_forks_push_what_follows_on_setup_whatever_was_fetched_before_a_snapshot() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    let derrick = that_pushes(upstream.bare.to_str().expect("it is text"), None);
+    let workspace = derrick.create();
+    upstream.commit(&[("file", "second\n")]);
+    workspace.fetch();
+    workspace.ok("echo mine > mine");
+    commit(&workspace, "on the first");
+    let taken = workspace.post("snapshots", &json!({})).expect(201).json();
+    let tip = workspace.ok("git rev-parse HEAD");
+    push(&workspace, &json!({ "to": "shared-one" }));
+    let fork = derrick
+        .api
+        .post("/workspaces", &json!({ "snapshot": taken["id"] }))
+        .expect(200)
+        .json();
+    let fork = derrick.api.workspace(fork["id"].as_str().expect("an id"));
+    push(&fork, &json!({ "to": "shared-two" }));
+    for branch in ["shared-one", "shared-two"] {
+        assert_eq!(at(&upstream, branch).as_deref(), Some(tip.trim()));
+    }
+}

@@ -3,7 +3,7 @@
 //! The provider runs git on its own mirrors and on fresh staging checkouts, never on a tree that an
 //! agent has touched. What a workspace needs leaves here as bytes, a tar stream or a bundle, and is
 //! taken in by git inside the workspace. Secrets stay in the memory of the provider and the
-//! environment of one git process at a time.
+//! environments of the git processes that need them.
 //!
 //! Reading order: [`reference`](Reference) (what is looked at), `upstream` (where it comes from),
 //! `credentials` (what a program says that opens it), `process` (how git is run), `mirror`, `history`

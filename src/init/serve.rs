@@ -159,7 +159,7 @@ impl Init<'_> {
             }
             Request::Hold(id) => {
                 if self.held.is_none() {
-                    self.held = Some(tree::hold_all(self.released.take())?);
+                    self.held = Some(tree::hold_all(self.released.take().as_ref())?);
                 }
                 self.tell(&Reply::Held(id), &[])
             }

@@ -175,9 +175,9 @@ pub(super) struct Released {
 
 /// Stops all processes of the sandbox at a stroke: from then on there is no new one. `released` are those
 /// that were stopped before by this.
-pub(super) fn hold_all(released: Option<Released>) -> io::Result<Held> {
+pub(super) fn hold_all(released: Option<&Released>) -> io::Result<Held> {
     let before = Scan::take()?.processes.into_iter();
-    let ours = |pid: &i32| matches!(&released, Some(released) if released.pids.contains(pid));
+    let ours = |pid: &i32| matches!(released, Some(released) if released.pids.contains(pid));
     let stopped = before.filter(|(pid, process)| process.stopped && !ours(pid));
     let stopped = stopped.map(|(pid, _)| pid).collect();
     stop_all();

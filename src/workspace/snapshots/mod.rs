@@ -228,8 +228,7 @@ impl Workspace {
             ..meta(&before, id, shape.clone())
         };
         let layer = store.place(&id.layer(), meta);
-        let mut stack = under.with_snapshot(&layer, before.ids.first);
-        stack.commits.clone_from(&before.commits);
+        let stack = under.with_snapshot(&layer, before.ids.first);
         let snapshot = Snapshot {
             id,
             label,
