@@ -5,6 +5,7 @@
 //! the process lives; whoever starts next throws away those whose lock is free.
 
 mod images;
+mod marked;
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Write};
@@ -347,6 +348,12 @@ impl State {
         }
     }
 
+    /// A variable for the environment of what runs on the host for this process, so that the next one can end it.
+    #[must_use]
+    pub fn mark(&self) -> (&'static str, String) {
+        (MARK, name_of(&self.shared.instance))
+    }
+
     /// Where this process makes what is not whole yet.
     #[must_use]
     pub fn staging(&self) -> PathBuf {
@@ -517,7 +524,7 @@ impl State {
                 continue;
             }
             let swept = match lock(&path.join("lock")) {
-                Ok(Some(_free)) => match remove_groups_of_the_dying(&path).await {
+                Ok(Some(_free)) => match end_the_dying(&path).await {
                     Ok(()) => self.discard(&path),
                     Err(error) => {
                         tracing::warn!(%error, path = %path.display(), "cannot remove old control groups; the next start tries again");
@@ -584,6 +591,26 @@ const DYING: Duration = Duration::from_secs(5);
 const GROUPS: &str = "groups.json";
 
 /// Notes where this process makes control groups, for whoever sweeps if it cannot remove them itself.
+/// The name of the variable that [`State::mark`] tells.
+const MARK: &str = "DERRICK_RUN";
+
+fn name_of(instance: &Path) -> String {
+    let name = instance.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// Ends what a process that is gone left behind: programs that it had run on the host, and control groups.
+async fn end_the_dying(instance: &Path) -> io::Result<()> {
+    let killed = marked::kill(MARK, &name_of(instance))?;
+    if killed > 0 {
+        tracing::info!(
+            killed,
+            "ended programs that a provider had run that was killed"
+        );
+    }
+    remove_groups_of_the_dying(instance).await
+}
+
 fn note_groups(instance: &Path, hierarchies: &Hierarchies) -> io::Result<()> {
     let directories = serde_json::to_vec(&hierarchies.directories())?;
     std::fs::write(instance.join(GROUPS), directories)

@@ -4,14 +4,20 @@
 
 mod support;
 
+use std::fs;
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
+use rustix::process::{PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 use support::{
-    Answer, Derrick, GitServer, Launch, Mode, Scratch, Upstream, Workspace, as_owner, bare, binary,
-    fixture, git, mode, problem, tarball,
+    Answer, Derrick, GUARD, GitServer, Launch, Mode, Scratch, Upstream, Workspace, as_owner, bare,
+    binary, fixture, git, mode, problem, succeed, tarball, wait_for,
 };
 
 /// A provider with one repository, in `/project`, on a base of the host's programs.
@@ -1000,5 +1006,82 @@ fn a_workspace_and_its_forks_push_what_follows_on_setup_whatever_was_fetched_bef
     push(&fork, &json!({ "to": "shared-two" }));
     for branch in ["shared-one", "shared-two"] {
         assert_eq!(at(&upstream, branch).as_deref(), Some(tip.trim()));
+    }
+}
+
+#[test]
+fn a_workspace_whose_git_hangs_takes_no_place_of_others() {
+    let server = GitServer::open();
+    let (_upstream, derrick) = without_git(&server);
+    let [hanging, other] = [derrick.create(), derrick.create()];
+    hanging.ok("mkfifo /tmp/started");
+    replace_git(&hanging, "echo $$ > /tmp/started; exec sleep 100000");
+    let request = format!(
+        "GET /workspaces/{}/bundle HTTP/1.1\r\nHost: {}\r\n\r\n",
+        hanging.id,
+        derrick.api.address()
+    );
+    // More than there are places.
+    let waiting: Vec<_> = (0..40)
+        .map(|_| {
+            let mut stream = TcpStream::connect(derrick.api.address()).expect("it listens");
+            stream.write_all(request.as_bytes()).expect("it is sent");
+            stream
+        })
+        .collect();
+    hanging.ok("read pid < /tmp/started");
+    replace_git(&other, "exit 0");
+    problem(bundle(&other, ""), 422, "git-failed", "is no bundle");
+    let changes = other.api().get(&other.path("changes"));
+    changes.expect(200);
+    drop(waiting);
+}
+
+/// Has the upstream keep a push waiting; the pipe into which it writes the id of what waits.
+fn that_keeps_waiting(upstream: &Upstream) -> PathBuf {
+    let started = upstream.bare.join("started");
+    succeed(Command::new("mkfifo").arg(&started));
+    let hook = upstream.bare.join("hooks/pre-receive");
+    let script = format!(
+        "#!/bin/sh\necho $$ > {}\nexec sleep 100000\n",
+        started.display()
+    );
+    fs::write(&hook, script).expect("its own");
+    fs::set_permissions(&hook, PermissionsExt::from_mode(0o755)).expect("its own");
+    started
+}
+
+#[test]
+fn nothing_of_a_push_outlives_derrick_or_its_next_start() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    let started = that_keeps_waiting(&upstream);
+    let mut derrick = that_pushes(upstream.bare.to_str().expect("it is text"), None);
+    for is_killed in [false, true] {
+        let workspace = derrick.create();
+        let body = json!({ "to": "work" }).to_string();
+        let request = format!(
+            "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            workspace.path("push"),
+            derrick.api.address(),
+            body.len()
+        );
+        let mut pushing = TcpStream::connect(derrick.api.address()).expect("it listens");
+        pushing.write_all(request.as_bytes()).expect("it is sent");
+        let pid = fs::read_to_string(&started).expect("the hook writes");
+        let pid = rustix::process::Pid::from_raw(pid.trim().parse().expect("a number"));
+        let waits = pidfd_open(pid.expect("one"), PidfdFlags::empty()).expect("it waits");
+        let has_ended = |limit| wait_for(waits.as_fd(), limit);
+        if is_killed {
+            derrick.kill9();
+            assert!(
+                !has_ended(Duration::ZERO),
+                "it ends by itself: nothing is shown"
+            );
+            derrick.start_again();
+        } else {
+            derrick.restart();
+        }
+        assert!(has_ended(GUARD), "what pushes outlived derrick");
     }
 }

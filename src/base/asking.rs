@@ -193,7 +193,7 @@ impl Inside<'_> {
         let (exit_code, said, kept) = self.run_bounded(question, kept, LONGEST_ANSWER).await?;
         let printed = match kept {
             Kept::Memory(printed) => printed,
-            Kept::File(_) => Vec::new(),
+            Kept::File(..) => Vec::new(),
         };
         Ok(Answered {
             exit_code,
@@ -215,7 +215,7 @@ impl Inside<'_> {
         }
     }
 
-    /// Has git inside print into `sink`, `most` bytes of it; how many it was.
+    /// Has git inside print into `sink`, `most` bytes of it, for as long as `room` finds room; how many it was.
     ///
     /// # Errors
     /// Those of `demand`, and those of writing.
@@ -224,9 +224,10 @@ impl Inside<'_> {
         question: Question,
         sink: File,
         most: u64,
+        room: Room,
     ) -> Result<u64, AskError> {
         let attempt = question.attempt;
-        let kept = Kept::File(tokio::fs::File::from_std(sink));
+        let kept = Kept::File(tokio::fs::File::from_std(sink), room);
         let (exit_code, said, kept) = self.run_bounded(question, kept, most).await?;
         if exit_code != 0 {
             let answered = Answered {
@@ -238,7 +239,7 @@ impl Inside<'_> {
         }
         let written = match kept {
             Kept::Memory(_) => Ok(0),
-            Kept::File(mut file) => match file.flush().await {
+            Kept::File(mut file, _) => match file.flush().await {
                 Ok(()) => file.metadata().await.map(|metadata| metadata.len()),
                 Err(error) => Err(error),
             },
@@ -353,11 +354,16 @@ fn visible(char: char) -> char {
 
 const WRITING: &str = "keeping what git inside printed";
 
+/// Looks whether there is room on the disk for more.
+pub(crate) type Room = Box<dyn Fn() -> std::io::Result<()> + Send>;
+
+/// After so many bytes it is looked for room again.
+const LOOK: u64 = 4 << 20;
+
 /// Where what git prints goes.
-#[derive(Debug)]
 enum Kept {
     Memory(Vec<u8>),
-    File(tokio::fs::File),
+    File(tokio::fs::File, Room),
 }
 
 /// Why no more is taken.
@@ -392,12 +398,58 @@ impl Sink for Keeper {
                 kept.extend(bytes);
                 Ok(())
             }
-            (Some(_), Kept::File(file)) => file.write_all(&bytes).await.map_err(Stopped::Host),
+            (Some(left), Kept::File(file, room)) => {
+                let looked = match left / LOOK == self.left / LOOK {
+                    true => Ok(()),
+                    false => room(),
+                };
+                match looked {
+                    Ok(()) => file.write_all(&bytes).await.map_err(Stopped::Host),
+                    Err(full) => Err(Stopped::Host(full)),
+                }
+            }
         };
         self.left = left.unwrap_or(0);
         if let Err(stopped) = taken {
             self.stopped = Some(stopped);
             self.kill.cancel();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_git_prints_is_kept_for_as_long_as_there_is_room() {
+        let file = tempfile::tempfile().expect("a temporary file");
+        let length = file.try_clone().expect("one more of it");
+        let written = move || length.metadata().expect("it is there").len();
+        let room = move || match written() {
+            some if some < 3 * LOOK => Ok(()),
+            _ => Err(io::ErrorKind::StorageFull.into()),
+        };
+        let kill = CancellationToken::new();
+        let mut keeper = Keeper {
+            kept: Kept::File(tokio::fs::File::from_std(file), Box::new(room)),
+            left: 1 << 40,
+            said: Output::limited(OUTPUT_END),
+            stopped: None,
+            kill: kill.clone(),
+        };
+        let mut taken = 0;
+        while !kill.is_cancelled() {
+            keeper.take(Stream::Stdout, vec![0; 1 << 20]).await;
+            taken += 1;
+            assert!(taken < 100, "it goes on and on");
+        }
+        assert!(
+            matches!(&keeper.stopped, Some(Stopped::Host(error)) if error.kind() == io::ErrorKind::StorageFull)
+        );
+        // Looked at after each of the pieces, and what was on its way.
+        assert!(taken <= 4 * 4 + 4, "{taken} MiB were taken");
     }
 }

@@ -62,7 +62,7 @@ impl Setups {
         let discard = move |path: &Path| discarding.discard(path);
         let store = LayerStore::open(state.path("layers"), discard)
             .map_err(SetupError::host("opening the layer store"))?;
-        let mirrors = Mirrors::open(state.path("mirrors"));
+        let mirrors = Mirrors::open(state.path("mirrors"), state.mark());
         let base = Bases {
             config: &config,
             state,

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -29,8 +30,9 @@ pub fn serve(arguments: &ServeArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?;
     let served = runtime.block_on(serve_until_told(arguments, config));
-    // A thread may still read an archive that nobody wants any more.
-    runtime.shutdown_background();
+    // Requests that nobody waits for any more end here, and with them the programs that they run on the host. A
+    // thread may still read an archive, and is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
     served.map(|()| ExitCode::SUCCESS)
 }
 

@@ -75,14 +75,15 @@ struct Shared {
 }
 
 impl Mirrors {
-    /// Mirrors below `dir`, which is made with mode 0700 when the first is needed.
+    /// Mirrors below `dir`, which is made with mode 0700 when the first is needed. Every git has the variable
+    /// `mark` in its environment.
     #[must_use]
-    pub fn open(dir: PathBuf) -> Self {
-        Self::with_stall(dir, STALL)
+    pub fn open(dir: PathBuf, mark: (&'static str, String)) -> Self {
+        Self::with_stall(dir, mark, STALL)
     }
 
-    fn with_stall(dir: PathBuf, stall: Duration) -> Self {
-        let client = Arc::new(Client::new(dir.clone(), stall));
+    fn with_stall(dir: PathBuf, mark: (&'static str, String), stall: Duration) -> Self {
+        let client = Arc::new(Client::new(dir.clone(), mark, stall));
         Self(Arc::new(Shared {
             dir,
             client,

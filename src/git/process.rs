@@ -65,13 +65,15 @@ const ADVICE: &[&str] = &[
 pub(super) struct Client {
     /// Where all mirrors are. Its name is the host's own business and in no message.
     dir: PathBuf,
+    /// A variable that all of them have.
+    mark: (&'static str, String),
     /// How long a transfer may stand still.
     stall: Duration,
 }
 
 impl Client {
-    pub(super) fn new(dir: PathBuf, stall: Duration) -> Self {
-        Self { dir, stall }
+    pub(super) fn new(dir: PathBuf, mark: (&'static str, String), stall: Duration) -> Self {
+        Self { dir, mark, stall }
     }
 
     /// An empty directory: no user's configuration, credentials or attributes are in it.
@@ -172,6 +174,8 @@ impl Client {
             call.variables.push((name.into(), value.into()));
         }
         call.variables.push(("HOME".into(), self.home().into()));
+        let (name, value) = &self.mark;
+        call.variables.push(((*name).into(), value.into()));
         for (key, value) in [
             ("protocol.allow", "never"),
             ("core.hooksPath", "/dev/null"),

@@ -33,6 +33,9 @@ const LARGEST_COMMITS: u64 = 256 << 20;
 /// How long looking at all objects may take.
 const CHECKING: Duration = Duration::from_secs(300);
 
+/// How long an upstream may take for a push.
+const PUSHING: Duration = Duration::from_secs(600);
+
 /// The most of what git said that an error repeats, in bytes.
 const DETAIL: usize = 1024;
 
@@ -120,8 +123,17 @@ pub(super) async fn push(
             .args(["--recurse-submodules=no", "--progress", "--"])
             .arg(access.upstream().url())
             .arg(format!("{}:{name}", outgoing.tip));
-        if let Err(failure) = call.output().await {
-            return Err(refused(&access, outgoing.branch, failure));
+        match tokio::time::timeout(PUSHING, call.output()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(failure)) => return Err(refused(&access, outgoing.branch, failure)),
+            // It may have taken them, and not said so.
+            Err(_) => {
+                return Err(PushError::Refused {
+                    url: access.upstream().url().to_owned(),
+                    branch: outgoing.branch,
+                    detail: format!("it did not come to an end within {} s", PUSHING.as_secs()),
+                });
+            }
         }
     }
     Ok(Pushed {
@@ -354,12 +366,13 @@ impl Quarantine {
         for base in bases {
             let leads = ["merge-base", "--is-ancestor", base.as_str(), tip.as_str()];
             let leads = self.git(mirror).allocating(LARGEST_OBJECT).args(leads);
-            match leads.output().await {
-                Ok(_) => follows = true,
-                Err(failure) if failure.is_an_answer() => {}
-                Err(failure) => {
+            match tokio::time::timeout(CHECKING, leads.output()).await {
+                Ok(Ok(_)) => follows = true,
+                Ok(Err(failure)) if failure.is_an_answer() => {}
+                Ok(Err(failure)) => {
                     return Err(GitError::local("compare commits", failure).into());
                 }
+                Err(_) => return Err(too_long("compare them with what is there")),
             }
         }
         if !follows {
@@ -387,12 +400,16 @@ impl Quarantine {
                 failure.detail(DETAIL)
             ))),
             Ok(Err(failure)) => Err(GitError::local(attempt, failure).into()),
-            Err(_) => Err(PushError::Unfit(format!(
-                "git could not {attempt} within {} s",
-                CHECKING.as_secs()
-            ))),
+            Err(_) => Err(too_long(attempt)),
         }
     }
+}
+
+fn too_long(attempt: &str) -> PushError {
+    PushError::Unfit(format!(
+        "git could not {attempt} within {} s",
+        CHECKING.as_secs()
+    ))
 }
 
 impl Drop for Quarantine {

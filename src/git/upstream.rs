@@ -360,18 +360,26 @@ pub(super) struct Scrub {
 }
 
 impl Scrub {
-    /// `said` without secrets, without user names and passwords in URLs, and without control
-    /// characters other than line ends.
+    /// `said` without secrets, without user names and passwords in URLs, and without characters that do not
+    /// show, line ends apart. These go first: what is left could else put a secret together again.
     pub(super) fn clean(&self, said: &[u8]) -> String {
-        let mut text = String::from_utf8_lossy(said).into_owned();
+        let text = String::from_utf8_lossy(said);
+        let mut text: String = text.chars().filter(|char| is_shown(*char)).collect();
         for secret in &self.secrets {
             text = text.replace(secret, REDACTED);
         }
         without_userinfo(&text)
-            .chars()
-            .filter(|&char| char == '\n' || !char.is_control())
-            .collect()
     }
+}
+
+/// Whether a character shows, or ends a line: control characters do not, nor what joins, parts or turns others.
+fn is_shown(char: char) -> bool {
+    let is_format = matches!(
+        char,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+    );
+    char == '\n' || !(char.is_control() || is_format)
 }
 
 /// `scheme://user:password@host` as `scheme://[redacted]@host`.
@@ -431,6 +439,17 @@ fn percent_decoded(text: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_show_puts_no_secret_together() {
+        let scrub = Scrub {
+            secrets: vec!["canary-token".to_owned()],
+        };
+        for parts in ["\u{1}", "\u{7f}", "\u{9b}", "\u{ad}", "\u{200b}\u{202e}"] {
+            let said = format!("no: can{parts}ary-to{parts}ken\n{parts}why");
+            assert_eq!(scrub.clean(said.as_bytes()), "no: [redacted]\nwhy");
+        }
+    }
 
     #[test]
     fn urls_are_taken_apart() {

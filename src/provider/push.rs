@@ -82,6 +82,6 @@ pub struct Committed {
 pub struct Bundled {
     /// The bundle.
     pub content: OpenFile,
-    /// Its place among all answers: to be let go of with the content.
+    /// Its place among all bundles: to be let go of with the content.
     pub place: Pass,
 }

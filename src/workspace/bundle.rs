@@ -1,8 +1,9 @@
 //! A repository of a workspace as a bundle, made by the workspace's own git and taken out as bytes.
 //!
-//! It is whole in a file without a name before anybody reads it; the places for that are those of other answers.
+//! It is whole in a file without a name before anybody reads it. There are so many at once, one of each workspace.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use super::{Workspace, WorkspaceError};
@@ -20,7 +21,7 @@ pub struct Bundled {
     pub file: File,
     /// Its length in bytes.
     pub size: u64,
-    /// Its place among all answers: to be let go of with the file.
+    /// Its place among all bundles: to be let go of with the file.
     pub place: Pass,
 }
 
@@ -64,7 +65,12 @@ impl Workspace {
         let file = tempfile::tempfile_in(self.state.staging()).map_err(&host)?;
         let sink = file.try_clone().map_err(&host)?;
         let make = Question::work(BUNDLE, git::bundle_command(wanted, have));
-        let size = inside.take(make, sink, most).await?;
+        let state = self.state.clone();
+        let room = move || {
+            let full = |full| io::Error::new(io::ErrorKind::StorageFull, full);
+            state.check_room().map_err(full)
+        };
+        let size = inside.take(make, sink, most, Box::new(room)).await?;
         Ok((file, size))
     }
 }

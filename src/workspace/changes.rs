@@ -8,8 +8,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
+
+use tokio::sync::OwnedMutexGuard;
 
 use super::one::Workspace;
 use super::record::{Record, writable};
@@ -28,7 +30,10 @@ const SETTLING: Duration = Duration::from_secs(5);
 /// Answers that there are at once: about to be written, or until somebody has read them.
 static ANSWERS: LazyLock<Gate> = LazyLock::new(|| Gate::new(16));
 
-/// Of these, those that are being written.
+/// Bundles that there are at once, or that git inside makes, which may take its time: to be read or pushed.
+static BUNDLES: LazyLock<Gate> = LazyLock::new(|| Gate::new(16));
+
+/// Of the answers, those that are being written.
 static WRITING: LazyLock<Gate> = LazyLock::new(|| Gate::new(4));
 
 /// Bytes that an [`Answer`] takes at most.
@@ -53,6 +58,21 @@ impl Workspaces {
     pub async fn place_for_answer(&self, id: &WorkspaceId) -> Result<Pass, WorkspaceError> {
         let owner = self.get(id)?.owner();
         Ok(ANSWERS.enter(owner.as_deref()).await)
+    }
+
+    /// Waits for a turn to have git inside make a bundle, of which a workspace has one at a time, and for a place
+    /// for it.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn place_for_bundle(
+        &self,
+        id: &WorkspaceId,
+    ) -> Result<(OwnedMutexGuard<()>, Pass), WorkspaceError> {
+        let workspace = self.get(id)?;
+        let turn = Arc::clone(&workspace.handing_out).lock_owned().await;
+        let place = BUNDLES.enter(workspace.owner().as_deref()).await;
+        Ok((turn, place))
     }
 
     /// Tells what changed in a workspace since setup, within a path: within its repository if none is given and

@@ -45,6 +45,8 @@ pub struct Workspace {
     current: Mutex<Current>,
     execs: Arc<Execs>,
     sessions: Sessions,
+    /// Held while git inside makes a bundle.
+    pub(super) handing_out: Arc<tokio::sync::Mutex<()>>,
     events: Arc<Events>,
     pub(super) tenure: Arc<Tenure>,
     /// Fences it when the time comes that its record names.
@@ -276,6 +278,7 @@ impl Workspace {
             watcher: Mutex::default(),
             execs: Arc::new(execs),
             sessions: Sessions::default(),
+            handing_out: Arc::default(),
             events,
         })
     }

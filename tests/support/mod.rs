@@ -48,7 +48,7 @@ pub(crate) use self::{
     host::{
         Lives, cgroup_directories, children, descendants, digest_of_tree, entries, holders,
         is_remover, is_zombie, mounts_below, namespaces, open_files, process_with_argument,
-        seen_from_the_host, uid_map, wait_until_empty, wait_until_gone,
+        seen_from_the_host, uid_map, wait_for, wait_until_empty, wait_until_gone,
     },
     limits::{BRANCHING, GREEDY, MEMORY, PIDS, STOPS_WITH_ITS_CHILD, enforced, python},
     mode::{Mode, mode},

@@ -525,7 +525,7 @@ async fn connections_that_fail_are_told_apart() {
     let error = hosted.failure("cut/r.git", Some(&hosted.token)).await;
     assert!(matches!(error, GitError::Transfer { .. }), "{error}");
     let dir = hosted.setting.dir.path().join("impatient");
-    let impatient = Mirrors::with_stall(dir, Duration::from_secs(1));
+    let impatient = Mirrors::with_stall(dir, ("OF_A_TEST", String::new()), Duration::from_secs(1));
     let stalling = hosted.server.repository("stall/r.git", Some(&hosted.token));
     let error = impatient
         .resolve(&stalling)
@@ -561,7 +561,10 @@ async fn git_is_killed_with_the_future_that_waits_for_it() {
         setting, server, ..
     } = &hosted;
     let repository = server.repository("stall/r.git", None);
-    let mirrors = Mirrors::open(setting.dir.path().join("mirrors"));
+    let mirrors = Mirrors::open(
+        setting.dir.path().join("mirrors"),
+        ("OF_A_TEST", String::new()),
+    );
     let task = tokio::spawn(async move { mirrors.resolve(&repository).await });
     // The worker's thread is needed while the server's channel is waited for.
     tokio::task::block_in_place(|| {

@@ -26,7 +26,7 @@ impl Setting {
     fn new() -> Self {
         let dir = TempDir::with_prefix("host-path-canary-").expect("a directory");
         std::fs::create_dir(dir.path().join("scratch")).expect("a directory");
-        let mirrors = Mirrors::open(dir.path().join("mirrors"));
+        let mirrors = Mirrors::open(dir.path().join("mirrors"), ("OF_A_TEST", String::new()));
         Self { dir, mirrors }
     }
 
@@ -722,7 +722,10 @@ async fn many_at_once_share_one_mirror() {
     let commit = upstream.commit("first");
     let repository = repository(&upstream.url(), None);
     // Another process sees the first one's locks only, as these do each other's.
-    let other = Mirrors::open(setting.dir.path().join("mirrors"));
+    let other = Mirrors::open(
+        setting.dir.path().join("mirrors"),
+        ("OF_A_TEST", String::new()),
+    );
     let tasks: Vec<_> = (0..8)
         .map(|number| {
             let mirrors = if number % 2 == 0 {

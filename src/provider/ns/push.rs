@@ -35,12 +35,14 @@ impl HandOut for NsProvider {
         reference: Option<String>,
     ) -> Result<Bundled, Error> {
         // Not to its end: who goes away waits no more, and what was begun is killed.
-        let answer = self.workspaces.place_for_answer(id).await;
-        let answer = answer.map_err(|error| error_of(error, ""))?;
+        let turn = self.workspaces.place_for_bundle(id).await;
+        let (_turn, place_for_it) = turn.map_err(|error| error_of(error, ""))?;
         let workspace = self.get(id)?;
         self.check_room()?;
         let path = place(&self.config.repositories, path)?;
-        let bundled = workspace.bundle(&path, reference.as_deref(), answer).await;
+        let bundled = workspace
+            .bundle(&path, reference.as_deref(), place_for_it)
+            .await;
         let bundled = bundled.map_err(|error| error_of(error, &path.to_string_lossy()))?;
         Ok(Bundled {
             content: OpenFile {
@@ -56,8 +58,8 @@ impl HandOut for NsProvider {
         self.check_room()?;
         let repository = repository(&self.config.repositories, wish.path.as_deref())?.clone();
         // Until it is on its way, who goes away waits no more.
-        let answer = self.workspaces.place_for_answer(id).await;
-        let answer = answer.map_err(|error| error_of(error, ""))?;
+        let turn = self.workspaces.place_for_bundle(id).await;
+        let turn = turn.map_err(|error| error_of(error, ""))?;
         let (from, to) = (wish.branch.as_deref(), wish.to.as_deref());
         let outgoing = workspace.take_commits(&repository, from, to).await;
         let outgoing =
@@ -68,7 +70,7 @@ impl HandOut for NsProvider {
         let pushed = to_its_end(async move {
             let setups = this.workspaces.setups();
             let pushed = workspace.push(setups, &repository, outgoing).await;
-            drop(answer);
+            drop(turn);
             pushed.map_err(|error| error_of(error, ""))
         })
         .await?;
