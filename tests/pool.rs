@@ -194,14 +194,17 @@ fn a_reset_tells_all_that_it_discarded_once_it_is_gone() {
 
 /// Fifty processes of the workspace that are never done.
 fn busy(derrick: &Derrick, workspace: &Workspace) -> Vec<i32> {
-    workspace
-        .ok("for n in $(seq 50); do setsid -f sh -c 'while :; do :; done' > /dev/null 2>&1; done");
+    workspace.ok("mkfifo /tmp/started; exec 3<> /tmp/started
+        for n in $(seq 50); do
+            setsid -f sh -c 'echo > /tmp/started; while :; do :; done' > /dev/null 2>&1 3>&-
+        done
+        head -n 50 <&3 > /dev/null");
     let running = descendants(derrick.pid());
     let busy: Vec<_> = running
         .into_iter()
         .filter(|pid| {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.starts_with(b"sh\0-c\0while")
+            line.starts_with(b"sh\0-c\0echo")
         })
         .collect();
     assert_eq!(busy.len(), 50);

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::channel::AsyncChannel;
@@ -504,6 +505,10 @@ fn launch(scratch: &Path, lock: &File) -> io::Result<(OwnedFd, Child)> {
     Ok((ours.into_socket(), child))
 }
 
+/// How often a copy is tried to be sealed. The kernel refuses that after a while in which something, be it the
+/// kernel as it looks for memory that it could have back, holds pages of it.
+const SEALINGS: u32 = 20;
+
 fn sealed_copy_of_this_program() -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // A kernel before 6.3 does not know the flag, and lets every memfd be executed.
@@ -511,9 +516,14 @@ fn sealed_copy_of_this_program() -> io::Result<OwnedFd> {
         memfd_create(NAME, flags | MemfdFlags::EXEC).or_else(|_| memfd_create(NAME, flags))?;
     let mut copy = File::from(memfd);
     io::copy(&mut File::open("/proc/self/exe")?, &mut copy)?;
-    fcntl_add_seals(
-        copy.as_fd(),
-        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
-    )?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    let mut sealed = Err(Errno::BUSY);
+    for _ in 0..SEALINGS {
+        sealed = fcntl_add_seals(copy.as_fd(), seals);
+        if sealed != Err(Errno::BUSY) {
+            break;
+        }
+    }
+    sealed?;
     Ok(copy.into())
 }

@@ -25,7 +25,8 @@ except OSError as error:
     print(error.errno, len(children) < 30)
     raise SystemExit(7)
 finally:
-    for child in children: os.kill(child, 9)";
+    for child in children: os.kill(child, 9)
+    for child in children: os.waitpid(child, 0)";
 
 /// A workspace with these limits, where this host enforces them. Where it does not, which it never
 /// may for root, they are refused, and there is nothing more to see.
