@@ -670,8 +670,7 @@ pub enum Written {
 /// # Errors
 /// Those of writing it.
 pub fn replace_file(path: &Path, content: &[u8], written: Written) -> io::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
+    let temporary = beside(path);
     let mut file = File::create(&temporary)?;
     file.write_all(content)?;
     if written == Written::Now {
@@ -679,6 +678,23 @@ pub fn replace_file(path: &Path, content: &[u8], written: Written) -> io::Result
     }
     drop(file);
     std::fs::rename(temporary, path)
+}
+
+/// Removes what a replacement of the file at `path` left that was cut short.
+///
+/// # Errors
+/// Those of removing it.
+pub fn forget_half(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(beside(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    temporary.into()
 }
 
 fn make_private(path: &Path) -> io::Result<()> {

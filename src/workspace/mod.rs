@@ -655,6 +655,7 @@ impl Disk<'_> {
         let shape = self.state.spawner().identity().shape();
         snapshots::finish(path, &mut record, self.snapshots, self.store, &shape)?;
         discard_other_generations(path, &record, self.state)?;
+        Record::forget_half(path)?;
         // What is gone is told by who starts it.
         let claimed = |stack: base::Stack| self.store.claimed(stack.clone()).unwrap_or(stack);
         record.home = record.home.map(claimed);

@@ -15,7 +15,7 @@ use super::snapshots::{Snapshot, SnapshotId};
 use crate::base::Stack;
 use crate::git::CommitId;
 use crate::sandbox::{IdMap, Limits, Requests, Storage};
-use crate::state::{Written, replace_file};
+use crate::state::{Written, forget_half, replace_file};
 
 /// The record of one workspace.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -99,6 +99,11 @@ impl Record {
     pub(super) fn write(&self, directory: &Path) -> io::Result<()> {
         let record = serde_json::to_vec_pretty(self)?;
         replace_file(&directory.join(NAME), &record, Written::Soon)
+    }
+
+    /// Removes what a write that was cut short left in the workspace's `directory`.
+    pub(super) fn forget_half(directory: &Path) -> io::Result<()> {
+        forget_half(&directory.join(NAME))
     }
 
     pub(super) fn read(directory: &Path) -> io::Result<Self> {
