@@ -21,8 +21,8 @@ use std::time::Instant;
 
 use support::{Census, Scratch, cycles};
 
-/// Cycles that come before the first look.
-const WARM_UP: u64 = 100;
+/// Cycles that come before the first look: until malloc(3) holds what sixteen clients at once make it hold.
+const WARM_UP: u64 = 1000;
 /// Cycles from one look to the next.
 const STEP: u64 = 1000;
 /// Bytes that each cycle may leave in the memory of either process.
