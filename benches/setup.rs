@@ -55,7 +55,7 @@ fn main() {
     shell(&upstream, REPOSITORY);
     let mut times: [Vec<Duration>; 4] = Default::default();
     for round in 0..rounds {
-        let clone = format!("git clone -q ../upstream {round} && make -s -C {round}");
+        let clone = format!("git clone -q upstream {round} && make -s -C {round}");
         times[0].push(time(|| shell(&scratch.join("."), &clone)).0);
         let provider = Provider::start(&json!({
             "name": "bench",
