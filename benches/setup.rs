@@ -34,8 +34,8 @@ for n in $(seq 1939); do echo $n > data/$n; done
 printf 'OBJECTS=$(patsubst %%.c,%%.o,$(wildcard src/*.c))\nlibrary.a: $(OBJECTS)\n\tar rcs $@ $^\n' > Makefile
 git add . && git -c user.name=a -c user.email=a@b commit -qm first"#;
 
-const COMMIT: &str = "echo 'int more(void) { return 1; }' >> src/part1.c
-git -c user.name=a -c user.email=a@b commit -qam more";
+const COMMIT: &str = r#"echo "int more$(wc -l < src/part1.c)(void) { return 1; }" >> src/part1.c
+git -c user.name=a -c user.email=a@b commit -qam more"#;
 
 const ROWS: [&str; 4] = ["bare", "from nothing", "moved", "present"];
 
