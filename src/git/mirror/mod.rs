@@ -1,0 +1,246 @@
+//! One mirror: a bare repository of the provider's own, kept equal to an upstream.
+//!
+//! A mirror is only ever added to in place (objects first, then references), so readers need no
+//! lock against a fetch. What would pull files from under them, repacking and replacing, takes the
+//! mirror's lease alone. The two locks:
+//!
+//! - `<digest>.lock`, for writers: one at a time, across tasks and processes. The fetching git
+//!   holds it too, so a provider that is killed does not hand the mirror to its successor early.
+//! - the mirror's own directory, the lease: shared by readers.
+
+mod ask;
+mod files;
+mod find;
+mod update;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use super::error::GitError;
+use super::process::{Call, Client, Input};
+use super::reference::{CommitId, Resolved};
+use super::upstream::{Access, Upstream};
+use ask::Head;
+pub(super) use files::{blocking, take_unwanted};
+use files::{is_at, sweep, trusting};
+
+/// How long to wait before asking again for a lock that another process holds.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Where references' names lead: full name to object id. Names are bytes to git.
+pub(super) type Refs = BTreeMap<Vec<u8>, String>;
+
+/// A repository's mirror, there or not.
+#[derive(Debug, Clone)]
+pub(super) struct Mirror {
+    pub(super) client: Arc<Client>,
+    pub(super) upstream: Upstream,
+    /// The directory that holds all mirrors.
+    dir: PathBuf,
+    digest: String,
+    gate: Arc<Mutex<()>>,
+}
+
+/// The right to write to a mirror.
+#[derive(Debug)]
+pub(super) struct WriteLock {
+    file: File,
+    _gate: OwnedMutexGuard<()>,
+}
+
+/// As long as it lives, the mirror's files stay where they are.
+#[derive(Debug)]
+pub(super) struct Lease(#[expect(dead_code, reason = "the lock lives in the open file")] File);
+
+impl Mirror {
+    pub(super) fn new(
+        client: Arc<Client>,
+        dir: PathBuf,
+        upstream: Upstream,
+        gate: Arc<Mutex<()>>,
+    ) -> Self {
+        let digest = upstream.digest();
+        Self {
+            client,
+            upstream,
+            dir,
+            digest,
+            gate,
+        }
+    }
+
+    /// The bare repository.
+    pub(super) fn path(&self) -> PathBuf {
+        self.beside("git")
+    }
+
+    /// A git process that reads or writes the mirror itself.
+    pub(super) fn git(&self) -> Call {
+        self.client.local(&self.path())
+    }
+
+    /// Waits until nobody else writes.
+    pub(super) async fn lock(&self) -> Result<WriteLock, GitError> {
+        let gate = Arc::clone(&self.gate).lock_owned().await;
+        let path = self.beside("lock");
+        let file = blocking("open the mirror's lock", move || {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+        })
+        .await?;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                // Another process holds it, if only a git that is being killed. Asking again,
+                // unlike a thread that blocks in flock(2), ends when this future is dropped.
+                Err(TryLockError::WouldBlock) => tokio::time::sleep(LOCK_INTERVAL).await,
+                Err(TryLockError::Error(error)) => {
+                    return Err(GitError::io("lock the mirror", error));
+                }
+            }
+        }
+        let (mirror, trusted) = (self.path(), self.beside("conf"));
+        let directory = self.upstream.directory();
+        let used = file
+            .try_clone()
+            .map_err(|error| GitError::io("lock the mirror", error))?;
+        blocking("prepare the mirror", move || {
+            used.set_modified(SystemTime::now())?;
+            sweep(&mirror)?;
+            directory.map_or(Ok(()), |directory| {
+                std::fs::write(trusted, trusting(&directory))
+            })
+        })
+        .await?;
+        Ok(WriteLock { file, _gate: gate })
+    }
+
+    /// Keeps the mirror's files where they are.
+    pub(super) async fn lease(&self) -> Result<Lease, GitError> {
+        let path = self.path();
+        blocking("open the mirror", move || {
+            loop {
+                let directory = File::open(&path)?;
+                directory.lock_shared()?;
+                // It may have been replaced before the lock was there.
+                if is_at(&directory, &path)? {
+                    return Ok(Lease(directory));
+                }
+            }
+        })
+        .await
+    }
+
+    /// Makes the mirror equal to the upstream and finds `reference` in it.
+    pub(super) async fn resolve(
+        &self,
+        lock: &WriteLock,
+        access: Access,
+        reference: Option<&str>,
+    ) -> Result<Resolved, GitError> {
+        let (access, advertised) = self.ask(lock, access).await?;
+        if advertised.refs.is_empty() && matches!(advertised.head, Head::Nowhere) {
+            return Err(GitError::Empty {
+                url: self.upstream.url().to_owned(),
+            });
+        }
+        self.update(lock, &access, &advertised).await?;
+        match self.find(lock, &access, &advertised, reference).await {
+            Err(error @ GitError::Other { .. }) if self.is_damaged().await => {
+                self.replace_damaged(lock, &access, &advertised, &error)
+                    .await?;
+                self.find(lock, &access, &advertised, reference).await
+            }
+            found => found,
+        }
+    }
+
+    /// Makes the mirror equal to the upstream; the access that works, and the branches and tags there.
+    pub(super) async fn refresh(
+        &self,
+        lock: &WriteLock,
+        access: Access,
+    ) -> Result<(Access, Refs), GitError> {
+        let (access, advertised) = self.ask(lock, access).await?;
+        self.update(lock, &access, &advertised).await?;
+        Ok((access, advertised.refs))
+    }
+
+    /// Makes the mirror anew and has `commit` in it, if the upstream still gives it out.
+    pub(super) async fn rebuild(
+        &self,
+        lock: &WriteLock,
+        access: Access,
+        commit: Option<&CommitId>,
+    ) -> Result<(), GitError> {
+        let (access, advertised) = self.ask(lock, access).await?;
+        self.build(lock, &access, &advertised).await?;
+        if let Some(commit) = commit {
+            self.commit_or_fetch(lock, &access, commit.as_str()).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether git finds the mirror's own files missing or broken. Reads all of it.
+    pub(super) async fn is_damaged(&self) -> bool {
+        // Its configuration is not fsck's concern.
+        let bare = self
+            .git()
+            .args(["rev-parse", "--is-bare-repository"])
+            .output()
+            .await;
+        if bare.is_ok_and(|answer| answer != b"true\n") {
+            return true;
+        }
+        let fsck = self.git().args([
+            "fsck",
+            "--full",
+            "--no-dangling",
+            "--no-reflogs",
+            "--progress",
+        ]);
+        fsck.output()
+            .await
+            .is_err_and(|failure| failure.is_an_answer())
+    }
+
+    /// A git process that may reach the upstream, and holds the lock until it ends.
+    fn remote(&self, lock: &WriteLock, access: &Access) -> Result<Call, GitError> {
+        let trusted = access.upstream().directory().map(|_| self.beside("conf"));
+        let held = lock
+            .file
+            .try_clone()
+            .map_err(|error| GitError::io("prepare a fetch", error))?;
+        Ok(self
+            .client
+            .remote(access, trusted.as_deref())
+            .input(Input::Held(held)))
+    }
+
+    fn beside(&self, extension: &str) -> PathBuf {
+        self.dir.join(format!("{}.{extension}", self.digest))
+    }
+}
+
+/// Lines in two parts.
+fn lines(text: &[u8], separator: u8) -> impl Iterator<Item = (&[u8], &[u8])> {
+    text.split(|&byte| byte == b'\n').filter_map(move |line| {
+        let at = line.iter().position(|&byte| byte == separator)?;
+        Some((&line[..at], &line[at + 1..]))
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,196 @@
+//! How a mirror becomes equal to its upstream: by a fetch into it, or made anew aside.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use super::super::error::GitError;
+use super::super::upstream::Access;
+use super::ask::{Advertised, Head};
+use super::files::{remove, sweep};
+use super::{Mirror, WriteLock, blocking};
+
+/// Packs in a mirror, from which on the small ones are made one.
+const PACKS: usize = 50;
+
+impl Mirror {
+    pub(super) async fn update(
+        &self,
+        lock: &WriteLock,
+        access: &Access,
+        advertised: &Advertised,
+    ) -> Result<(), GitError> {
+        let known = match self.refs().await {
+            Ok(known) if known.is_empty() || advertised.has_length_of(&known) => known,
+            // Not there, not readable, or of another object format.
+            _ => return self.build(lock, access, advertised).await,
+        };
+        if known != advertised.refs {
+            match self.fetch(lock, access, &self.path()).await {
+                Ok(()) => {}
+                // git cannot say whose fault a bad object is, so the mirror is looked at.
+                Err(error @ GitError::Other { .. }) if self.is_damaged().await => {
+                    return self.replace_damaged(lock, access, advertised, &error).await;
+                }
+                Err(error) => return Err(error),
+            }
+            self.repack_if_due().await;
+        }
+        self.set_head(&self.path(), advertised).await
+    }
+
+    pub(super) async fn replace_damaged(
+        &self,
+        lock: &WriteLock,
+        access: &Access,
+        advertised: &Advertised,
+        error: &GitError,
+    ) -> Result<(), GitError> {
+        tracing::warn!(url = self.upstream.url(), %error, "the mirror is damaged, making it anew");
+        self.build(lock, access, advertised).await
+    }
+
+    /// Makes the mirror aside and puts it into place.
+    pub(super) async fn build(
+        &self,
+        lock: &WriteLock,
+        access: &Access,
+        advertised: &Advertised,
+    ) -> Result<(), GitError> {
+        let (new, old) = (self.beside("new"), self.beside("old"));
+        // What a killed provider left.
+        remove(&new).await?;
+        remove(&old).await?;
+        let format = if advertised.id_length() == 64 {
+            "sha256"
+        } else {
+            "sha1"
+        };
+        let init = self
+            .client
+            .plain()
+            .args(["init", "--quiet", "--bare", "--template="])
+            .arg(format!("--object-format={format}"))
+            .arg("--")
+            .arg(&new);
+        init.output()
+            .await
+            .map_err(|failure| GitError::local("make a mirror", failure))?;
+        let filled = match self.fetch(lock, access, &new).await {
+            Ok(()) => self.set_head(&new, advertised).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = filled {
+            // Not kept: a partial transfer cannot be continued.
+            remove(&new).await?;
+            return Err(error);
+        }
+        let path = self.path();
+        let (from, aside) = (new, old.clone());
+        blocking("put the mirror into place", move || {
+            match File::open(&path) {
+                Ok(present) => {
+                    present.lock()?;
+                    std::fs::rename(&path, &aside)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+            std::fs::rename(&from, &path)
+        })
+        .await?;
+        remove(&old).await
+    }
+
+    async fn fetch(&self, lock: &WriteLock, access: &Access, into: &Path) -> Result<(), GitError> {
+        let call = self
+            .remote(lock, access)?
+            .in_git_dir(into)
+            // Progress tells that it is alive, and ends it by SIGPIPE when the provider is gone.
+            .args([
+                "fetch",
+                "--progress",
+                "--prune",
+                "--no-tags",
+                "--no-recurse-submodules",
+                "--",
+            ])
+            .arg(access.upstream().url())
+            .args(["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]);
+        match call.messages().await {
+            // Not an error to git: it leaves those references out.
+            Ok(said) if said.contains("shallow roots are not allowed") => {
+                let url = access.upstream().url().to_owned();
+                return Err(GitError::Shallow { url });
+            }
+            Ok(_) => {}
+            Err(failure) => {
+                // A broken transfer leaves what came so far; on a full disk that is the worst of it.
+                let into = into.to_owned();
+                blocking("clean up after a fetch", move || sweep(&into)).await?;
+                return Err(GitError::remote("fetch", access, failure));
+            }
+        }
+        // Fetched references are a file each, which is slow to walk in a big repository.
+        let pack = self.client.local(into).args(["pack-refs", "--all"]);
+        pack.output()
+            .await
+            .map(drop)
+            .map_err(|failure| GitError::local("pack the mirror's references", failure))
+    }
+
+    /// Points the mirror's `HEAD` where the upstream's points.
+    async fn set_head(&self, mirror: &Path, advertised: &Advertised) -> Result<(), GitError> {
+        let git = || self.client.local(mirror);
+        let set = match &advertised.head {
+            Head::Branch(name) => {
+                use std::os::unix::ffi::OsStrExt as _;
+                git()
+                    .args(["symbolic-ref", "HEAD"])
+                    .arg(std::ffi::OsStr::from_bytes(name))
+            }
+            // A name that no branch has: there is no default then, and no old one stays.
+            Head::Detached(_) | Head::Nowhere => {
+                git().args(["symbolic-ref", "HEAD", "refs/derrick/none"])
+            }
+        };
+        set.output()
+            .await
+            .map(drop)
+            .map_err(|failure| GitError::local("set the mirror's HEAD", failure))
+    }
+
+    /// Makes small packs one when there are many, unless somebody reads just now.
+    async fn repack_if_due(&self) {
+        let path = self.path();
+        let due = blocking("count the mirror's packs", move || {
+            let packs = std::fs::read_dir(path.join("objects/pack"))?
+                .filter_map(Result::ok)
+                .filter(|entry| {
+                    entry
+                        .path()
+                        .extension()
+                        .is_some_and(|extension| extension == "pack")
+                })
+                .count();
+            let directory = File::open(&path)?;
+            Ok((packs > PACKS && directory.try_lock().is_ok()).then_some(directory))
+        })
+        .await;
+        if let Ok(Some(_alone)) = due {
+            let repack = self
+                .git()
+                .args(["repack", "-d", "-q", "--geometric=2"])
+                .output()
+                .await;
+            if let Err(failure) = repack {
+                // The mirror works as it is, only slower; git before 2.32 has no such option.
+                tracing::debug!(
+                    url = self.upstream.url(),
+                    detail = failure.detail(200),
+                    "not repacked"
+                );
+            }
+        }
+    }
+}
