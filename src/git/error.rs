@@ -218,6 +218,19 @@ impl GitError {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
     }
 
+    /// Whether the host stopped answering in the middle of something, so that asking for less may help.
+    pub(super) fn is_broken_off(&self) -> bool {
+        matches!(self, Self::Transfer { .. } | Self::Unreachable { .. })
+    }
+
+    /// Adds that the next attempt goes on from where this one ended.
+    pub(super) fn with_the_rest_kept(mut self) -> Self {
+        if let Self::Transfer { detail, .. } | Self::Unreachable { detail, .. } = &mut self {
+            detail.push_str("; what has come is kept, and the next attempt goes on from there");
+        }
+        self
+    }
+
     /// Of a git process that works on the provider's own files only.
     pub(super) fn local(attempt: &str, failure: Failure) -> Self {
         let attempt = attempt.to_owned();

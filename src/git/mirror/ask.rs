@@ -129,8 +129,16 @@ impl Advertised {
         Self { refs, head }
     }
 
+    /// The name of the objects' format.
+    pub(super) fn format(&self) -> &'static str {
+        match self.id_length() {
+            64 => "sha256",
+            _ => "sha1",
+        }
+    }
+
     /// Digits of an object id: 40 or 64.
-    pub(super) fn id_length(&self) -> usize {
+    fn id_length(&self) -> usize {
         match (&self.head, self.refs.values().next()) {
             (_, Some(id)) | (Head::Detached(id), None) => id.len(),
             _ => 40,

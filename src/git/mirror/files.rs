@@ -43,7 +43,8 @@ pub(super) fn is_at(open: &File, path: &Path) -> io::Result<bool> {
 }
 
 /// Gives the mirrors below `dir` to `take` that are not `wanted`, have not been used lately, and that nobody
-/// works with; their lock files stay, for who waits for one. Whoever wants one again makes it anew.
+/// works with; their lock files stay, for who waits for one. Whoever wants one again makes it anew. Of a mirror
+/// that is wanted and there, what is left of making it anew goes as well.
 pub(in crate::git) fn take_unwanted(
     dir: &Path,
     wanted: impl Fn(&str) -> bool,
@@ -55,10 +56,17 @@ pub(in crate::git) fn take_unwanted(
     };
     for entry in entries {
         let path = entry?.path();
-        let name = path.file_stem().and_then(|name| name.to_str());
-        let is_mirror = path.extension().is_some_and(|extension| extension == "git");
-        let Some(name) = name.filter(|name| is_mirror && !wanted(name)) else {
+        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else {
             continue;
+        };
+        let used = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("git") if !wanted(name) => None,
+            Some("new") if !wanted(name) => None,
+            // Each step of a transfer writes to it.
+            Some("new") if path.with_extension("git").exists() => {
+                Some(path.symlink_metadata()?.modified()?)
+            }
+            _ => continue,
         };
         let lock = File::options()
             .create(true)
@@ -66,7 +74,7 @@ pub(in crate::git) fn take_unwanted(
             .write(true)
             .mode(0o600)
             .open(dir.join(format!("{name}.lock")))?;
-        let used = lock.metadata()?.modified()?;
+        let used = used.map_or_else(|| lock.metadata()?.modified(), Ok)?;
         let lately = used.elapsed().map_or(true, |since| since < RECENT);
         if lately || !locked(&lock)? {
             continue;

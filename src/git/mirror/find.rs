@@ -1,5 +1,7 @@
 //! What a mirror has: branches, tags and commits, by the names that people give them.
 
+use std::path::Path;
+
 use super::super::error::GitError;
 use super::super::reference::{CommitId, Reference, Resolved};
 use super::super::upstream::Access;
@@ -12,7 +14,12 @@ const NOT_GIVEN_OUT: &[&str] = &["not our ref", "unadvertised object", "find rem
 impl Mirror {
     /// Branches and tags that the mirror has.
     pub(in crate::git) async fn refs(&self) -> Result<Refs, GitError> {
-        let call = self.git().args([
+        self.refs_in(&self.path()).await
+    }
+
+    /// The same of a mirror that may be in the making.
+    pub(super) async fn refs_in(&self, mirror: &Path) -> Result<Refs, GitError> {
+        let call = self.client.local(mirror).args([
             "for-each-ref",
             "--format=%(objectname) %(refname)",
             "refs/heads",

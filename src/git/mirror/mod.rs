@@ -11,6 +11,7 @@
 mod ask;
 mod files;
 mod find;
+mod steps;
 mod update;
 
 use std::collections::BTreeMap;
@@ -57,6 +58,15 @@ pub(super) struct WriteLock {
 /// As long as it lives, the mirror's files stay where they are.
 #[derive(Debug)]
 pub(super) struct Lease(#[expect(dead_code, reason = "the lock lives in the open file")] File);
+
+impl WriteLock {
+    /// For a process that is to hold the lock as well.
+    fn held(&self) -> Result<File, GitError> {
+        self.file
+            .try_clone()
+            .map_err(|error| GitError::io("prepare a fetch", error))
+    }
+}
 
 impl Mirror {
     pub(super) fn new(
@@ -218,14 +228,10 @@ impl Mirror {
     /// A git process that may reach the upstream, and holds the lock until it ends.
     fn remote(&self, lock: &WriteLock, access: &Access) -> Result<Call, GitError> {
         let trusted = access.upstream().directory().map(|_| self.beside("conf"));
-        let held = lock
-            .file
-            .try_clone()
-            .map_err(|error| GitError::io("prepare a fetch", error))?;
         Ok(self
             .client
             .remote(access, trusted.as_deref())
-            .input(Input::Held(held)))
+            .input(Input::Held(lock.held()?)))
     }
 
     fn beside(&self, extension: &str) -> PathBuf {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::super::error::GitError;
 use super::super::upstream::Access;
@@ -26,7 +26,7 @@ impl Mirror {
             _ => return self.build(lock, access, advertised).await,
         };
         if known != advertised.refs {
-            match self.fetch(lock, access, &self.path()).await {
+            match self.bring(lock, access, advertised, &self.path()).await {
                 Ok(()) => {}
                 // git cannot say whose fault a bad object is, so the mirror is looked at.
                 Err(error @ GitError::Other { .. }) if self.is_damaged().await => {
@@ -59,32 +59,51 @@ impl Mirror {
     ) -> Result<(), GitError> {
         let (new, old) = (self.beside("new"), self.beside("old"));
         // What a killed provider left.
-        remove(&new).await?;
         remove(&old).await?;
-        let format = if advertised.id_length() == 64 {
-            "sha256"
+        let format = advertised.format();
+        if self.is_begun(&new, format).await? {
+            tracing::info!(
+                url = self.upstream.url(),
+                "going on with a transfer that broke off"
+            );
         } else {
-            "sha1"
+            remove(&new).await?;
+            self.init(&new, format).await?;
+        }
+        let filled = match self.bring(lock, access, advertised, &new).await {
+            Ok(()) => self.set_head(&new, advertised).await,
+            Err(error) => Err(error),
         };
+        if let Err(error) = filled {
+            if self.is_worth_keeping(&new, &error).await {
+                return Err(error.with_the_rest_kept());
+            }
+            remove(&new).await?;
+            return Err(error);
+        }
+        self.put_into_place(new, old).await
+    }
+
+    /// Whether the next attempt can go on with what has come into `new`.
+    async fn is_worth_keeping(&self, new: &Path, error: &GitError) -> bool {
+        error.is_broken_off() && self.refs_in(new).await.is_ok_and(|refs| !refs.is_empty())
+    }
+
+    pub(super) async fn init(&self, new: &Path, format: &str) -> Result<(), GitError> {
         let init = self
             .client
             .plain()
             .args(["init", "--quiet", "--bare", "--template="])
             .arg(format!("--object-format={format}"))
             .arg("--")
-            .arg(&new);
+            .arg(new);
         init.output()
             .await
-            .map_err(|failure| GitError::local("make a mirror", failure))?;
-        let filled = match self.fetch(lock, access, &new).await {
-            Ok(()) => self.set_head(&new, advertised).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = filled {
-            // Not kept: a partial transfer cannot be continued.
-            remove(&new).await?;
-            return Err(error);
-        }
+            .map(drop)
+            .map_err(|failure| GitError::local("make a mirror", failure))
+    }
+
+    async fn put_into_place(&self, new: PathBuf, old: PathBuf) -> Result<(), GitError> {
         let path = self.path();
         let (from, aside) = (new, old.clone());
         blocking("put the mirror into place", move || {
@@ -102,7 +121,13 @@ impl Mirror {
         remove(&old).await
     }
 
-    async fn fetch(&self, lock: &WriteLock, access: &Access, into: &Path) -> Result<(), GitError> {
+    /// Fetches all branches and tags at once.
+    pub(super) async fn fetch(
+        &self,
+        lock: &WriteLock,
+        access: &Access,
+        into: &Path,
+    ) -> Result<(), GitError> {
         let call = self
             .remote(lock, access)?
             .in_git_dir(into)

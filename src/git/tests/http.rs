@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use super::*;
@@ -29,31 +30,79 @@ enum Seen {
 }
 
 /// A server on loopback; the first part of a path says how it behaves.
-struct Server {
+pub(super) struct Server {
     origin: String,
     seen: mpsc::Receiver<Seen>,
+    pub(super) narrow: Arc<Narrow>,
+}
+
+/// What `/narrow/` lets through.
+#[derive(Debug)]
+pub(super) struct Narrow {
+    /// Of each answer with objects, in bytes.
+    pub(super) most: AtomicUsize,
+    /// How many more answers with objects.
+    pub(super) answers: AtomicUsize,
+    /// What it has sent in such answers.
+    pub(super) sent: AtomicUsize,
+}
+
+impl Narrow {
+    /// How much of an answer is sent.
+    fn lets_through(&self, answer: &[u8]) -> usize {
+        if !answer.windows(8).any(|window| window == b"packfile") {
+            return answer.len();
+        }
+        let left = self
+            .answers
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                left.checked_sub(1)
+            });
+        let sent = match left {
+            Ok(_) => answer.len().min(self.most.load(Ordering::SeqCst)),
+            Err(_) => 0,
+        };
+        self.sent.fetch_add(sent, Ordering::SeqCst);
+        sent
+    }
 }
 
 impl Server {
     /// Serves the repositories below `root`; `/elsewhere/` redirects to the server `other`.
-    fn start(root: &Path, other: &str) -> Self {
+    pub(super) fn start(root: &Path, other: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
         let origin = format!("http://{}", listener.local_addr().expect("an address"));
         let (sender, seen) = mpsc::channel();
         let (root, other) = (root.to_owned(), other.to_owned());
+        let narrow = Arc::new(Narrow {
+            most: AtomicUsize::new(usize::MAX),
+            answers: AtomicUsize::new(usize::MAX),
+            sent: AtomicUsize::new(0),
+        });
+        let bounds = Arc::clone(&narrow);
         // It ends with the test's process.
         std::thread::spawn(move || {
             for connection in listener.incoming() {
                 let (root, other, sender) = (root.clone(), other.clone(), sender.clone());
+                let narrow = Arc::clone(&bounds);
                 std::thread::spawn(move || {
-                    serve(connection.expect("a connection"), &root, &other, &sender)
+                    serve(
+                        connection.expect("a connection"),
+                        (&root, &narrow),
+                        &other,
+                        &sender,
+                    )
                 });
             }
         });
-        Self { origin, seen }
+        Self {
+            origin,
+            seen,
+            narrow,
+        }
     }
 
-    fn repository(&self, path: &str, token: Option<&Path>) -> Repository {
+    pub(super) fn repository(&self, path: &str, token: Option<&Path>) -> Repository {
         self.opened_by(path, &serde_json::json!({ "token_file": token }))
     }
 
@@ -80,7 +129,12 @@ impl Server {
     }
 }
 
-fn serve(mut connection: TcpStream, root: &Path, other: &str, seen: &mpsc::Sender<Seen>) {
+fn serve(
+    mut connection: TcpStream,
+    (root, narrow): (&Path, &Narrow),
+    other: &str,
+    seen: &mpsc::Sender<Seen>,
+) {
     let mut reader = BufReader::new(connection.try_clone().expect("a descriptor"));
     let mut line = String::new();
     let mut headers = HashMap::new();
@@ -144,6 +198,8 @@ fn serve(mut connection: TcpStream, root: &Path, other: &str, seen: &mpsc::Sende
     let head = String::from_utf8_lossy(head).trim_end().to_owned();
     let sent = if behaviour == "cut" && method == "POST" {
         content.len() / 2
+    } else if behaviour == "narrow" {
+        narrow.lets_through(content)
     } else {
         content.len()
     };
