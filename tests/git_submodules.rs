@@ -2,6 +2,10 @@
 
 mod support;
 
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 use support::secrets::assert_nowhere;
 use support::{Derrick, GitServer, Launch, Scratch, Upstream, git};
@@ -16,6 +20,14 @@ fn name(of: &Upstream, path: &str, url: &str, sub: &Upstream) -> String {
     git(&of.work, &["update-index", "--add", "--cacheinfo", &entry]);
     git(&of.work, &["add", ".gitmodules"]);
     of.git(&["commit", "--quiet", "--message=submodule"]);
+    of.head()
+}
+
+/// Changes a file of `of` beside its submodules.
+fn change(of: &Upstream, file: &str, content: &str) -> String {
+    std::fs::write(of.work.join(file), content).expect("its own");
+    git(&of.work, &["add", file]);
+    of.git(&["commit", "--quiet", "--message=change"]);
     of.head()
 }
 
@@ -118,4 +130,63 @@ fn a_submodule_of_another_host_is_refused_unless_the_config_allows_it() {
     name(&top, "libs/sub", &named, &sub);
     let said = refusal(&derrick);
     assert!(said.contains("submodule_urls"), "{said}");
+}
+
+#[test]
+fn the_damaged_mirror_of_a_submodule_is_mended_or_the_create_fails_as_a_whole() {
+    let server = GitServer::open();
+    let sub = server.repository("sub", &[("file", &"content\n".repeat(1000))]);
+    let top = server.repository("top", &[("file", "top\n")]);
+    name(&top, "libs/sub", "../sub.git", &sub);
+    let derrick = config(&top, &json!({ "submodules": true })).start();
+    derrick.create();
+    let is_pack = |path: &PathBuf| path.extension().is_some_and(|name| name == "pack");
+    // Of all mirrors, that of the repository too.
+    let packs = || -> Vec<PathBuf> {
+        let mirrors = std::fs::read_dir(derrick.state().join("mirrors")).expect("lists");
+        let mirrors = mirrors.map(|mirror| mirror.expect("an entry").path().join("objects/pack"));
+        let packs = mirrors.filter_map(|packs| std::fs::read_dir(packs).ok());
+        let packs = packs.flatten().map(|pack| pack.expect("an entry").path());
+        packs.filter(is_pack).collect()
+    };
+    let cut = || {
+        for pack in packs() {
+            std::fs::set_permissions(&pack, PermissionsExt::from_mode(0o600)).expect("its own");
+            let file = File::options().write(true).open(pack).expect("its own");
+            file.set_len(20).expect("its own");
+        }
+    };
+    let remove = || {
+        for pack in packs() {
+            std::fs::remove_file(pack).expect("its own");
+        }
+    };
+    let warnings = || derrick.log().matches("the mirror is damaged").count();
+    for damage in [&cut as &dyn Fn(), &remove] {
+        assert!(packs().len() >= 2);
+        damage();
+        let before = warnings();
+        // Something new, so that there is no layer yet.
+        change(&top, "more", &format!("{before}\n"));
+        let workspace = derrick.create();
+        assert_eq!(
+            workspace.ok("cd /project/libs/sub && git fsck --full && wc -l < file"),
+            "1000\n"
+        );
+        assert!(warnings() > before, "{}", derrick.log());
+    }
+
+    // Where the upstream is gone as well, nothing is made.
+    let aside = sub.bare.with_extension("aside");
+    std::fs::rename(&sub.bare, &aside).expect("its own");
+    let layers = std::fs::read_dir(derrick.state().join("layers")).expect("lists");
+    let layers = layers.count();
+    remove();
+    change(&top, "more", "the last\n");
+    let said = refusal(&derrick);
+    assert!(said.contains(&sub.url), "{said}");
+    let left = std::fs::read_dir(derrick.state().join("layers")).expect("lists");
+    assert_eq!(left.count(), layers);
+    std::fs::rename(&aside, &sub.bare).expect("its own");
+    assert_eq!(derrick.create().ok("cat /project/more"), "the last\n");
 }

@@ -15,11 +15,11 @@ use tar::{Builder, EntryType, Header};
 use super::Mirrors;
 use super::error::GitError;
 use super::history;
+use super::mending::Mending;
 use super::mirror::{Mirror, Refs, blocking};
 use super::process::Call;
 use super::reference::{Reference, Resolved, is_ref_name};
 use super::submodules::{self, Submodule};
-use super::upstream::Upstream;
 use crate::config::History;
 use crate::init::files::protocol::Owner;
 
@@ -140,8 +140,14 @@ impl Place {
         let place = Self {
             dir: self.dir.join(path),
         };
-        let own = mirrors.mirror(&Upstream::parse(&repository.url)?);
-        place.make(&own, repository.history, at).await?;
+        let mut mending = Mending::of(mirrors, repository, &at.commit).await?;
+        loop {
+            let made = place.make(mending.mirror(), repository.history, at).await;
+            if mending.settle(made).await?.is_some() {
+                break;
+            }
+            place.empty().await?;
+        }
         // What makes it one that git's own command goes on with.
         for (field, value) in [("active", "true"), ("url", repository.url.as_str())] {
             let key = format!("submodule.{name}.{field}");
@@ -149,9 +155,19 @@ impl Place {
                 .await?;
         }
         for submodule in below {
-            Box::pin(place.add(mirrors, &own, submodule)).await?;
+            Box::pin(place.add(mirrors, mending.mirror(), submodule)).await?;
         }
         Ok(())
+    }
+
+    /// Removes what an attempt left.
+    async fn empty(&self) -> Result<(), GitError> {
+        let dir = self.dir.clone();
+        blocking("make a directory for a submodule", move || {
+            std::fs::remove_dir_all(&dir)?;
+            std::fs::create_dir(&dir)
+        })
+        .await
     }
 
     async fn with_history(

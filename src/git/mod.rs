@@ -6,9 +6,9 @@
 //! environments of the git processes that need them.
 //!
 //! Reading order: [`reference`](Reference) (what is looked at), `upstream` (where it comes from),
-//! `credentials` (what a program says that opens it), `process` (how git is run), `mirror`, `history`
-//! (what of a mirror a workspace gets), `submodules`, `checkout`, `bundle`, `inside` (what a workspace's own
-//! git is to run), `handed` (what comes out of it), `push`, `error`.
+//! `credentials` (what a program says that opens it), `process` (how git is run), `mirror`, `mending` (what
+//! is done about a damaged one), `history` (what of a mirror a workspace gets), `submodules`, `checkout`,
+//! `bundle`, `inside` (what a workspace's own git is to run), `handed` (what comes out of it), `push`, `error`.
 
 mod bundle;
 mod checkout;
@@ -17,6 +17,7 @@ mod error;
 mod handed;
 mod history;
 mod inside;
+mod mending;
 mod mirror;
 mod process;
 mod push;
@@ -28,6 +29,7 @@ mod upstream;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Seek as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -51,6 +53,7 @@ pub use submodules::Submodule;
 use crate::config::Repository;
 use crate::init::files::protocol::Owner;
 use checkout::Staging;
+use mending::Mending;
 use mirror::{Mirror, blocking};
 use process::Client;
 use upstream::{Access, Upstream};
@@ -154,26 +157,22 @@ impl Mirrors {
         sink: File,
     ) -> Result<(), GitError> {
         self.prepare().await?;
-        let mirror = self.mirror(&Upstream::parse(&repository.url)?);
-        let staging = match Staging::make(&mirror, repository.history, at, scratch).await {
-            Err(error)
-                if self
-                    .heal(&mirror, repository, Some(&at.commit), &error)
-                    .await? =>
-            {
-                Staging::make(&mirror, repository.history, at, scratch).await?
+        let mut mending = Mending::of(self, repository, &at.commit).await?;
+        let staging = loop {
+            let made = Staging::make(mending.mirror(), repository.history, at, scratch).await;
+            if let Some(staging) = mending.settle(made).await? {
+                break staging;
             }
-            made => made?,
         };
         for submodule in submodules {
-            staging.add(self, &mirror, submodule).await?;
+            staging.add(self, mending.mirror(), submodule).await?;
         }
         staging.stream(owner, sink).await
     }
 
     /// Writes a bundle of what the repository's `history` lets in beside `at`, which has been resolved before,
-    /// to `sink`, without what `have` leads to: the receiver has that. What of it the mirror does not know does
-    /// not count.
+    /// to `sink`, an empty file, without what `have` leads to: the receiver has that. What of it the mirror does
+    /// not know does not count.
     ///
     /// # Errors
     ///
@@ -186,8 +185,15 @@ impl Mirrors {
         sink: File,
     ) -> Result<Bundle, GitError> {
         self.prepare().await?;
-        let mirror = self.mirror(&Upstream::parse(&repository.url)?);
-        bundle::write(&mirror, repository.history, at, have, sink).await
+        let mut mending = Mending::of(self, repository, &at.commit).await?;
+        loop {
+            let sink = emptied(&sink).map_err(|error| GitError::io("write a bundle", error))?;
+            let mirror = mending.mirror();
+            let written = bundle::write(mirror, repository.history, at, have, sink).await;
+            if let Some(bundle) = mending.settle(written).await? {
+                return Ok(bundle);
+            }
+        }
     }
 
     /// Pushes commits of a workspace to the upstream, after they were checked in a directory below `scratch` that
@@ -220,28 +226,13 @@ impl Mirrors {
         old: &CommitId,
     ) -> Result<bool, GitError> {
         self.prepare().await?;
-        let mirror = self.mirror(&Upstream::parse(&repository.url)?);
-        mirror.leads_to(new, old).await
-    }
-
-    /// Makes a mirror anew that turned out to be missing or damaged; says whether that was it.
-    async fn heal(
-        &self,
-        mirror: &Mirror,
-        repository: &Repository,
-        commit: Option<&CommitId>,
-        error: &GitError,
-    ) -> Result<bool, GitError> {
-        if !matches!(error, GitError::Other { .. } | GitError::Io { .. })
-            || !mirror.is_damaged().await
-        {
-            return Ok(false);
+        let mut mending = Mending::of(self, repository, new).await?;
+        loop {
+            let leads = mending.mirror().leads_to(new, old).await;
+            if let Some(leads) = mending.settle(leads).await? {
+                return Ok(leads);
+            }
         }
-        tracing::warn!(url = repository.url, %error, "the mirror is damaged, making it anew");
-        let access = Access::of(repository).await?;
-        let lock = mirror.lock().await?;
-        mirror.rebuild(&lock, access, commit).await?;
-        Ok(true)
     }
 
     fn mirror(&self, upstream: &Upstream) -> Mirror {
@@ -305,6 +296,14 @@ pub fn take_unwanted(
     take: impl FnMut(&Path) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
     mirror::take_unwanted(dir, wanted, take)
+}
+
+/// The same file, with nothing of an earlier attempt in it.
+fn emptied(file: &File) -> std::io::Result<File> {
+    let mut file = file.try_clone()?;
+    file.set_len(0)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// `git version 2.47.3` as (2, 47).

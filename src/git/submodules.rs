@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use super::Mirrors;
 use super::error::GitError;
+use super::mending::Mending;
 use super::mirror::Mirror;
+use super::process::Input;
 use super::reference::{CommitId, Reference, Resolved};
 use super::upstream::Upstream;
 use crate::config::Repository;
@@ -105,9 +107,15 @@ impl Search<'_> {
         count: &mut usize,
     ) -> Result<Vec<Submodule>, GitError> {
         let upstream = Upstream::parse(&parent.url)?;
-        let mirror = self.mirrors.mirror(&upstream);
+        let mut mending = Mending::of(self.mirrors, parent, commit).await?;
+        let all = loop {
+            let all = list(mending.mirror(), commit).await;
+            if let Some(all) = mending.settle(all).await? {
+                break all;
+            }
+        };
         let mut found = Vec::new();
-        for listed in list(&mirror, commit).await? {
+        for listed in all {
             *count += 1;
             if depth >= DEPTH || *count > COUNT {
                 let reason =
@@ -275,14 +283,16 @@ pub(super) async fn list(mirror: &Mirror, commit: &CommitId) -> Result<Vec<Liste
     if !file.mode.starts_with("100") {
         return refuse("it is no file");
     }
-    if file.size.is_none_or(|size| size > LARGEST_LIST) {
+    if file.size.is_some_and(|size| size > LARGEST_LIST) {
         return refuse("it is larger than 1 MiB");
     }
-    let blob = format!("--blob={}", file.id);
+    let content = mirror.git().args(["cat-file", "blob", &file.id]).output();
+    let content = content.await.map_err(failed)?;
     // Without includes: they could name files of the host.
     let settings = mirror
         .git()
-        .args(["config", "--no-includes", &blob, "-z", "--list"]);
+        .args(["config", "--no-includes", "--file", "-", "-z", "--list"])
+        .input(Input::Bytes(content));
     let settings = match settings.output().await {
         Ok(settings) => settings,
         Err(failure) if failure.is_an_answer() => return refuse("git cannot read it"),

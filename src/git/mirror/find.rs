@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::super::error::GitError;
+use super::super::process::Input;
 use super::super::reference::{CommitId, Reference, Resolved};
 use super::super::upstream::Access;
 use super::ask::{Advertised, Head};
@@ -77,6 +78,10 @@ impl Mirror {
         };
         // As for git itself, a whole id is never a name.
         if let Ok(id) = name.parse::<CommitId>() {
+            if self.peeled(id.as_str()).await?.is_none() {
+                // What has come here once would come again unnoticed, and what it is to lead to would not.
+                self.look_at_tips(&refs).await?;
+            }
             let commit = self.commit_or_fetch(lock, access, id.as_str()).await?;
             return Ok(Resolved {
                 commit,
@@ -102,6 +107,22 @@ impl Mirror {
             url: url(),
             reference: name.to_owned(),
             looked_for,
+        })
+    }
+
+    /// Fails where a reference of the mirror leads to what is not there.
+    async fn look_at_tips(&self, refs: &Refs) -> Result<(), GitError> {
+        let asked: String = refs.values().map(|id| format!("{id}\n")).collect();
+        let call = self.git().args(["cat-file", "--batch-check"]);
+        let answer = call.input(Input::Bytes(asked.into_bytes())).output().await;
+        let failed = |failure| GitError::local("look up the mirror's references", failure);
+        let answer = text(&answer.map_err(failed)?);
+        let missing = answer.lines().find(|line| line.ends_with(" missing"));
+        missing.map_or(Ok(()), |line| {
+            Err(GitError::Other {
+                attempt: "look up the mirror's references".to_owned(),
+                detail: line.to_owned(),
+            })
         })
     }
 

@@ -16,7 +16,7 @@ mod update;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -68,6 +68,13 @@ impl WriteLock {
     }
 }
 
+/// Which directory is at a mirror's place: another one once the mirror was made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
 impl Mirror {
     pub(super) fn new(
         client: Arc<Client>,
@@ -88,6 +95,15 @@ impl Mirror {
     /// The bare repository.
     pub(super) fn path(&self) -> PathBuf {
         self.beside("git")
+    }
+
+    /// Which directory it is; none where there is none.
+    pub(super) async fn identity(&self) -> Option<Identity> {
+        let metadata = tokio::fs::metadata(self.path()).await.ok()?;
+        Some(Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        })
     }
 
     /// A git process that reads or writes the mirror itself.
@@ -192,14 +208,12 @@ impl Mirror {
         &self,
         lock: &WriteLock,
         access: Access,
-        commit: Option<&CommitId>,
+        commit: &CommitId,
     ) -> Result<(), GitError> {
         let (access, advertised) = self.ask(lock, access).await?;
         self.build(lock, &access, &advertised).await?;
-        if let Some(commit) = commit {
-            self.commit_or_fetch(lock, &access, commit.as_str()).await?;
-        }
-        Ok(())
+        let found = self.commit_or_fetch(lock, &access, commit.as_str());
+        found.await.map(drop)
     }
 
     /// Whether git finds the mirror's own files missing or broken. Reads all of it.

@@ -22,7 +22,10 @@ impl Mirror {
     ) -> Result<(), GitError> {
         let known = match self.refs().await {
             Ok(known) if known.is_empty() || advertised.has_length_of(&known) => known,
-            // Not there, not readable, or of another object format.
+            Err(error) if self.identity().await.is_some() => {
+                return self.replace_damaged(lock, access, advertised, &error).await;
+            }
+            // Not there, or of another object format.
             _ => return self.build(lock, access, advertised).await,
         };
         if known != advertised.refs {

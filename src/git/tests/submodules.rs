@@ -257,3 +257,152 @@ async fn submodules_are_not_followed_for_ever() {
         assert_eq!(taken.is_ok(), depth <= 8, "{depth}: {:?}", taken.err());
     }
 }
+
+/// The packs of a mirror.
+fn packs(of: &Path) -> Vec<PathBuf> {
+    let packs = std::fs::read_dir(of.join("objects/pack")).expect("lists");
+    let packs = packs.map(|pack| pack.expect("an entry").path());
+    let packs: Vec<_> = packs
+        .filter(|path| path.extension().is_some_and(|name| name == "pack"))
+        .collect();
+    assert!(!packs.is_empty());
+    packs
+}
+
+/// A way in which a disk or a person damages a mirror.
+type Damage = (&'static str, fn(&Path));
+
+const DAMAGES: &[Damage] = &[
+    ("all of it", |mirror| {
+        std::fs::remove_dir_all(mirror).expect("removes");
+    }),
+    ("its packs", |mirror| {
+        for pack in packs(mirror) {
+            std::fs::remove_file(pack).expect("removes");
+        }
+    }),
+    ("its packs and what finds in them", |mirror| {
+        std::fs::remove_dir_all(mirror.join("objects/pack")).expect("removes");
+    }),
+    ("the end of its packs", |mirror| {
+        for pack in packs(mirror) {
+            std::fs::set_permissions(&pack, PermissionsExt::from_mode(0o644)).expect("sets");
+            let file = File::options().write(true).open(pack).expect("opens");
+            let length = file.metadata().expect("is there").len();
+            file.set_len(length / 2).expect("cuts");
+        }
+    }),
+];
+
+#[tokio::test]
+async fn the_damaged_mirror_of_a_submodule_is_made_anew() {
+    let setting = Setting::new();
+    let (top, sub, deep) = (Git::new(), Git::new(), Git::new());
+    deep.write("file", &"deep\n".repeat(1000));
+    let in_the_deep = deep.commit("deep");
+    sub.write("file", &"sub\n".repeat(1000));
+    sub.commit("sub");
+    name(&sub, "deep", &deep.url(), &in_the_deep);
+    let wanted = commit_index(&sub, "with a submodule");
+    name(&top, "sub", &sub.url(), &wanted);
+    commit_index(&top, "with a submodule");
+    let urls = [sub.url(), deep.url()];
+    let repository = with_submodules(&top.url(), Some(&[&urls[0], &urls[1]]));
+    let sound = |inside: &Git| {
+        for (place, content) in [(".", ""), ("sub", "sub\n"), ("sub/deep", "deep\n")] {
+            assert_eq!(inside.run(&["-C", place, "status", "--porcelain"]), "");
+            inside.run(&["-C", place, "fsck", "--full", "--strict"]);
+            let file = inside.path().join(place).join("file");
+            assert!(std::fs::read_to_string(file).unwrap_or_default() == content.repeat(1000));
+        }
+    };
+    let head = |of: &Git| -> CommitId {
+        let head = of.run(&["rev-parse", "HEAD"]);
+        head.trim().parse().expect("an id")
+    };
+
+    sound(
+        &setting
+            .with_all(&repository, &[])
+            .await
+            .expect("is allowed"),
+    );
+    for (what, damage) in DAMAGES {
+        for upstream in [&top, &sub, &deep] {
+            let mirror = setting.mirror_of(&super::repository(&upstream.url(), None));
+            // Before it is looked at …
+            damage(&mirror);
+            let inside = setting.with_all(&repository, &[]).await;
+            sound(&inside.unwrap_or_else(|error| panic!("without {what}: {error}")));
+            // … and between that and the checkout.
+            let at = setting.resolve(&repository).await;
+            let all = setting.mirrors.submodules(&repository, &at, &[]).await;
+            damage(&mirror);
+            sound(
+                &setting
+                    .unpack(&repository, (&at, &all.expect("finds")))
+                    .await,
+            );
+            // For what has nothing of it, too.
+            damage(&mirror);
+            let own = super::repository(&upstream.url(), None);
+            let own_at = Resolved {
+                commit: head(upstream),
+                reference: Reference::Commit,
+            };
+            let sink = tempfile::NamedTempFile::new().expect("a file");
+            let file = sink.reopen().expect("a descriptor");
+            let written = setting
+                .mirrors
+                .bundle(&own, &own_at, &Have::default(), file)
+                .await;
+            assert_eq!(written.expect("bundles"), Bundle::Written);
+            let inside = Git::new();
+            inside.run_argv(&fetch_command(sink.path().to_str().expect("UTF-8")));
+            inside.run(&["fsck", "--full", "--strict"]);
+            inside.run(&["cat-file", "-e", own_at.commit.as_str()]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_mended_is_said_and_leaves_nothing_half_done() {
+    for (what, damage) in DAMAGES {
+        let setting = Setting::new();
+        let (top, sub) = (Git::new(), Git::new());
+        sub.write("file", &"sub\n".repeat(1000));
+        let wanted = sub.commit("sub");
+        name(&top, "sub", &sub.url(), &wanted);
+        commit_index(&top, "with a submodule");
+        let url = sub.url();
+        let repository = with_submodules(&top.url(), Some(&[&url]));
+        let at = setting.resolve(&repository).await;
+        let all = setting.mirrors.submodules(&repository, &at, &[]).await;
+        let all = all.expect("finds");
+        damage(&setting.mirror_of(&super::repository(&url, None)));
+        let aside = sub.path().with_extension("aside");
+        std::fs::rename(sub.path(), &aside).expect("moves");
+
+        let sink = tempfile::tempfile().expect("a file");
+        let scratch = setting.scratch();
+        let checkout = setting.mirrors.checkout(
+            &repository,
+            (&at, &all),
+            Owner::default(),
+            &scratch,
+            sink.try_clone().expect("a descriptor"),
+        );
+        let error = checkout.await.expect_err(what);
+        let named = matches!(&error, GitError::NoSuchRepository { url: gone } if *gone == url);
+        assert!(named, "without {what}: {error}");
+        assert_eq!(sink.metadata().expect("is there").len(), 0, "{what}");
+        assert_eq!(
+            std::fs::read_dir(&scratch).expect("lists").count(),
+            0,
+            "{what}"
+        );
+        // All is well again when the upstream is there again.
+        std::fs::rename(&aside, sub.path()).expect("moves");
+        assert_sound(&setting.with_all(&repository, &[]).await.expect("mends"));
+    }
+}
