@@ -5,16 +5,15 @@
 //! so that a test can tell a clone from a fetch and a cached setup from a second one.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::thread::JoinHandle;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::acceptor::Acceptor;
 use super::secrets::{command_lines_with, environments_with};
 use super::{GUARD, Scratch, succeed};
 
@@ -22,8 +21,7 @@ use super::{GUARD, Scratch, succeed};
 #[derive(Debug)]
 pub(crate) struct GitServer {
     shared: Arc<Shared>,
-    address: SocketAddr,
-    acceptor: Option<JoinHandle<()>>,
+    acceptor: Acceptor,
     arrivals: Mutex<mpsc::Receiver<()>>,
 }
 
@@ -62,7 +60,6 @@ struct Shared {
     token: Option<String>,
     requests: Mutex<Vec<GitRequest>>,
     arrival: mpsc::Sender<()>,
-    ended: AtomicBool,
 }
 
 impl GitServer {
@@ -77,37 +74,34 @@ impl GitServer {
     }
 
     fn start(token: Option<String>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("cannot listen on loopback");
-        let address = listener.local_addr().expect("a listener has an address");
         let (arrival, arrivals) = mpsc::channel();
         let shared = Arc::new(Shared {
             root: Scratch::new(),
             token,
             requests: Mutex::default(),
             arrival,
-            ended: AtomicBool::new(false),
         });
-        let acceptor = {
-            let shared = Arc::clone(&shared);
-            std::thread::spawn(move || accept(&listener, &shared))
-        };
+        let serving = Arc::clone(&shared);
+        let acceptor = Acceptor::start(Acceptor::listen().0, move |stream| {
+            // A client that goes away in the middle is its own problem.
+            let _ = serve(&stream, &serving);
+        });
         Self {
             shared,
-            address,
-            acceptor: Some(acceptor),
+            acceptor,
             arrivals: Mutex::new(arrivals),
         }
     }
 
     /// Makes a repository with one commit of these files on `main`.
     pub(crate) fn repository(&self, name: &str, files: &[(&str, &str)]) -> Upstream {
-        let url = format!("http://{}/{name}.git", self.address);
+        let url = format!("http://{}/{name}.git", self.acceptor.address());
         repository_below(self.shared.root.path(), name, files, |_| url)
     }
 
     /// Where it listens on loopback.
     pub(crate) fn port(&self) -> u16 {
-        self.address.port()
+        self.acceptor.address().port()
     }
 
     /// Everything that was asked so far.
@@ -205,17 +199,6 @@ impl Upstream {
     }
 }
 
-impl Drop for GitServer {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::SeqCst);
-        // Wakes the acceptor, which then sees that it is to end.
-        let woken = TcpStream::connect(self.address);
-        if let (Ok(_), Some(acceptor)) = (woken, self.acceptor.take()) {
-            let _ = acceptor.join();
-        }
-    }
-}
-
 /// Makes `served/<name>.git` below `root`, with one commit of these files on `main`; `url` says where it is to be
 /// had.
 pub(super) fn repository_below(
@@ -256,24 +239,6 @@ pub(crate) fn git(directory: &Path, arguments: &[&str]) -> String {
             .env("GIT_COMMITTER_EMAIL", "ada@example.org")
             .args(arguments),
     )
-}
-
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut connections = Vec::new();
-    for stream in listener.incoming() {
-        if shared.ended.load(Ordering::SeqCst) {
-            break;
-        }
-        let Ok(stream) = stream else { break };
-        let shared = Arc::clone(shared);
-        connections.push(std::thread::spawn(move || {
-            // A client that goes away in the middle is its own problem.
-            let _ = serve(&stream, &shared);
-        }));
-    }
-    for connection in connections {
-        let _ = connection.join();
-    }
 }
 
 /// The head of a request, header names in lower case.

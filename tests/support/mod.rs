@@ -9,6 +9,7 @@
     reason = "each suite is a crate of its own and uses a part of this"
 )]
 
+mod acceptor;
 pub(crate) mod accounts;
 mod api;
 mod attempts;

@@ -2,23 +2,21 @@
 //! to; RFC 9110, 9.3.6 and RFC 9112, 3.2.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::GUARD;
+use super::acceptor::Acceptor;
 use super::secrets::{command_lines_with, environments_with};
 
 /// A running proxy; ended at the end.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     shared: Arc<Shared>,
-    address: SocketAddr,
-    acceptor: Option<JoinHandle<()>>,
+    acceptor: Acceptor,
 }
 
 /// What it was asked for.
@@ -41,38 +39,31 @@ struct Shared {
     /// User and password with a colon between them.
     wanted: Option<String>,
     asked: Mutex<Vec<Asked>>,
-    ended: AtomicBool,
 }
 
 impl Proxy {
     /// For everybody, or for whoever has this user and password, with a colon between them.
     pub(crate) fn start(wanted: Option<&str>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("cannot listen on loopback");
-        let address = listener.local_addr().expect("a listener has an address");
         let shared = Arc::new(Shared {
             wanted: wanted.map(str::to_owned),
             asked: Mutex::default(),
-            ended: AtomicBool::new(false),
         });
-        let acceptor = {
-            let shared = Arc::clone(&shared);
-            std::thread::spawn(move || accept(&listener, &shared))
-        };
-        Self {
-            shared,
-            address,
-            acceptor: Some(acceptor),
-        }
+        let serving = Arc::clone(&shared);
+        let acceptor = Acceptor::start(Acceptor::listen().0, move |stream| {
+            // A client that goes away in the middle is its own problem.
+            let _ = serve(&stream, &serving);
+        });
+        Self { shared, acceptor }
     }
 
     /// Without credentials.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.acceptor.address())
     }
 
     /// With these.
     pub(crate) fn url_with(&self, credentials: &str) -> String {
-        format!("http://{credentials}@{}", self.address)
+        format!("http://{credentials}@{}", self.acceptor.address())
     }
 
     /// Everything that it was asked for so far.
@@ -82,35 +73,6 @@ impl Proxy {
             .lock()
             .expect("no connection panicked")
             .clone()
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::SeqCst);
-        // Wakes the acceptor, which then sees that it is to end.
-        let woken = TcpStream::connect(self.address);
-        if let (Ok(_), Some(acceptor)) = (woken, self.acceptor.take()) {
-            let _ = acceptor.join();
-        }
-    }
-}
-
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut connections = Vec::new();
-    for stream in listener.incoming() {
-        if shared.ended.load(Ordering::SeqCst) {
-            break;
-        }
-        let Ok(stream) = stream else { break };
-        let shared = Arc::clone(shared);
-        connections.push(std::thread::spawn(move || {
-            // A client that goes away in the middle is its own problem.
-            let _ = serve(&stream, &shared);
-        }));
-    }
-    for connection in connections {
-        let _ = connection.join();
     }
 }
 

@@ -3,14 +3,13 @@
 //! It lets in the user whom the tests run as, with one key, and asks nothing of that user's own settings. The
 //! listener is the test's, so no port has to be guessed.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
+use super::acceptor::Acceptor;
 use super::git_server::{Upstream, repository_below};
 use super::secrets::{command_lines_with, environments_with};
 use super::{Mode, Scratch, mode, succeed};
@@ -25,8 +24,9 @@ static USERS: Mutex<(usize, bool)> = Mutex::new((0, false));
 #[derive(Debug)]
 pub(crate) struct SshServer {
     shared: Arc<Shared>,
+    /// Ended before the directory for sshd is given back.
+    acceptor: Option<Acceptor>,
     address: SocketAddr,
-    acceptor: Option<JoinHandle<()>>,
 }
 
 /// What was seen of the key while somebody was connected.
@@ -42,7 +42,6 @@ struct Shared {
     root: Scratch,
     canary: String,
     shown: Mutex<Shown>,
-    ended: AtomicBool,
 }
 
 impl SshServer {
@@ -51,8 +50,7 @@ impl SshServer {
         for name in ["host", "key", "other"] {
             make_key(&root, name);
         }
-        let listener = TcpListener::bind("127.0.0.1:0").expect("cannot listen on loopback");
-        let address = listener.local_addr().expect("a listener has an address");
+        let (listener, address) = Acceptor::listen();
         let public = |name: &str| read(&root, &format!("{name}.pub"));
         root.file("authorized", public("key"));
         let host = format!("[127.0.0.1]:{} ", address.port());
@@ -72,13 +70,10 @@ impl SshServer {
             root,
             canary: canary.expect("a key has lines"),
             shown: Mutex::default(),
-            ended: AtomicBool::new(false),
         });
         separate();
-        let acceptor = {
-            let shared = Arc::clone(&shared);
-            std::thread::spawn(move || accept(&listener, &shared))
-        };
+        let serving = Arc::clone(&shared);
+        let acceptor = Acceptor::start(listener, move |stream| serve(stream, &serving));
         Self {
             shared,
             address,
@@ -139,12 +134,7 @@ impl SshServer {
 
 impl Drop for SshServer {
     fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::SeqCst);
-        // Wakes the acceptor, which then sees that it is to end.
-        let woken = TcpStream::connect(self.address);
-        if let (Ok(_), Some(acceptor)) = (woken, self.acceptor.take()) {
-            let _ = acceptor.join();
-        }
+        drop(self.acceptor.take());
         unite();
     }
 }
@@ -173,21 +163,6 @@ fn unite() {
     users.0 -= 1;
     if mode() == Mode::Root && *users == (0, false) {
         let _ = std::fs::remove_dir(SEPARATION);
-    }
-}
-
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut connections = Vec::new();
-    for stream in listener.incoming() {
-        if shared.ended.load(Ordering::SeqCst) {
-            break;
-        }
-        let Ok(stream) = stream else { break };
-        let shared = Arc::clone(shared);
-        connections.push(std::thread::spawn(move || serve(stream, &shared)));
-    }
-    for connection in connections {
-        let _ = connection.join();
     }
 }
 
