@@ -27,6 +27,7 @@ pub mod pool;
 pub mod provider;
 pub mod sandbox;
 pub mod server;
+pub mod shown;
 pub mod spawner;
 pub mod state;
 pub mod sys;

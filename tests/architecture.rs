@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 14] = [
     &["base"],
     &["state"],
     &["git", "pool"],
-    &["chain", "clock", "config", "tally", "turns"],
+    &["chain", "clock", "config", "shown", "tally", "turns"],
     &["spawner"],
     &["init"],
     &["sandbox"],

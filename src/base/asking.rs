@@ -19,6 +19,7 @@ use crate::init::protocol::{Exec, Program, Status};
 use crate::pool::Sandbox;
 use crate::pool::exec::{self, Bounds, Cause, Sink, Stream, Streams};
 use crate::pool::output::Output;
+use crate::shown::is_shown;
 
 /// How long git inside may take to answer a question.
 const ANSWERING: Duration = Duration::from_secs(30);
@@ -31,6 +32,9 @@ const NOT_FOUND: i32 = 127;
 
 /// The most that an answer may be, in bytes.
 const LONGEST_ANSWER: u64 = 64 * 1024;
+
+/// The most that it may say beside what it prints, in bytes, progress included; the end of it is kept.
+const MOST_SAID: u64 = 16 << 20;
 
 /// Why git inside did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -301,8 +305,10 @@ impl Inside<'_> {
         let _killed_with_this = bounds.kill.clone().drop_guard();
         let mut keeper = Keeper {
             kept,
+            most,
             left: most,
             said: Output::limited(OUTPUT_END),
+            left_to_say: MOST_SAID,
             stopped: None,
             kill: bounds.kill.clone(),
         };
@@ -319,7 +325,7 @@ impl Inside<'_> {
             .await
             .map_err(|error| SetupError::host("running git inside")(error.into()))?;
         match keeper.stopped {
-            Some(Stopped::TooMuch) => {
+            Some(Stopped::TooMuch(most)) => {
                 return Err(AskError::TooMuch { path: path(), most });
             }
             Some(Stopped::Host(error)) => return Err(SetupError::host(WRITING)(error).into()),
@@ -347,8 +353,8 @@ impl Inside<'_> {
 fn visible(char: char) -> char {
     match char {
         '\n' => char,
-        char if char.is_control() => '\u{fffd}',
-        char => char,
+        char if is_shown(char) => char,
+        _ => '\u{fffd}',
     }
 }
 
@@ -369,31 +375,38 @@ enum Kept {
 /// Why no more is taken.
 #[derive(Debug)]
 enum Stopped {
-    TooMuch,
+    /// It printed more than this.
+    TooMuch(u64),
     Host(std::io::Error),
 }
 
 /// Keeps what git prints, up to a limit.
 struct Keeper {
     kept: Kept,
+    most: u64,
     left: u64,
     said: Output,
+    left_to_say: u64,
     stopped: Option<Stopped>,
     kill: CancellationToken,
 }
 
 impl Sink for Keeper {
     async fn take(&mut self, stream: Stream, bytes: Vec<u8>) {
-        if stream == Stream::Stderr {
-            self.said.push(&bytes);
+        if self.stopped.is_some() {
             return;
         }
-        if self.stopped.is_some() {
+        if stream == Stream::Stderr {
+            self.said.push(&bytes);
+            match self.left_to_say.checked_sub(bytes.len() as u64) {
+                Some(left) => self.left_to_say = left,
+                None => self.stop(Stopped::TooMuch(MOST_SAID)),
+            }
             return;
         }
         let left = self.left.checked_sub(bytes.len() as u64);
         let taken = match (left, &mut self.kept) {
-            (None, _) => Err(Stopped::TooMuch),
+            (None, _) => Err(Stopped::TooMuch(self.most)),
             (Some(_), Kept::Memory(kept)) => {
                 kept.extend(bytes);
                 Ok(())
@@ -411,9 +424,15 @@ impl Sink for Keeper {
         };
         self.left = left.unwrap_or(0);
         if let Err(stopped) = taken {
-            self.stopped = Some(stopped);
-            self.kill.cancel();
+            self.stop(stopped);
         }
+    }
+}
+
+impl Keeper {
+    fn stop(&mut self, why: Stopped) {
+        self.stopped = Some(why);
+        self.kill.cancel();
     }
 }
 
@@ -422,6 +441,27 @@ mod tests {
     use std::io;
 
     use super::*;
+
+    #[tokio::test]
+    async fn what_git_says_is_kept_to_its_end_and_has_one() {
+        let kill = CancellationToken::new();
+        let mut keeper = Keeper {
+            kept: Kept::Memory(Vec::new()),
+            most: 1,
+            left: 1,
+            said: Output::limited(4),
+            left_to_say: MOST_SAID,
+            stopped: None,
+            kill: kill.clone(),
+        };
+        for _ in 0..16 {
+            keeper.take(Stream::Stderr, vec![b'.'; 1 << 20]).await;
+        }
+        assert!(keeper.stopped.is_none() && !kill.is_cancelled());
+        keeper.take(Stream::Stderr, b"last".to_vec()).await;
+        assert_eq!(keeper.said.end(4), "last");
+        assert!(matches!(keeper.stopped, Some(Stopped::TooMuch(MOST_SAID))) && kill.is_cancelled());
+    }
 
     #[tokio::test]
     async fn what_git_prints_is_kept_for_as_long_as_there_is_room() {
@@ -435,8 +475,10 @@ mod tests {
         let kill = CancellationToken::new();
         let mut keeper = Keeper {
             kept: Kept::File(tokio::fs::File::from_std(file), Box::new(room)),
+            most: 1 << 40,
             left: 1 << 40,
             said: Output::limited(OUTPUT_END),
+            left_to_say: MOST_SAID,
             stopped: None,
             kill: kill.clone(),
         };

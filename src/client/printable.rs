@@ -8,20 +8,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// Whether a terminal does something else with it than to show it in its place.
-fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(
-            c,
-            '\u{061c}'
-                | '\u{200b}'..='\u{200f}'
-                | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}'
-                | '\u{feff}'
-                | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e007f}'
-        )
-}
+use crate::shown::is_shown;
 
 /// The text on one line, with control and direction characters as `\u{…}`.
 #[must_use]
@@ -32,7 +19,7 @@ pub fn printable(text: &str) -> String {
             '\n' => shown.push_str("\\n"),
             '\r' => shown.push_str("\\r"),
             '\t' => shown.push_str("\\t"),
-            c if steers(c) => shown.extend(c.escape_unicode()),
+            c if !is_shown(c) => shown.extend(c.escape_unicode()),
             c => shown.push(c),
         }
     }
@@ -49,7 +36,7 @@ pub fn json(value: &impl Serialize) -> String {
     let text = serde_json::to_string(value).expect("it has texts for keys");
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if steers(c) {
+        if !is_shown(c) {
             let mut units = [0; 2];
             for unit in c.encode_utf16(&mut units) {
                 // Writing to a text cannot fail.
@@ -84,7 +71,7 @@ mod tests {
     fn json_stays_the_same_value() {
         let value = serde_json::json!({ "a\u{9b}": ["\u{1b}[m", "\u{202e}", "\u{e0041}", "é"] });
         let text = json(&value);
-        assert!(!text.chars().any(steers), "{text}");
+        assert!(text.chars().all(is_shown), "{text}");
         assert_eq!(
             serde_json::from_str::<serde_json::Value>(&text).unwrap(),
             value

@@ -1,8 +1,9 @@
 //! What a program says that opens an upstream: the `get` of git's credential helpers, gitcredentials(7).
 //!
 //! It runs on the host as derrick's user, with an environment that tells nothing but where programs and that
-//! user's files are, and is told scheme and host alone, as git itself tells. It is asked for each use, and
-//! never told how that went. What it prints beside its answer is thrown away, as it may hold a secret.
+//! user's files are, and is told scheme and host alone, as git itself tells. It is asked for each use, a few at
+//! once, and never told how that went. What it prints beside its answer is thrown away, as it may hold a secret.
+//! What it leaves running when it has answered goes on, as a cache that keeps the answer does.
 
 use std::io;
 use std::process::{ExitStatus, Stdio};
@@ -10,12 +11,16 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
+use tokio::sync::Semaphore;
 
 use super::process::Running;
 use crate::config::Secret;
 
 /// How long a program may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Programs that are asked at once; others wait.
+static ASKING: Semaphore = Semaphore::const_new(8);
 
 /// An answer is a few lines; what is larger than this, in bytes, is none.
 const LARGEST_ANSWER: u64 = 64 << 10;
@@ -52,6 +57,10 @@ pub(super) async fn ask(
         question.push_str(&format!("username={username}\n"));
     }
     question.push('\n');
+    let _place = ASKING
+        .acquire()
+        .await
+        .map_err(|closed| closed.to_string())?;
     let asked = tokio::time::timeout(patience, run(command, question.into_bytes()));
     match asked.await {
         Err(_) => Err(format!("did not end within {} s", patience.as_secs())),

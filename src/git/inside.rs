@@ -240,19 +240,20 @@ pub fn commit_command(message: &str) -> Vec<String> {
 #[must_use]
 pub fn author_environment(name: &str, email: &str, date: Option<u64>) -> Vec<(String, String)> {
     let date = date.map(|date| format!("@{date} +0000"));
-    let mut environment = Vec::new();
+    made_by(name, email, date.as_deref())
+}
+
+/// The variables of git that say who makes a commit, and when, in git's raw format; now if absent.
+pub(super) fn made_by(name: &str, email: &str, date: Option<&str>) -> Vec<(String, String)> {
+    let mut variables = Vec::new();
     for role in ["AUTHOR", "COMMITTER"] {
-        for (field, value) in [
-            ("NAME", Some(name)),
-            ("EMAIL", Some(email)),
-            ("DATE", date.as_deref()),
-        ] {
-            if let Some(value) = value {
-                environment.push((format!("GIT_{role}_{field}"), value.to_owned()));
-            }
+        let fields = [("NAME", Some(name)), ("EMAIL", Some(email)), ("DATE", date)];
+        for (field, value) in fields {
+            let value = value.map(|value| (format!("GIT_{role}_{field}"), value.to_owned()));
+            variables.extend(value);
         }
     }
-    environment
+    variables
 }
 
 /// Prints how many files differ between two commits, or are in the first one, for [`count_of_files`].
@@ -286,7 +287,7 @@ pub fn count_of_files(printed: &[u8]) -> Option<u64> {
     is_count.then(|| count.parse().ok())?
 }
 
-/// Prints the commit that a name of [`full_name`]'s, or `HEAD`, leads to.
+/// Prints the commit that a name of [`full_names`], or `HEAD`, leads to.
 #[must_use]
 pub fn commit_of_command(name: &str) -> Vec<String> {
     git(&[
@@ -320,26 +321,15 @@ pub fn branch_of(printed: &[u8]) -> Option<String> {
     is_ref_name(name).then(|| name.to_owned())
 }
 
-/// Prints which of a branch's and a tag's full names there are; nothing where `name` can be neither's.
+/// Ends with 0 if there is a reference of this full name, and with 1 if not.
 #[must_use]
-pub fn names_command(name: &str) -> Option<Vec<String>> {
-    let [branch, tag] = full_names(name)?;
-    let format = "--format=%(refname)";
-    Some(git(&["for-each-ref", format, "--", &branch, &tag]))
+pub fn is_there_command(full_name: &str) -> Vec<String> {
+    git(&["show-ref", "--verify", "--quiet", "--", full_name])
 }
 
-/// The full name of a branch, else of a tag, that is among what [`names_command`] printed.
+/// The full names of a branch and of a tag that may be meant, in this order; none where `name` can be neither's.
 #[must_use]
-pub fn full_name(name: &str, printed: &[u8]) -> Option<String> {
-    let has = |full: &String| {
-        printed
-            .split(|&byte| byte == b'\n')
-            .any(|line| line == full.as_bytes())
-    };
-    full_names(name)?.into_iter().find(has)
-}
-
-fn full_names(name: &str) -> Option<[String; 2]> {
+pub fn full_names(name: &str) -> Option<[String; 2]> {
     let branch = name.strip_prefix("refs/heads/").unwrap_or(name);
     let tag = name.strip_prefix("refs/tags/").unwrap_or(name);
     (is_ref_name(branch) && is_ref_name(tag))
@@ -347,7 +337,7 @@ fn full_names(name: &str) -> Option<[String; 2]> {
 }
 
 /// Writes a bundle of what `wanted` leads to, without what `have` does, to its standard output: a full name of
-/// [`full_name`]'s or `HEAD`; if absent, all branches, all tags and `HEAD`.
+/// [`full_names`] or `HEAD`; if absent, all branches, all tags and `HEAD`.
 #[must_use]
 pub fn bundle_command(wanted: Option<&str>, have: &[CommitId]) -> Vec<String> {
     let mut arguments = vec!["bundle", "create", "-"];
@@ -404,26 +394,20 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_a_branch_or_a_tag_that_is_there_and_never_an_option_or_an_expression() {
-        let there = b"refs/heads/both\nrefs/tags/both\nrefs/tags/v1\nrefs/heads/-x\n";
+    fn a_name_is_a_branch_s_or_a_tag_s_and_never_an_option_or_an_expression() {
         for (name, full) in [
-            ("both", Some("refs/heads/both")),
-            ("refs/tags/both", Some("refs/tags/both")),
-            ("v1", Some("refs/tags/v1")),
-            ("-x", Some("refs/heads/-x")),
-            ("v2", None),
-            ("both..v1", None),
-            ("^both", None),
-            ("both\nv1", None),
-            ("both~1", None),
-            ("", None),
+            ("v1", ["refs/heads/v1", "refs/tags/v1"]),
+            (
+                "refs/heads/v1",
+                ["refs/heads/v1", "refs/tags/refs/heads/v1"],
+            ),
+            ("refs/tags/v1", ["refs/heads/refs/tags/v1", "refs/tags/v1"]),
+            ("-x", ["refs/heads/-x", "refs/tags/-x"]),
         ] {
-            assert_eq!(full_name(name, there).as_deref(), full, "{name:?}");
-            assert_eq!(
-                names_command(name).is_some(),
-                full.is_some() || name == "v2",
-                "{name:?}"
-            );
+            assert_eq!(full_names(name), Some(full.map(str::to_owned)), "{name:?}");
+        }
+        for name in ["v1..v2", "^v1", "v1\nv2", "v1~1", ""] {
+            assert_eq!(full_names(name), None, "{name:?}");
         }
     }
 }

@@ -15,10 +15,12 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use rustix::process::{Resource, Rlimit, prlimit};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::Instant;
 
+use super::inside::made_by;
 use super::upstream::{Access, Scrub, Transport};
 
 /// What is kept of a process's standard error: its end, far more than is ever shown, so that no
@@ -158,6 +160,7 @@ impl Client {
                 secrets: vec![self.dir.display().to_string()],
             },
             silence: self.stall * 10,
+            memory: None,
         };
         call.pass_on(PASSED_ON);
         for (name, value) in [
@@ -227,6 +230,7 @@ pub(super) struct Call {
     input: Input,
     scrub: Scrub,
     silence: Duration,
+    memory: Option<u64>,
 }
 
 impl Call {
@@ -257,11 +261,8 @@ impl Call {
 
     /// Names who makes a commit, and when, in git's raw format.
     pub(super) fn by_author(mut self, (name, email): (&str, &str), date: &str) -> Self {
-        for role in ["AUTHOR", "COMMITTER"] {
-            for (field, value) in [("NAME", name), ("EMAIL", email), ("DATE", date)] {
-                self.variables
-                    .push((format!("GIT_{role}_{field}").into(), value.into()));
-            }
+        for (name, value) in made_by(name, email, Some(date)) {
+            self.variables.push((name.into(), value.into()));
         }
         self
     }
@@ -280,6 +281,12 @@ impl Call {
     /// Ends git where it wants more memory at once, as a number and a unit.
     pub(super) fn allocating(mut self, most: &str) -> Self {
         self.variables.push(("GIT_ALLOC_LIMIT".into(), most.into()));
+        self
+    }
+
+    /// Lets git have so many bytes of memory of its own at the most, files that it maps apart.
+    pub(super) fn within_memory(mut self, most: u64) -> Self {
+        self.memory = Some(most);
         self
     }
 
@@ -333,8 +340,12 @@ impl Call {
         let not_started = |error| Failure {
             ended: Ended::NotStarted(error),
             said: String::new(),
+            plain: Plain(String::new()),
         };
         let mut running = Running::start(&mut command).map_err(not_started)?;
+        if let Some(most) = self.memory {
+            running.limit_memory(most);
+        }
         // The command still holds the descriptors that it gave to git.
         drop(command);
         let (stdin, stdout) = running.pipes();
@@ -347,10 +358,14 @@ impl Call {
         let ((ended, seen), ()) = tokio::join!(running.watch(stdout, self.silence), feed);
         match ended {
             Ended::With(status) if status.success() => Ok(seen),
-            ended => Err(Failure {
-                ended,
-                said: self.scrub.clean(&without_progress(&seen.stderr)),
-            }),
+            ended => {
+                let said = without_progress(&seen.stderr);
+                Err(Failure {
+                    ended,
+                    said: self.scrub.clean(&said),
+                    plain: Plain(String::from_utf8_lossy(&said).into_owned()),
+                })
+            }
         }
     }
 }
@@ -361,6 +376,18 @@ pub(super) struct Failure {
     pub(super) ended: Ended,
     /// Scrubbed.
     said: String,
+    plain: Plain,
+}
+
+/// What was said as it was, secrets included: to be compared with what git is known to say, for a secret may be a
+/// word of that.
+struct Plain(String);
+
+/// Hides it.
+impl std::fmt::Debug for Plain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
 }
 
 impl Failure {
@@ -411,8 +438,8 @@ impl Failure {
     }
 
     fn own_lines(&self) -> impl Iterator<Item = String> {
-        self.said
-            .lines()
+        let Plain(said) = &self.plain;
+        said.lines()
             .filter(|line| !line.starts_with("remote:"))
             .map(|line| line.trim_end().to_lowercase())
     }
@@ -423,6 +450,7 @@ impl Failure {
         Self {
             ended: Ended::With(ExitStatus::from_raw(128 << 8)),
             said: said.to_owned(),
+            plain: Plain(said.to_owned()),
         }
     }
 }
@@ -457,6 +485,19 @@ impl Running {
             .kill_on_drop(true)
             .spawn()
             .map(Self)
+    }
+
+    /// Bounds what it has of memory from now on; it has hardly begun. Nothing to do where it has ended.
+    fn limit_memory(&self, most: u64) {
+        let id = self.0.id().and_then(|id| i32::try_from(id).ok());
+        // Without an id it would be this process that is bounded.
+        if let Some(id) = id.and_then(rustix::process::Pid::from_raw) {
+            let limit = Rlimit {
+                current: Some(most),
+                maximum: Some(most),
+            };
+            let _ = prlimit(Some(id), Resource::Data, limit);
+        }
     }
 
     /// Its standard input and output, where they are pipes and not taken yet.

@@ -6,11 +6,14 @@
 //! git's fsck does, warnings are errors, and what one leads to must be there. No reference and no configuration
 //! comes with it, and the mirror itself gets nothing of it but by way of the upstream.
 
+use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Seek as _, SeekFrom};
+use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use super::error::GitError;
 use super::handed::Handed;
@@ -29,6 +32,12 @@ const LARGEST_OBJECT: &str = "256m";
 /// The most that the commits of a push may have without their files, in bytes. A small pack can make them any
 /// size, and git keeps them all where it looks whether one follows on another, also when it pushes.
 const LARGEST_COMMITS: u64 = 256 << 20;
+
+/// The most memory of its own that git may have while it takes objects in.
+const MOST_MEMORY: u64 = 768 << 20;
+
+/// Bundles that are taken in at once: small ones can be made to need memory and time.
+static TAKING_IN: Semaphore = Semaphore::const_new(2);
 
 /// How long looking at all objects may take.
 const CHECKING: Duration = Duration::from_secs(300);
@@ -105,15 +114,16 @@ pub(super) async fn push(
             bases.push(base);
         }
     }
+    let mut own = HashSet::new();
     if let Some((bundle, handed)) = outgoing.bundle {
         let said = [(outgoing.name.into_bytes(), outgoing.tip.clone())];
         if handed.references != said {
             let reason = "git in the workspace made a bundle of something else than it said";
             return Err(PushError::Unfit(reason.to_owned()));
         }
-        quarantine.take_in(mirror, bundle, &handed).await?;
+        own = quarantine.take_in(mirror, bundle, &handed).await?;
     }
-    let commits = quarantine.check(mirror, &outgoing.tip, &bases).await?;
+    let commits = quarantine.check(mirror, &outgoing.tip, &bases, own).await?;
     let name = format!("refs/heads/{}", outgoing.branch);
     let old = there.get(name.as_bytes()).and_then(|id| id.parse().ok());
     if old.as_ref() != Some(&outgoing.tip) {
@@ -250,13 +260,14 @@ impl Quarantine {
             .setting("push.negotiate", "false")
     }
 
-    /// Takes the objects of a bundle in, if it is what was asked for and all of them are as they should be.
+    /// Takes the objects of a bundle in, if it is what was asked for and all of them are as they should be; their
+    /// ids.
     async fn take_in(
         &self,
         mirror: &Mirror,
         bundle: File,
         handed: &Handed,
-    ) -> Result<(), PushError> {
+    ) -> Result<HashSet<String>, PushError> {
         if handed.objects > MOST_OBJECTS {
             return Err(PushError::Unfit(format!(
                 "they are {} objects; at most {MOST_OBJECTS} are",
@@ -265,19 +276,53 @@ impl Quarantine {
         }
         self.look_at_prerequisites(mirror, handed).await?;
         let pack = handed.pack;
-        let bundle = blocking("read a bundle", move || {
+        let (bundle, size) = blocking("read a bundle", move || {
             let mut bundle = bundle;
             bundle.seek(SeekFrom::Start(pack))?;
-            Ok(bundle)
+            let size = bundle.metadata()?.len().saturating_sub(pack);
+            Ok((bundle, size))
         })
         .await?;
+        let closed = |closed| GitError::io("take objects in", io::Error::other(closed));
+        let _place = TAKING_IN.acquire().await.map_err(closed)?;
         let index = sparing(self.git(mirror))
             .allocating(LARGEST_OBJECT)
+            .within_memory(MOST_MEMORY)
             .args(["index-pack", "--stdin", "--fix-thin", "--strict"])
             .input(Input::Held(bundle));
-        self.within_time(index, "take in their objects")
-            .await
-            .map(drop)
+        self.within_time(index, "take in their objects").await?;
+        self.objects_before(mirror, size).await
+    }
+
+    /// The ids of the objects that a pack of `size` bytes had when it came. What git completed it with, out of the
+    /// mirror, was put where its checksum had been.
+    async fn objects_before(
+        &self,
+        mirror: &Mirror,
+        size: u64,
+    ) -> Result<HashSet<String>, PushError> {
+        let packs = self.0.join("objects/pack");
+        let index = blocking("look at what was taken in", move || {
+            let mut entries = std::fs::read_dir(packs)?;
+            let index = entries.find_map(|entry| {
+                let path = entry.ok()?.path();
+                (path.extension()? == "idx").then_some(path)
+            });
+            index.map(File::open).transpose()
+        });
+        let Some(index) = index.await? else {
+            return Ok(HashSet::new());
+        };
+        let list = self.git(mirror).arg("show-index").input(Input::Held(index));
+        let list = self.within_time(list, "list their objects").await?;
+        let list = String::from_utf8_lossy(&list);
+        let own = list.lines().filter_map(|line| {
+            let mut words = line.split(' ');
+            let (offset, id) = (words.next()?.parse::<u64>().ok()?, words.next()?);
+            let checksum = id.len() as u64 / 2;
+            (offset + checksum < size).then(|| id.to_owned())
+        });
+        Ok(own.collect())
     }
 
     /// Whether the upstream has all that a bundle wants its taker to have. Asked all at once: there may be
@@ -348,12 +393,14 @@ impl Quarantine {
         Ok(count)
     }
 
-    /// Whether the tip is there with all that it leads to, and follows on a base; how many commits it adds.
+    /// Whether the tip is there with all that it leads to, each object the workspace's `own` or one that a base
+    /// leads to, and follows on a base; how many commits it adds.
     async fn check(
         &self,
         mirror: &Mirror,
         tip: &CommitId,
         bases: &[CommitId],
+        own: HashSet<String>,
     ) -> Result<u64, PushError> {
         let kind = self.git(mirror).args(["cat-file", "-t", tip.as_str()]);
         if !matches!(kind.output().await, Ok(kind) if kind == b"commit\n") {
@@ -383,12 +430,65 @@ impl Quarantine {
         let walk = self
             .git(mirror)
             .allocating(LARGEST_OBJECT)
-            .args(["rev-list", "--objects", "--quiet", tip.as_str()])
+            .args(["rev-list", "--objects", "--no-object-names", tip.as_str()])
             .args(&not)
             .arg("--");
-        self.within_time(walk, "look at all that they lead to")
+        let reached = self
+            .within_time(walk, "look at all that they lead to")
             .await?;
+        let reached = String::from_utf8_lossy(&reached);
+        let foreign = reached.lines().filter(|id| !own.contains(*id));
+        let foreign: Vec<String> = foreign.map(str::to_owned).collect();
+        self.check_known(mirror, bases, foreign).await?;
         Ok(count)
+    }
+
+    /// Whether the bases lead to all of these. An old state of a file that is there again is one of them; an object
+    /// that the mirror has beside them is none: the workspace had not got it, and would by way of the upstream.
+    async fn check_known(
+        &self,
+        mirror: &Mirror,
+        bases: &[CommitId],
+        wanted: Vec<String>,
+    ) -> Result<(), PushError> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let (sink, list) = {
+            let directory = self.0.clone();
+            blocking("make a list", move || {
+                let list = tempfile::tempfile_in(directory)?;
+                Ok((list.try_clone()?, list))
+            })
+            .await?
+        };
+        let walk = mirror
+            .git()
+            .args(["rev-list", "--objects", "--no-object-names"])
+            .args(bases.iter().map(CommitId::as_str))
+            .arg("--");
+        match tokio::time::timeout(CHECKING, walk.output_into(sink)).await {
+            Ok(walked) => {
+                walked.map_err(|failure| GitError::local("list what is there", failure))?;
+            }
+            Err(_) => return Err(too_long("compare them with what is there")),
+        }
+        let foreign = blocking("read a list", move || {
+            let mut list = list;
+            list.seek(SeekFrom::Start(0))?;
+            let mut unknown: HashSet<String> = wanted.iter().cloned().collect();
+            for id in BufReader::new(list).lines() {
+                unknown.remove(&id?);
+            }
+            Ok(wanted.into_iter().find(|id| unknown.contains(id)))
+        })
+        .await?;
+        match foreign {
+            None => Ok(()),
+            Some(id) => Err(PushError::Unfit(format!(
+                "they lead to {id}, which the workspace was not given and did not hand out"
+            ))),
+        }
     }
 
     /// Runs git over what the workspace handed out.

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::credentials::{self, Answer};
 use super::error::GitError;
 use crate::config::{Credentials, Repository, Secret};
+use crate::shown::is_shown;
 
 /// What stands in for a secret in messages.
 const REDACTED: &str = "[redacted]";
@@ -235,10 +236,9 @@ impl Access {
             Ok(Answer::Password { username, password }) => {
                 Ok(Some(Header::basic(&username, &password)))
             }
-            Ok(Answer::Header { scheme, credential }) => Ok(Some(Header {
-                value: format!("{scheme} {}", credential.expose()),
-                secrets: vec![credential.expose().to_owned()],
-            })),
+            Ok(Answer::Header { scheme, credential }) => {
+                Ok(Some(Header::of_scheme(&scheme, &credential)))
+            }
             Err(reason) => Err(GitError::CredentialCommand {
                 url: self.upstream.url.clone(),
                 reason,
@@ -329,6 +329,24 @@ impl Header {
             secrets: vec![encoded, password.expose().to_owned()],
         }
     }
+
+    /// Of any scheme; the password in what is of the basic one is a secret by itself.
+    fn of_scheme(scheme: &str, credential: &Secret) -> Self {
+        let credential = credential.expose();
+        let mut secrets = vec![credential.to_owned()];
+        if scheme.eq_ignore_ascii_case("basic")
+            && let Ok(decoded) = BASE64.decode(credential)
+            && let Ok(decoded) = String::from_utf8(decoded)
+            && let Some((_, password)) = decoded.split_once(':')
+            && !password.is_empty()
+        {
+            secrets.push(password.to_owned());
+        }
+        Self {
+            value: format!("{scheme} {credential}"),
+            secrets,
+        }
+    }
 }
 
 /// The password in a proxy's URL, as it stands there and as it is meant.
@@ -364,22 +382,13 @@ impl Scrub {
     /// show, line ends apart. These go first: what is left could else put a secret together again.
     pub(super) fn clean(&self, said: &[u8]) -> String {
         let text = String::from_utf8_lossy(said);
-        let mut text: String = text.chars().filter(|char| is_shown(*char)).collect();
+        let is_kept = |char: &char| *char == '\n' || is_shown(*char);
+        let mut text: String = text.chars().filter(is_kept).collect();
         for secret in &self.secrets {
             text = text.replace(secret, REDACTED);
         }
         without_userinfo(&text)
     }
-}
-
-/// Whether a character shows, or ends a line: control characters do not, nor what joins, parts or turns others.
-fn is_shown(char: char) -> bool {
-    let is_format = matches!(
-        char,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
-    );
-    char == '\n' || !(char.is_control() || is_format)
 }
 
 /// `scheme://user:password@host` as `scheme://[redacted]@host`.
@@ -546,6 +555,25 @@ mod tests {
             !shown.contains("canary") && !shown.contains("eC1h"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn the_password_in_basic_credentials_is_a_secret_by_itself() {
+        let header = |scheme: &str, credential: &str| {
+            let credential = Secret::from_bytes(credential.into()).expect("a line");
+            Header::of_scheme(scheme, &credential)
+        };
+        // "ada:canary"
+        let basic = header("basic", "YWRhOmNhbmFyeQ==");
+        assert_eq!(basic.value, "basic YWRhOmNhbmFyeQ==");
+        assert_eq!(basic.secrets, ["YWRhOmNhbmFyeQ==", "canary"]);
+        for (scheme, credential) in [
+            ("Bearer", "YWRhOmNhbmFyeQ=="),
+            ("Basic", "?"),
+            ("Basic", "YWRhOg=="),
+        ] {
+            assert_eq!(header(scheme, credential).secrets, [credential]);
+        }
     }
 
     #[tokio::test]

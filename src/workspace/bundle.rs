@@ -26,6 +26,7 @@ pub struct Bundled {
 }
 
 const BUNDLE: &str = "make a bundle";
+const LOOK: &str = "look for a branch or a tag";
 
 impl Workspace {
     /// Takes the repository at `path` out: a branch or a tag of it, `HEAD`, or all of these if `reference` is
@@ -87,11 +88,16 @@ pub(super) async fn full_name(
         path: inside.path().to_owned(),
         reference: reference.to_owned(),
     };
-    let names = git::names_command(reference).ok_or_else(missing)?;
-    let printed = inside
-        .demand(Question::new("list its branches and tags", names))
-        .await?;
-    git::full_name(reference, &printed).ok_or_else(missing)
+    for name in git::full_names(reference).ok_or_else(missing)? {
+        let look = Question::new(LOOK, git::is_there_command(&name));
+        let looked = inside.ask(look).await?;
+        match looked.exit_code {
+            0 => return Ok(name),
+            1 => {}
+            _ => return Err(inside.failed(LOOK, &looked).into()),
+        }
+    }
+    Err(missing())
 }
 
 /// Reads the header of a bundle.
