@@ -9,7 +9,7 @@ use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -958,6 +958,77 @@ fn a_bundle_that_is_not_what_it_should_be_is_not_passed_on() {
     assert_eq!(at(&upstream, "agents/x"), Some(good));
 }
 
+#[test]
+fn what_is_sealed_does_not_come_back_by_way_of_a_push() {
+    let server = GitServer::open();
+    // Nothing that packs well.
+    let answer: String = (1..2000_u64)
+        .map(|line| format!("{:x}\n", line.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        .collect();
+    let upstream = server.repository("project", &[("file", "oldest\n")]);
+    let base = upstream.commit(&[("file", "newer\n")]);
+    let later = upstream.commit(&[("answer", &answer)]);
+    upstream.receive();
+    let mut config = tarball(&fixture("busybox.tar"));
+    config["repositories"] = json!([
+        { "url": upstream.url, "path": "/project", "reference": base, "push": ["agents/*"] },
+    ]);
+    let derrick = Derrick::start(config);
+    let workspace = derrick.create();
+    let mut forge = Forge::of(&upstream);
+    forge.base = base.clone();
+
+    let sealed = forge.sh("git rev-parse main:answer");
+    let old = forge.sh("git rev-parse $base^:file");
+    let file = forge.sh("git rev-parse $base:file");
+    let alike =
+        forge.sh("{ git cat-file blob main:answer; echo more; } | git hash-object -w --stdin");
+    let tree = |entries: &[(&str, &str)]| {
+        let lines: String = entries
+            .iter()
+            .map(|(name, blob)| format!("100644 blob {blob}\\t{name}\\n"))
+            .collect();
+        forge.sh(&format!("commit $(printf '{lines}' | git mktree)"))
+    };
+    // An object of a later commit by its id; the later commit as a parent; an object that git is to complete the
+    // pack with, because another one is told as a difference from it.
+    let named = tree(&[("file", &file), ("found", &sealed)]);
+    let parent = forge.sh("git commit-tree -m x -p main $base^{tree}");
+    let told = tree(&[("answer", &alike), ("file", &file), ("other", &sealed)]);
+    for (tip, foreign) in [(&named, &sealed), (&parent, &later), (&told, &sealed)] {
+        forge.scratch.file(
+            "header",
+            format!("# v2 git bundle\n-{base}\n{tip} HEAD\n\n"),
+        );
+        forge.sh(&format!(
+            "{{ cat ../header
+               {{ echo -{later}; git rev-list --objects {tip} ^{later} | grep -v {sealed}; }} |
+                 git pack-objects -q --stdout
+             }} > ../bundle"
+        ));
+        let bundle = fs::read(forge.scratch.join("bundle")).expect("it was made");
+        assert!(
+            bundle.len() < answer.len() / 10,
+            "{} bytes are not without the answer",
+            bundle.len()
+        );
+        assert!(forge.is_taken_by_a_git_that_does_not_look(&bundle), "{tip}");
+        hand_out(&workspace, &bundle, tip);
+        let refused = workspace.post("push", &json!({ "to": "agents/x" }));
+        problem(refused, 422, "commits-refused", foreign);
+        assert_eq!(at(&upstream, "agents/x"), None);
+    }
+    // What the workspace has had all the time is another matter, also where it hands it out no more.
+    let back = tree(&[("file", &old)]);
+    let bundle = forge.bundle_with(
+        &format!("-{base}\n{back} HEAD\n"),
+        &format!("{back}\n^{base}\n^{base}^"),
+    );
+    hand_out(&workspace, &bundle, &back);
+    push(&workspace, &json!({ "to": "agents/x" }));
+    assert_eq!(at(&upstream, "agents/x"), Some(back));
+}
+
 /// Writes a bundle of a blob of 64 KiB and of one that is a gigabyte of it, by copies.
 const BOMB: &str = r"
 import hashlib, struct, sys, zlib
@@ -1084,4 +1155,73 @@ fn nothing_of_a_push_outlives_derrick_or_its_next_start() {
         }
         assert!(has_ended(GUARD), "what pushes outlived derrick");
     }
+}
+
+#[test]
+fn a_repository_of_longer_ids_is_committed_to_and_pushed_from() {
+    let scratch = Scratch::new();
+    let (bare, work) = (scratch.join("bare"), scratch.join("work"));
+    let (bare, work) = (bare.to_str().expect("text"), work.to_str().expect("text"));
+    let long = "--object-format=sha256";
+    git(
+        scratch.path(),
+        &["init", "-q", long, "--bare", "-b", "main", bare],
+    );
+    git(scratch.path(), &["init", "-q", long, "-b", "main", work]);
+    let work = Path::new(work);
+    fs::write(work.join("file"), "first\n").expect("it is written");
+    git(work, &["add", "file"]);
+    git(work, &["commit", "-q", "-m", "first"]);
+    git(work, &["push", "-q", bare, "main"]);
+    let derrick = that_pushes(bare, None);
+    let workspace = derrick.create();
+    workspace.ok("echo mine > file");
+    let made = commit(&workspace, "mine")["commit"].take();
+    let id = made.as_str().expect("an id");
+    assert_eq!(id.len(), 64, "{id}");
+    let pushed = push(&workspace, &json!({ "to": "work" }));
+    assert_eq!(pushed["new_commit"], made, "{pushed}");
+    let there = git(Path::new(bare), &["rev-parse", "refs/heads/work"]);
+    assert_eq!(there.trim(), id);
+}
+
+#[test]
+fn what_comes_in_and_goes_out_is_told_to_who_listens() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    upstream.receive();
+    let derrick = that_pushes(&upstream.url, None);
+    let workspace = derrick.create();
+    let events = workspace.events(None);
+    let old = upstream.head();
+    // Nothing came in.
+    workspace.fetch();
+    let new = upstream.commit(&[("more", "x\n")]);
+    workspace.fetch();
+    workspace.ok("echo mine > file");
+    let made = commit(&workspace, "mine")["commit"].take();
+    commit(&workspace, "nothing");
+    push(&workspace, &json!({ "to": "work" }));
+    let told = events
+        .filter(|event| !event.name.starts_with("exec_"))
+        .take(3);
+    let told: Vec<(String, Value)> = told
+        .map(|mut event| {
+            let data = &mut event.data;
+            data.as_object_mut().expect("an object").remove("time");
+            (event.name, event.data)
+        })
+        .collect();
+    let expected = [
+        (
+            "fetched",
+            json!({ "path": "/project", "old_commit": old, "new_commit": new }),
+        ),
+        ("committed", json!({ "path": "/project", "commit": made })),
+        (
+            "pushed",
+            json!({ "path": "/project", "branch": "work", "new_commit": made }),
+        ),
+    ];
+    assert_eq!(told, expected.map(|(name, data)| (name.to_owned(), data)));
 }

@@ -131,17 +131,15 @@ impl Setups {
         self.shared.base.owner == Owner::Caller
     }
 
-    /// The end of what the setup script printed that made the layer `digest`, if one did.
+    /// Of the setup that made the layer `digest`, if one did: the end of what its script printed, and what it
+    /// built on.
     #[must_use]
-    pub fn output(&self, digest: &Digest) -> Option<String> {
-        self.shared.store.get(digest)?.meta().output.clone()
-    }
-
-    /// What the setup built on that made the layer `digest`, if one did.
-    #[must_use]
-    pub fn receipt(&self, digest: &Digest) -> Option<SetupReceipt> {
+    pub fn receipt(&self, digest: &Digest) -> (Option<String>, Option<SetupReceipt>) {
         let store = &self.shared.store;
-        receipt(store, &store.get(digest)?)
+        let Some(layer) = store.get(digest) else {
+            return (None, None);
+        };
+        (layer.meta().output.clone(), receipt(store, &layer))
     }
 
     /// How many layers the store has.

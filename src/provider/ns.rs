@@ -4,6 +4,7 @@ mod changes;
 mod fetch;
 mod files;
 mod push;
+mod repositories;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -155,14 +156,15 @@ impl Provider for NsProvider {
             }
             enforcement["sandbox"] = own;
         }
+        let (setup_output, setup) = self.workspaces.setups().receipt(&workspace.layer());
         Ok(Description {
             id: id.clone(),
             state,
             state_detail,
             paused_by: paused_by.filter(|_| state == super::State::Paused),
             owner: workspace.owner(),
-            setup_output: self.workspaces.setups().output(&workspace.layer()),
-            setup: self.workspaces.setups().receipt(&workspace.layer()),
+            setup_output,
+            setup,
             layer: workspace.layer().to_string(),
             snapshot: self.workspaces.snapshot_under(&workspace),
             fence_at: workspace.fence().map(|fence| fence.at),

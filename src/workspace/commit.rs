@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::events::Event;
 use super::{Workspace, WorkspaceError};
 use crate::base::{AskError, Inside, Question};
 use crate::git::{self, CommitId};
@@ -77,6 +78,10 @@ impl Workspace {
         let count = Question::work(COMPARE, git::count_command(parent.as_ref(), &made));
         let files = git::count_of_files(&inside.demand(count).await?);
         let files = files.ok_or_else(|| inside.odd(COMPARE))?;
+        self.events().tell(Event::Committed {
+            path: path.to_string_lossy().into_owned(),
+            commit: made.clone().into(),
+        });
         Ok(committed(Some(made), files))
     }
 }

@@ -64,9 +64,25 @@ pub enum Event {
     Fetched {
         /// The repository's path in the workspace.
         path: String,
-        /// What the workspace had.
-        old_commit: String,
+        /// What the workspace had of what was asked for, if it had any.
+        old_commit: Option<String>,
         /// What it has now.
+        new_commit: String,
+    },
+    /// A commit of all that was changed in a repository was made by request.
+    Committed {
+        /// The repository's path in the workspace.
+        path: String,
+        /// The commit.
+        commit: String,
+    },
+    /// Commits of a repository went to its upstream.
+    Pushed {
+        /// The repository's path in the workspace.
+        path: String,
+        /// The upstream's branch.
+        branch: String,
+        /// Where that is now.
         new_commit: String,
     },
     /// Its time to live began anew.

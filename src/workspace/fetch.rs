@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::events::Event;
 use super::{Workspace, WorkspaceError};
 use crate::base::{SetupError, Setups, take_in};
 use crate::config::Repository;
@@ -71,7 +72,15 @@ impl Workspace {
     ) -> Result<Vec<FetchedRepository>, WorkspaceError> {
         let mut fetched = Vec::new();
         for one in wanted {
-            fetched.push(self.fetch_one(setups, one, update).await?);
+            let one = self.fetch_one(setups, one, update).await?;
+            if one.old_commit.as_ref() != Some(&one.new_commit) {
+                self.events().tell(Event::Fetched {
+                    path: one.path.to_string_lossy().into_owned(),
+                    old_commit: one.old_commit.clone().map(String::from),
+                    new_commit: one.new_commit.clone().into(),
+                });
+            }
+            fetched.push(one);
         }
         Ok(fetched)
     }

@@ -2,6 +2,7 @@
 
 use super::bundle::{full_name, read};
 use super::commit::{branch, id_of};
+use super::events::Event;
 use super::{Workspace, WorkspaceError};
 use crate::base::{Inside, Question, Setups};
 use crate::config::{History, Repository};
@@ -92,8 +93,17 @@ impl Workspace {
         outgoing: Outgoing,
     ) -> Result<Pushed, WorkspaceError> {
         let scratch = self.state.staging();
-        let pushed = setups.mirrors().push(repository, outgoing, &scratch).await;
-        Ok(pushed?)
+        let branch = outgoing.branch.clone();
+        let pushed = setups
+            .mirrors()
+            .push(repository, outgoing, &scratch)
+            .await?;
+        self.events().tell(Event::Pushed {
+            path: repository.path.to_string_lossy().into_owned(),
+            branch,
+            new_commit: pushed.new.clone().into(),
+        });
+        Ok(pushed)
     }
 
     fn may_push(&self, repository: &Repository, to: &str) -> bool {

@@ -1,49 +1,26 @@
 //! What a request to fetch means for the repositories of the config, and what it is told.
 
 use super::super::{Error, FetchWish, Fetched};
+use super::repositories::meant;
 use crate::config::Repository;
 use crate::workspace::fetch::{FetchedRepository, Wanted};
 
 /// The repositories that a fetch is to look at.
 pub(super) fn wanted(repositories: &[Repository], wish: &FetchWish) -> Result<Vec<Wanted>, Error> {
-    let paths = || {
-        let paths = repositories
-            .iter()
-            .map(|one| one.path.display().to_string());
-        paths.collect::<Vec<_>>().join(", ")
-    };
-    let chosen: Vec<&Repository> = match &wish.path {
-        Some(path) => repositories
-            .iter()
-            .filter(|one| one.path == *path)
-            .collect(),
-        None => repositories.iter().collect(),
-    };
-    if let (Some(path), []) = (&wish.path, chosen.as_slice()) {
-        return Err(Error::Invalid(format!(
-            "the field path: the config has no repository at {}; it has {}",
-            path.display(),
-            if repositories.is_empty() {
-                "none".to_owned()
-            } else {
-                paths()
-            },
-        )));
-    }
+    let path = wish.path.as_deref();
     let Some(reference) = &wish.reference else {
-        let configured = chosen.into_iter().map(|repository| Wanted {
+        let chosen = match path {
+            Some(path) => std::slice::from_ref(meant(repositories, Some(path))?),
+            None => repositories,
+        };
+        let configured = chosen.iter().map(|repository| Wanted {
             repository: repository.clone(),
             configured: true,
         });
         return Ok(configured.collect());
     };
-    let [repository] = chosen[..] else {
-        return Err(Error::Invalid(format!(
-            "the field reference: it is of one repository, and the config has {}; name it with the field path: {}",
-            repositories.len(),
-            paths(),
-        )));
-    };
+    // A reference is of one.
+    let repository = meant(repositories, path)?;
     let configured = repository.reference.as_ref() == Some(reference);
     let repository = repository.at(reference.clone());
     let repository =

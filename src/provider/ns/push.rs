@@ -1,9 +1,10 @@
 //! Commits of workspaces of the `ns` mode.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, PathBuf};
 
 use async_trait::async_trait;
 
+use super::repositories::meant;
 use super::{NsProvider, check_path, error_of, to_its_end};
 use crate::config::Repository;
 use crate::provider::push::{Bundled, Committed, HandOut, Message, PushWish, Pushed};
@@ -56,7 +57,7 @@ impl HandOut for NsProvider {
     async fn push(&self, id: &WorkspaceId, wish: PushWish) -> Result<Pushed, Error> {
         let workspace = self.get(id)?;
         self.check_room()?;
-        let repository = repository(&self.config.repositories, wish.path.as_deref())?.clone();
+        let repository = meant(&self.config.repositories, wish.path.as_deref())?.clone();
         // Until it is on its way, who goes away waits no more.
         let turn = self.workspaces.place_for_bundle(id).await;
         let turn = turn.map_err(|error| error_of(error, ""))?;
@@ -85,43 +86,10 @@ impl HandOut for NsProvider {
     }
 }
 
-/// The repository of the config at `path`, or its only one.
-fn repository<'a>(
-    repositories: &'a [Repository],
-    path: Option<&Path>,
-) -> Result<&'a Repository, Error> {
-    let found = match path {
-        Some(path) => repositories.iter().find(|one| one.path == path),
-        None => match repositories {
-            [repository] => Some(repository),
-            _ => None,
-        },
-    };
-    found.ok_or_else(|| {
-        let paths: Vec<_> = repositories
-            .iter()
-            .map(|one| one.path.display().to_string())
-            .collect();
-        let paths = match paths.as_slice() {
-            [] => "none".to_owned(),
-            paths => paths.join(", "),
-        };
-        Error::Invalid(format!(
-            "the field path: it has to be that of a repository of the config, which has {paths}"
-        ))
-    })
-}
-
-/// The path of the repository that is meant: the only one of the config's where none is named.
+/// The path of a repository in the workspace, the config's or another: the config's only one where none is named.
 fn place(repositories: &[Repository], path: Option<PathBuf>) -> Result<PathBuf, Error> {
     let Some(path) = path else {
-        let [repository] = repositories else {
-            return Err(Error::Invalid(format!(
-                "the config has {} repositories: name one with the field path",
-                repositories.len()
-            )));
-        };
-        return Ok(repository.path.clone());
+        return Ok(meant(repositories, None)?.path.clone());
     };
     check_path(&path.to_string_lossy())?;
     let is_plain = |part| matches!(part, Component::RootDir | Component::Normal(_));

@@ -28,7 +28,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 ///
 /// `exec_started` and `exec_ended` with the exec, `limit_hit` with the `limit` and the `exec` that met it,
 /// before that one's end, `reset`, `disposed` with the `processes`, `files` and `bytes` that are gone since
-/// then, `fetched`, `renewed` with when it `expires`, `paused`, `resumed`, `snapshotted` and `fenced` with the
+/// then, `fetched`, `committed` and `pushed` with the repository's `path` and the commit, `renewed` with when it `expires`, `paused`, `resumed`, `snapshotted` and `fenced` with the
 /// `snapshot`, and `removed`, after which nothing comes, with `why`: `asked`, `expired`, `idle` or
 /// `disconnected`. Each has its `time`. `missed` says that events are not kept any more between the one in
 /// `Last-Event-ID` and those that follow: the last 1000 are, until derrick ends.
