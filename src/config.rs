@@ -144,6 +144,13 @@ pub struct Repository {
     /// Where submodules may come from: beginnings of URLs, up to a slash; the repository's own host if absent.
     #[serde(default)]
     pub submodule_urls: Option<Vec<String>>,
+    /// Whether the files come with it that git-lfs keeps elsewhere, and those of its submodules.
+    #[serde(default)]
+    pub lfs: bool,
+    /// Where these may come from beside the repository's own host: beginnings of https and http URLs, up to a
+    /// slash.
+    #[serde(default)]
+    pub lfs_urls: Option<Vec<String>>,
     /// The branches of its upstream that commits of workspaces may be pushed to: names, in which `*` stands for
     /// any text without a slash, `**` for any text, and `{id}` for the workspace's id. None if absent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -551,6 +558,8 @@ impl Repository {
             push: Vec::new(),
             submodules: true,
             submodule_urls: None,
+            lfs: self.lfs,
+            lfs_urls: self.lfs_urls.clone(),
             token_env: text(|other| &other.token_env),
             token_file: place(|other| &other.token_file),
             username: text(|other| &other.username),

@@ -93,6 +93,14 @@ pub struct Disk {
     pub floor: u64,
 }
 
+impl Disk {
+    /// What may still be written.
+    #[must_use]
+    pub fn room(self) -> u64 {
+        self.free.saturating_sub(self.floor)
+    }
+}
+
 /// Why nothing new is written.
 #[derive(Debug, thiserror::Error)]
 pub enum NoRoom {

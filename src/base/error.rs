@@ -92,7 +92,8 @@ impl SetupError {
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         match self {
-            Self::NoSpace(_) | Self::Git(GitError::NoSpace { .. }) => true,
+            Self::NoSpace(_) => true,
+            Self::Git(error) => error.is_no_space(),
             Self::Spawner(error) => error.is_no_space(),
             Self::Sandbox(error) => error.is_no_space(),
             Self::File(error) => error.is_no_space(),

@@ -5,10 +5,14 @@
 
 use std::path::Path;
 
+use futures_util::StreamExt as _;
+use tokio::net::unix::pipe;
+use tokio_util::io::ReaderStream;
+
 use super::SetupError;
 use super::build::{Build, OUTPUT_END, pipe_for_archive, run_as, run_in};
 use crate::config::{History, Repository, WorkspaceConfig};
-use crate::git::{self, Bundle, CommitId, Have, Mirrors, Resolved, Submodule};
+use crate::git::{self, Bundle, CommitId, Have, LargeFiles, Mirrors, Resolved, Submodule};
 use crate::init::files::protocol::{Creation, FileRequest, Links, Owner, Parents};
 use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::unpack::Compression;
@@ -273,6 +277,8 @@ pub(crate) async fn take_in<'a>(
     let mut have = Have::parse(&told.output.into_bytes());
     have.extend(known.cloned());
     let before = have.commit(&resolved.reference).cloned();
+    let large = mirrors.large_files(repository, resolved, known).await?;
+    put_large_files(&inside, large).await?;
     let path = format!("/tmp/.derrick-{}.bundle", uuid::Uuid::now_v7());
     let creation = Creation {
         // Root writes it, since the owner of the repository may have no right to in /tmp; the owner's git
@@ -304,5 +310,31 @@ pub(crate) async fn take_in<'a>(
         Ok((inside, before))
     } else {
         Err(refused(fetched))
+    }
+}
+
+/// Puts large files where git inside finds them when it checks them out, as whom the repository belongs to.
+async fn put_large_files(inside: &Inside<'_>, large: LargeFiles) -> Result<(), SetupError> {
+    if large.is_empty() {
+        return Ok(());
+    }
+    let host = SetupError::host("making a pipe for large files");
+    let (reader, writer) = pipe_for_archive().map_err(&host)?;
+    let content = pipe::Receiver::from_owned_fd(reader).map_err(&host)?;
+    let content = ReaderStream::with_capacity(content, 256 * 1024).boxed();
+    let directory = inside.path.join(".git/lfs/objects");
+    let directory = directory.as_os_str().as_encoded_bytes().into();
+    let owner = Some(inside.owner.clone());
+    let (written, unpacked) = tokio::join!(
+        large.write(writer),
+        inside
+            .sandbox
+            .unpack_files(owner, directory, Compression::Plain, content),
+    );
+    match (written, unpacked) {
+        // The unpacker says why it read no further.
+        (_, Err(error)) => Err(error.into()),
+        (Err(error), Ok(_)) => Err(error.into()),
+        (Ok(()), Ok(_)) => Ok(()),
     }
 }

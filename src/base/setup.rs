@@ -16,7 +16,7 @@ use super::stack::Owner;
 use super::store::LAYER_FORMAT;
 use super::{Digest, Layer, LayerStore, SetupError, Stack, collect, repositories};
 use crate::config::{self, WorkspaceConfig};
-use crate::git::{CommitId, Mirrors, Submodule};
+use crate::git::{CommitId, Mirrors, Room, Submodule};
 use crate::init::files;
 use crate::init::protocol::Program;
 use crate::sandbox::{Access, Enforcement, Limits, Requests};
@@ -62,7 +62,9 @@ impl Setups {
         let discard = move |path: &Path| discarding.discard(path);
         let store = LayerStore::open(state.path("layers"), discard)
             .map_err(SetupError::host("opening the layer store"))?;
-        let mirrors = Mirrors::open(state.path("mirrors"), state.mark());
+        let disk = state.clone();
+        let room = Room::told_by(move || Ok(disk.disk()?.room()));
+        let mirrors = Mirrors::open(state.path("mirrors"), state.mark()).within(room);
         let base = Bases {
             config: &config,
             state,
@@ -285,6 +287,13 @@ impl Setups {
         if !submodules.is_empty() {
             determinants["submodules"] = serde_json::json!(submodules);
         }
+        let large = config.repositories.iter().filter(|one| one.lfs);
+        let large: Vec<_> = large
+            .map(|repository| (&repository.path, &repository.lfs_urls))
+            .collect();
+        if !large.is_empty() {
+            determinants["lfs"] = serde_json::json!(large);
+        }
         Digest::of([determinants.to_string()])
     }
 
@@ -431,6 +440,9 @@ impl Setups {
             let config = &self.shared.config.repositories;
             let submodules = mirrors
                 .submodules(&checkout.repository, &checkout.at, config)
+                .await?;
+            mirrors
+                .bring_large_files(&checkout.repository, &checkout.at, &submodules)
                 .await?;
             checkout
                 .unpack(

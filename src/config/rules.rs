@@ -144,10 +144,12 @@ fn repositories(all: &mut [Repository], environment: Environment<'_>) -> Result<
         for (index, pattern) in repository.push.iter().enumerate() {
             push::check(pattern).at(|| here("push").index(index))?;
         }
-        submodules(repository).map_err(|(field, reason)| Broken {
-            path: here(field),
-            reason: reason.to_owned(),
-        })?;
+        submodules(repository)
+            .and_then(|()| large_files(repository))
+            .map_err(|(field, reason)| Broken {
+                path: here(field),
+                reason: reason.to_owned(),
+            })?;
         credentials::check(repository, environment)
             .and_then(|()| way::check(repository, environment))
             .map_err(|(field, reason)| Broken {
@@ -186,6 +188,38 @@ fn submodules(repository: &Repository) -> Result<(), (&'static str, &'static str
         }
         if http && prefix.contains('@') {
             return Err((field, "has credentials in a URL; remove them"));
+        }
+    }
+    Ok(())
+}
+
+fn large_files(repository: &Repository) -> Result<(), (&'static str, &'static str)> {
+    let Some(prefixes) = &repository.lfs_urls else {
+        return Ok(());
+    };
+    let field = "lfs_urls";
+    if !repository.lfs {
+        return Err((field, "has no use without \"lfs\": true"));
+    }
+    for prefix in prefixes {
+        let odd = |c: char| c.is_control() || c.is_whitespace() || "\\?#%".contains(c);
+        let rest = prefix
+            .strip_prefix("https://")
+            .or_else(|| prefix.strip_prefix("http://"));
+        let Some(rest) = rest.filter(|rest| !rest.is_empty() && !rest.starts_with('/')) else {
+            return Err((
+                field,
+                "has what no URL of a server of large files begins with; write \"https://host/group/\"",
+            ));
+        };
+        if rest.contains('@') {
+            return Err((field, "has credentials in a URL; remove them"));
+        }
+        if rest.contains(odd) || rest.split('/').any(|part| part == ".." || part == ".") {
+            return Err((
+                field,
+                "has an odd character, a query, \"..\" or \".\" in a URL; write \"https://host/group/\"",
+            ));
         }
     }
     Ok(())

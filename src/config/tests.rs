@@ -717,6 +717,38 @@ fn submodules_are_allowed_by_beginnings_of_urls() {
 }
 
 #[test]
+fn large_files_are_allowed_by_beginnings_of_http_urls() {
+    let odd = "lfs_urls: has what no URL of a server of large files begins with; write \"https://host/group/\"";
+    let strange = "lfs_urls: has an odd character, a query, \"..\" or \".\" in a URL; write \"https://host/group/\"";
+    for (fields, expected) in [
+        (
+            r#""lfs_urls":["https://h/"]"#,
+            "lfs_urls: has no use without \"lfs\": true",
+        ),
+        (r#""lfs":true,"lfs_urls":[""]"#, odd),
+        (r#""lfs":true,"lfs_urls":["https://"]"#, odd),
+        (r#""lfs":true,"lfs_urls":["https:///x"]"#, odd),
+        (r#""lfs":true,"lfs_urls":["git@h:x"]"#, odd),
+        (r#""lfs":true,"lfs_urls":["/srv/x"]"#, odd),
+        (r#""lfs":true,"lfs_urls":["https://h/../x"]"#, strange),
+        (r#""lfs":true,"lfs_urls":["https://h/%2e%2e/x"]"#, strange),
+        (r#""lfs":true,"lfs_urls":["https://h/?x"]"#, strange),
+        (
+            r#""lfs":true,"lfs_urls":["https://hunter2@h/x"]"#,
+            "lfs_urls: has credentials in a URL; remove them",
+        ),
+    ] {
+        let text = with_repository(&format!(r#"{fields},"url":"https://h/x","path":"/a""#));
+        let error = read(&text).unwrap_err();
+        let (_, said) = error.split_once("repositories[0].").expect(&error);
+        assert_eq!(said, expected, "{fields}");
+    }
+    let fields =
+        r#""url":"git@h:x","path":"/a","lfs":true,"lfs_urls":["https://h/g","http://h:80/"]"#;
+    assert!(read(&with_repository(fields)).is_ok());
+}
+
+#[test]
 fn a_token_file_that_the_workspace_could_read_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let here = directory.path().canonicalize().unwrap();

@@ -15,6 +15,7 @@ use tar::{Builder, EntryType, Header};
 use super::Mirrors;
 use super::error::GitError;
 use super::history;
+use super::lfs;
 use super::mending::Mending;
 use super::mirror::{Mirror, Refs, blocking};
 use super::process::Call;
@@ -63,6 +64,15 @@ impl Staging {
         submodule: &Submodule,
     ) -> Result<(), GitError> {
         self.place().add(mirrors, mirror, submodule).await
+    }
+
+    /// Puts the content of large files into the checkout, which is of `at`.
+    pub(super) async fn fill_large_files(
+        &self,
+        mirror: &Mirror,
+        at: &Resolved,
+    ) -> Result<(), GitError> {
+        self.place().fill_large_files(mirror, at).await
     }
 
     fn place(&self) -> Place {
@@ -148,6 +158,9 @@ impl Place {
             }
             place.empty().await?;
         }
+        if repository.lfs {
+            place.fill_large_files(mending.mirror(), at).await?;
+        }
         // What makes it one that git's own command goes on with.
         for (field, value) in [("active", "true"), ("url", repository.url.as_str())] {
             let key = format!("submodule.{name}.{field}");
@@ -168,6 +181,10 @@ impl Place {
             std::fs::create_dir(&dir)
         })
         .await
+    }
+
+    async fn fill_large_files(&self, mirror: &Mirror, at: &Resolved) -> Result<(), GitError> {
+        lfs::fill(mirror, &at.commit, (&self.dir, &self.git_dir())).await
     }
 
     async fn with_history(

@@ -5,6 +5,7 @@
 
 use std::io;
 
+use super::lfs::LfsError;
 use super::process::{Ended, Failure};
 use super::upstream::Access;
 use crate::config::ConfigError;
@@ -150,6 +151,9 @@ pub enum GitError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Large files cannot be had.
+    #[error(transparent)]
+    LargeFiles(#[from] LfsError),
     /// The connection broke or stalled during the transfer.
     #[error("the transfer from {url} broke off: {detail}")]
     Transfer {
@@ -210,6 +214,15 @@ impl GitError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { attempt },
             _ => Self::Io { attempt, source },
         }
+    }
+
+    /// Whether the disk is full, or would be.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        matches!(
+            self,
+            Self::NoSpace { .. } | Self::LargeFiles(LfsError::TooLarge { .. })
+        )
     }
 
     /// Whether nobody read what was being written.

@@ -7,8 +7,9 @@
 //!
 //! Reading order: [`reference`](Reference) (what is looked at), `upstream` (where it comes from),
 //! `credentials` (what a program says that opens it), `process` (how git is run), `mirror`, `mending` (what
-//! is done about a damaged one), `history` (what of a mirror a workspace gets), `submodules`, `checkout`,
-//! `bundle`, `inside` (what a workspace's own git is to run), `handed` (what comes out of it), `push`, `error`.
+//! is done about a damaged one), `history` (what of a mirror a workspace gets), `submodules`, `lfs` (large files,
+//! by `http`), `checkout`, `bundle`, `inside` (what a workspace's own git is to run), `handed` (what comes out of
+//! it), `push`, `error`.
 
 mod bundle;
 mod checkout;
@@ -16,7 +17,9 @@ mod credentials;
 mod error;
 mod handed;
 mod history;
+mod http;
 mod inside;
+mod lfs;
 mod mending;
 mod mirror;
 mod process;
@@ -46,6 +49,7 @@ pub use inside::{
     fetch_command, full_names, have_command, head_command, is_branch_name, is_staged_command,
     is_there_command, merge_head_command, refresh_command, stage_command,
 };
+pub use lfs::{LargeFiles, LfsError, Room};
 pub use push::{Outgoing, PushError, Pushed};
 pub use reference::{CommitId, InvalidCommitId, Reference, Resolved};
 pub use submodules::Submodule;
@@ -75,6 +79,8 @@ struct Shared {
     /// One gate for each mirror that was used, so that one task writes to it at a time.
     gates: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
     ready: OnceCell<()>,
+    /// For large files.
+    room: Room,
 }
 
 impl Mirrors {
@@ -92,7 +98,17 @@ impl Mirrors {
             client,
             gates: Mutex::default(),
             ready: OnceCell::new(),
+            room: Room::boundless(),
         }))
+    }
+
+    /// The same mirrors, which take no large files beyond this room. For new ones, that nobody else has.
+    #[must_use]
+    pub fn within(self, room: Room) -> Self {
+        match Arc::into_inner(self.0) {
+            Some(shared) => Self(Arc::new(Shared { room, ..shared })),
+            None => unreachable!("the mirrors are new"),
+        }
     }
 
     /// Makes the mirror equal to the upstream and finds the repository's reference in it.
@@ -164,6 +180,9 @@ impl Mirrors {
                 break staging;
             }
         };
+        if repository.lfs {
+            staging.fill_large_files(mending.mirror(), at).await?;
+        }
         for submodule in submodules {
             staging.add(self, mending.mirror(), submodule).await?;
         }
@@ -237,19 +256,18 @@ impl Mirrors {
 
     fn mirror(&self, upstream: &Upstream) -> Mirror {
         let shared = &self.0;
-        let gate = {
-            let mut gates = shared
-                .gates
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            Arc::clone(gates.entry(upstream.digest()).or_default())
-        };
         Mirror::new(
             Arc::clone(&shared.client),
             shared.dir.clone(),
             upstream.clone(),
-            gate,
+            self.gate(upstream.digest()),
         )
+    }
+
+    fn gate(&self, name: String) -> Arc<AsyncMutex<()>> {
+        let gates = self.0.gates.lock();
+        let mut gates = gates.unwrap_or_else(std::sync::PoisonError::into_inner);
+        Arc::clone(gates.entry(name).or_default())
     }
 
     /// Makes the directories and looks at git's version, once.

@@ -36,7 +36,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// Variables of the provider that git may see: how to find programs, and, unless the repository says it itself,
 /// how the host reaches the network. No more, so that nobody's own git settings take part.
 const PASSED_ON: &[&str] = &["PATH"];
-const PROXIES: &[&str] = &[
+pub(super) const PROXIES: &[&str] = &[
     "http_proxy",
     "https_proxy",
     "HTTPS_PROXY",
@@ -45,7 +45,7 @@ const PROXIES: &[&str] = &[
     "no_proxy",
     "NO_PROXY",
 ];
-const AUTHORITIES: &[&str] = &[
+pub(super) const AUTHORITIES: &[&str] = &[
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "GIT_SSL_CAINFO",
@@ -88,6 +88,29 @@ impl Client {
         let mut call = self.call();
         call.arguments.push(joined("--git-dir=", git_dir));
         call
+    }
+
+    /// ssh to the upstream's host, with what git would give it; the arguments are the caller's to add.
+    pub(super) fn ssh(&self, access: &Access) -> Call {
+        let mut call = self.remote(access, None);
+        let command = format!("{SSH}{}", access.ssh_options());
+        let mut words = command.split_ascii_whitespace();
+        call.program = words.next().unwrap_or("ssh").to_owned();
+        call.arguments = words.map(OsString::from).collect();
+        call
+    }
+
+    /// How long a transfer may stand still.
+    pub(super) fn stall(&self) -> Duration {
+        self.stall
+    }
+
+    /// What is to be cut out of what anybody says about the upstream.
+    pub(super) fn scrub(&self, access: &Access) -> Scrub {
+        let own = std::iter::once(self.dir.display().to_string());
+        Scrub {
+            secrets: access.secrets().chain(own).collect(),
+        }
     }
 
     /// A git process without a repository.
@@ -152,6 +175,7 @@ impl Client {
 
     fn call(&self) -> Call {
         let mut call = Call {
+            program: "git".to_owned(),
             arguments: Vec::new(),
             settings: Vec::new(),
             variables: Vec::new(),
@@ -224,6 +248,7 @@ pub(super) enum Input {
 /// A git process to be started.
 #[derive(Debug)]
 pub(super) struct Call {
+    program: String,
     arguments: Vec<OsString>,
     settings: Vec<(String, String)>,
     variables: Vec<(OsString, OsString)>,
@@ -251,6 +276,18 @@ impl Call {
     /// Sets the repository, for a call that got none.
     pub(super) fn in_git_dir(mut self, git_dir: &Path) -> Self {
         self.arguments.push(joined("--git-dir=", git_dir));
+        self
+    }
+
+    /// Sets another file than the repository's own for the index.
+    pub(super) fn with_index(mut self, file: &Path) -> Self {
+        self.variables.push(("GIT_INDEX_FILE".into(), file.into()));
+        self
+    }
+
+    /// Has git look at files in this directory.
+    pub(super) fn within(mut self, directory: &Path) -> Self {
+        self.arguments.extend(["-C".into(), directory.into()]);
         self
     }
 
@@ -323,7 +360,7 @@ impl Call {
     }
 
     async fn start(self, stdout: Stdio) -> Result<Seen, Failure> {
-        let mut command = Command::new("git");
+        let mut command = Command::new(&self.program);
         command.env_clear().envs(self.variables);
         command.env("GIT_CONFIG_COUNT", self.settings.len().to_string());
         for (number, (key, value)) in self.settings.into_iter().enumerate() {

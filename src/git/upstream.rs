@@ -113,7 +113,7 @@ impl Upstream {
     }
 
     /// `https://host:port` in lower case and without the scheme's own port: what a token is for.
-    fn origin(&self) -> Option<String> {
+    pub(super) fn origin(&self) -> Option<String> {
         let default_port = match self.transport {
             Transport::Https => ":443",
             Transport::Http => ":80",
@@ -289,6 +289,11 @@ impl Access {
             format!("http.{origin}/.extraHeader"),
             format!("Authorization: {value}"),
         ))
+    }
+
+    /// What an `Authorization` header to the upstream's own origin says. Secret.
+    pub(super) fn authorization(&self) -> Option<&str> {
+        self.header.as_ref().map(|header| header.value.as_str())
     }
 
     /// Further words of ssh's command line, with a blank before each. The config has seen to it that a shell

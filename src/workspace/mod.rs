@@ -54,7 +54,7 @@ pub use snapshots::{InvalidSnapshotId, Snapshot, SnapshotId, StartingPoint, Take
 use crate::base::collector::Collector;
 use crate::base::{self, AskError, SetupError, Setups, collect};
 use crate::config::WorkspaceConfig;
-use crate::git::{GitError, NoBundle, PushError};
+use crate::git::{NoBundle, PushError};
 use crate::pool::files::FileError;
 use crate::pool::{SandboxError, SpawnerError, is_full};
 use crate::sandbox::cgroups::Unenforceable;
@@ -244,7 +244,7 @@ impl WorkspaceError {
         match self {
             Self::Setup(error) => error.is_no_space(),
             Self::Ask(error) => error.is_no_space(),
-            Self::Push(error) => matches!(error, PushError::Git(GitError::NoSpace { .. })),
+            Self::Push(error) => matches!(error, PushError::Git(error) if error.is_no_space()),
             Self::NoBundle(NoBundle::Io(error)) => is_full(error),
             Self::Spawner(error) => error.is_no_space(),
             Self::Sandbox(error) => error.is_no_space(),

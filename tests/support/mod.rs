@@ -20,6 +20,7 @@ pub(crate) mod cycles;
 mod derrick;
 mod git_server;
 mod host;
+pub(crate) mod lfs_server;
 mod limits;
 mod mode;
 pub(crate) mod moments;

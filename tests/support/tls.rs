@@ -45,6 +45,12 @@ pub(crate) struct TlsServer {
 impl TlsServer {
     /// Before this server.
     pub(crate) fn before(plain: GitServer) -> Self {
+        let port = plain.port();
+        Self::before_port(plain, port)
+    }
+
+    /// Before what stands before this server at a port of its own.
+    pub(crate) fn before_port(plain: GitServer, inner: u16) -> Self {
         let scratch = Scratch::new();
         for name in ["own", "other"] {
             let mut openssl = Command::new("openssl");
@@ -66,7 +72,7 @@ impl TlsServer {
             .args(["-c", FRONT])
             .arg(scratch.join("own.pem"))
             .arg(scratch.join("own.key"))
-            .arg(plain.port().to_string())
+            .arg(inner.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -114,6 +114,9 @@ pub(super) fn sweep(mirror: &Path) -> io::Result<()> {
             let name = entry.file_name();
             let name = name.as_encoded_bytes();
             if entry.file_type()?.is_dir() {
+                if directory == mirror && name == b"lfs" {
+                    continue;
+                }
                 let objects =
                     within == Within::Objects || directory == mirror && name == b"objects";
                 directories.push((

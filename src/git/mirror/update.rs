@@ -113,6 +113,7 @@ impl Mirror {
             match File::open(&path) {
                 Ok(present) => {
                     present.lock()?;
+                    keep_large_files(&path, &from)?;
                     std::fs::rename(&path, &aside)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -220,5 +221,20 @@ impl Mirror {
                 );
             }
         }
+    }
+}
+
+/// Large files are what their names say, whatever became of the rest of a mirror.
+fn keep_large_files(old: &Path, new: &Path) -> io::Result<()> {
+    match std::fs::rename(old.join("lfs"), new.join("lfs")) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(error)
+        }
+        _ => Ok(()),
     }
 }
