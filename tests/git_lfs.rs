@@ -8,7 +8,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use support::lfs_server::{ATTRIBUTES, Behaviour, LfsServer, pointer};
 use support::secrets::assert_nowhere;
-use support::{Derrick, GitServer, Launch, Scratch, TlsServer, Upstream, git};
+use support::{Derrick, GitServer, Launch, Scratch, SshServer, TlsServer, Upstream, git};
 
 const TOKEN: &str = "canary-9b41d7c2e8f05a36";
 
@@ -597,4 +597,102 @@ fn an_authority_of_the_repository_s_own_counts_for_large_files_too() {
     );
     let derrick = config(&upstream, &fields(&server.other_authority())).start();
     assert!(refusal(&derrick).contains("cannot verify the host"));
+}
+
+#[test]
+fn a_push_is_refused_where_the_upstream_would_lack_what_it_points_to() {
+    let server = LfsServer::before(GitServer::open(), None);
+    let (one, there) = (content(1, 50_000), content(2, 60_000));
+    let upstream = server.repository("project", &[("small", "1\n")]);
+    upstream.commit(&[("one.bin", &server.keep(&one))]);
+    upstream.receive();
+    server.keep(&there);
+    let derrick = config(&upstream, &json!({ "push": ["work"] })).start();
+    let workspace = derrick.create();
+    let commit = |command: &str| {
+        workspace.ok(&format!(
+            "cd /project && {command} && git add --all
+             git -c user.name=Ada -c user.email=ada@example.org commit --quiet --message=m"
+        ));
+    };
+    let pushed = || workspace.post("push", &json!({ "to": "work" }));
+    // What is the upstream's own already may move; what it has, and the workspace not, as well.
+    let known = pointer(&there).1;
+    commit(&format!(
+        "mv one.bin moved.bin && printf '{known}' > there.bin"
+    ));
+    assert_eq!(pushed().expect(200).json()["commits"], 1);
+    let last = git(&upstream.bare, &["rev-parse", "work"]);
+    commit("mkdir d && printf new > d/new.bin");
+    let detail = pushed().problem(422)["detail"]
+        .as_str()
+        .expect("a text")
+        .to_owned();
+    for part in [
+        "d/new.bin",
+        &pointer(b"new").0,
+        "the upstream does not have",
+    ] {
+        assert!(detail.contains(part), "{detail}");
+    }
+    // Also where a later commit has it no more.
+    commit("rm d/new.bin");
+    assert!(
+        pushed().problem(422)["detail"]
+            .as_str()
+            .expect("a text")
+            .contains("d/new.bin")
+    );
+    assert_eq!(git(&upstream.bare, &["rev-parse", "work"]), last);
+    server.keep(b"new");
+    assert_eq!(pushed().expect(200).json()["commits"], 3);
+    assert!(
+        server
+            .requests()
+            .iter()
+            .all(|request| request.method != "PUT")
+    );
+}
+
+#[test]
+fn an_ssh_host_says_where_large_files_are_and_what_opens_them() {
+    let server = SshServer::start();
+    let objects = LfsServer::token_alone(TOKEN);
+    let big = content(1, 40_000);
+    let upstream = server.repository("project", &[(".gitattributes", ATTRIBUTES)]);
+    let path = upstream.bare.display().to_string();
+    upstream.commit(&[("one.bin", &objects.keep(&big))]);
+    let opens = support::lfs_server::basic(TOKEN);
+    server.add_program(
+        "git-lfs-authenticate",
+        &format!(
+            r#"[ "$1" = '{path}' ] && [ "$2" = download ] || exit 1
+               echo '{{"href":"{}/x/info/lfs","header":{{"Authorization":"{opens}"}},"expires_in":60}}'"#,
+            objects.origin()
+        ),
+    );
+    let fields = |urls: Option<String>| {
+        json!({
+            "ssh_key_file": server.key(), "known_hosts_file": server.known_hosts(),
+            "lfs_urls": urls.map(|url| [url]),
+        })
+    };
+    let derrick = config(&upstream, &fields(None)).start();
+    let said = refusal(&derrick);
+    assert!(
+        said.contains("what the ssh host says") && said.contains("lfs_urls"),
+        "{said}"
+    );
+    assert!(objects.requests().is_empty());
+    let derrick = config(&upstream, &fields(Some(objects.origin())))
+        .environment("DERRICK_LOG", "trace")
+        .start();
+    let workspace = derrick.create();
+    assert_eq!(digest(&workspace, "/project/one.bin"), pointer(&big).0);
+    assert_nowhere(TOKEN, &derrick, &workspace);
+    let batch = &objects.requests()[0];
+    assert!(batch.target == "/x/info/lfs/objects/batch" && batch.authorization.is_some());
+    assert_eq!((&batch.exposed, batch.holders.len()), (&Vec::new(), 0));
+    // What opens the server is for the server, and not for links.
+    assert!(objects.requests()[1].authorization.is_none());
 }

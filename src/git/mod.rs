@@ -229,7 +229,7 @@ impl Mirrors {
         self.prepare().await?;
         let access = Access::of(repository).await?;
         let mirror = self.mirror(access.upstream());
-        push::push(&mirror, access, outgoing, scratch).await
+        push::push(&mirror, (access, repository), outgoing, scratch).await
     }
 
     /// Whether all that `old` leads to is history of `new` as well, so that a checkout of `old` holds nothing

@@ -17,10 +17,12 @@ use tokio::sync::Semaphore;
 
 use super::error::GitError;
 use super::handed::Handed;
+use super::lfs;
 use super::mirror::{Mirror, blocking};
 use super::process::{Call, Failure, Input};
 use super::reference::CommitId;
 use super::upstream::Access;
+use crate::config::Repository;
 
 /// The most objects that a push may bring.
 const MOST_OBJECTS: u64 = 500_000;
@@ -97,7 +99,7 @@ pub enum PushError {
 
 pub(super) async fn push(
     mirror: &Mirror,
-    access: Access,
+    (access, repository): (Access, &Repository),
     outgoing: Outgoing,
     scratch: &Path,
 ) -> Result<Pushed, PushError> {
@@ -124,6 +126,16 @@ pub(super) async fn push(
         own = quarantine.take_in(mirror, bundle, &handed).await?;
     }
     let commits = quarantine.check(mirror, &outgoing.tip, &bases, own).await?;
+    if repository.lfs {
+        let git = || quarantine.git(mirror).allocating(LARGEST_OBJECT);
+        let look = lfs::check_outgoing(
+            (mirror, git),
+            (&access, repository),
+            (&outgoing.tip, &bases),
+        );
+        let looked = tokio::time::timeout(CHECKING, look).await;
+        looked.unwrap_or_else(|_| Err(too_long("look for large files")))?;
+    }
     let name = format!("refs/heads/{}", outgoing.branch);
     let old = there.get(name.as_bytes()).and_then(|id| id.parse().ok());
     if old.as_ref() != Some(&outgoing.tip) {

@@ -5,16 +5,15 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use super::acceptor::Acceptor;
 use super::secrets::{command_lines_with, environments_with};
 use super::{GUARD, GitServer, Upstream};
 
@@ -24,7 +23,7 @@ pub(crate) struct LfsServer {
     pub(crate) git: Option<GitServer>,
     shared: Arc<Shared>,
     address: SocketAddr,
-    acceptor: Option<JoinHandle<()>>,
+    _acceptor: Acceptor,
 }
 
 /// What it does otherwise than a good one.
@@ -81,7 +80,6 @@ struct Shared {
     objects: Mutex<HashMap<String, Vec<u8>>>,
     behaviour: Mutex<Behaviour>,
     requests: Mutex<Vec<LfsRequest>>,
-    ended: AtomicBool,
 }
 
 /// The name of an object, and the pointer to it.
@@ -104,9 +102,13 @@ impl LfsServer {
         Self::start(None, None)
     }
 
+    /// Without one, for whoever sends `token`.
+    pub(crate) fn token_alone(token: &str) -> Self {
+        Self::start(None, Some(token))
+    }
+
     fn start(git: Option<GitServer>, token: Option<&str>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("cannot listen on loopback");
-        let address = listener.local_addr().expect("a listener has an address");
+        let (listener, address) = Acceptor::listen();
         let shared = Arc::new(Shared {
             git: git.as_ref().map(GitServer::port),
             token: token.map(str::to_owned),
@@ -114,17 +116,17 @@ impl LfsServer {
             objects: Mutex::default(),
             behaviour: Mutex::new(Behaviour::Good),
             requests: Mutex::default(),
-            ended: AtomicBool::new(false),
         });
-        let acceptor = {
-            let shared = Arc::clone(&shared);
-            std::thread::spawn(move || accept(&listener, &shared))
-        };
+        let serving = Arc::clone(&shared);
+        let acceptor = Acceptor::start(listener, move |stream| {
+            // A client that goes away in the middle is its own problem.
+            let _ = serve(&stream, &serving);
+        });
         Self {
             git,
             shared,
             address,
-            acceptor: Some(acceptor),
+            _acceptor: acceptor,
         }
     }
 
@@ -166,45 +168,15 @@ impl LfsServer {
         let requests = self.shared.requests.lock();
         requests.expect("no connection panicked").clone()
     }
+}
 
-    /// The objects that were put there.
-    pub(crate) fn objects(&self) -> HashMap<String, Vec<u8>> {
-        let objects = self.shared.objects.lock();
-        objects.expect("no connection panicked").clone()
-    }
+/// What an `Authorization` header says that has the token.
+pub(crate) fn basic(token: &str) -> String {
+    format!("Basic {}", BASE64.encode(format!("ada:{token}")))
 }
 
 /// What git-lfs writes for `git lfs track '*.bin'`.
 pub(crate) const ATTRIBUTES: &str = "*.bin filter=lfs diff=lfs merge=lfs -text\n";
-
-impl Drop for LfsServer {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::SeqCst);
-        // Wakes the acceptor, which then sees that it is to end.
-        let woken = TcpStream::connect(self.address);
-        if let (Ok(_), Some(acceptor)) = (woken, self.acceptor.take()) {
-            let _ = acceptor.join();
-        }
-    }
-}
-
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    let mut connections = Vec::new();
-    for stream in listener.incoming() {
-        if shared.ended.load(Ordering::SeqCst) {
-            break;
-        }
-        let Ok(stream) = stream else { break };
-        let shared = Arc::clone(shared);
-        connections.push(std::thread::spawn(move || {
-            // A client that goes away in the middle is its own problem.
-            let _ = serve(&stream, &shared);
-        }));
-    }
-    for connection in connections {
-        let _ = connection.join();
-    }
-}
 
 /// A request's first line and headers, as they came and taken apart.
 struct Head {
@@ -284,12 +256,6 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
         .expect("no connection panicked")
         .clone();
     match (path.strip_prefix("/lfs-objects/"), head.method.as_str()) {
-        (Some(oid), "PUT") => {
-            let objects = shared.objects.lock();
-            let mut objects = objects.expect("no connection panicked");
-            objects.insert(oid.to_owned(), body);
-            answer(stream, "200 OK", "", b"")
-        }
         (Some(oid), _) => object(stream, shared, &behaviour, (oid, &head)),
         (None, _) => batch(stream, shared, &behaviour, (&head, &asked)),
     }
@@ -354,7 +320,6 @@ fn batch(
         _ => &own,
     };
     let objects = shared.objects.lock().expect("no connection panicked");
-    let upload = asked["operation"] == "upload";
     let told = asked["objects"]
         .as_array()
         .into_iter()
@@ -362,17 +327,14 @@ fn batch(
         .map(|one| {
             let oid = one["oid"].as_str().unwrap_or_default();
             let there = objects.contains_key(oid) && *behaviour != Behaviour::Missing;
-            if !there && !upload {
+            if !there {
                 return json!({ "oid": oid, "size": one["size"],
                 "error": { "code": 404, "message": "no such object" } });
             }
-            if there && upload {
-                return json!({ "oid": oid, "size": one["size"] });
-            }
             let link = json!({ "href": format!("{origin}/lfs-objects/{oid}?signed=x"),
             "header": { "X-Ticket": "ticket-of-a-link" } });
-            let name = if upload { "upload" } else { "download" };
-            json!({ "oid": oid, "size": one["size"], "actions": { name: link } })
+
+            json!({ "oid": oid, "size": one["size"], "actions": { "download": link } })
         });
     let said = json!({ "transfer": "basic", "objects": told.collect::<Vec<_>>() }).to_string();
     drop(objects);

@@ -60,7 +60,7 @@ impl SshServer {
         let settings = format!(
             "HostKey {0}/host\nAuthorizedKeysFile {0}/authorized\nStrictModes no\nUsePAM no\n\
              PermitRootLogin yes\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
-             PidFile none\nUseDNS no\n",
+             PidFile none\nUseDNS no\nSetEnv PATH={0}/bin:/usr/local/bin:/usr/bin:/bin\n",
             root.path().display()
         );
         root.file("settings", settings);
@@ -90,6 +90,16 @@ impl SshServer {
         let path = self.shared.root.path();
         let url = |bare: &std::path::Path| format!("{address}{}", bare.display());
         repository_below(path, name, files, url)
+    }
+
+    /// Lets those who are let in run a program of this name, a script of the shell's.
+    pub(crate) fn add_program(&self, name: &str, script: &str) {
+        let directory = self.shared.root.join("bin");
+        std::fs::create_dir_all(&directory).expect("its own");
+        let file = directory.join(name);
+        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("its own");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(file, mode).expect("its own");
     }
 
     /// The file of the key that is let in.

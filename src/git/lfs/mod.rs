@@ -5,13 +5,15 @@
 //! hostile: a file's content is what its SHA-256 says, and comes from where the config allows.
 //!
 //! Reading order: `pointer` (which files), `endpoint` (where they are), `batch` (how a server is asked),
-//! `transfer`, `store` (where they are kept), `checkout` and `filter` (how they come into a workspace), `error`.
+//! `transfer`, `store` (where they are kept), `checkout` and `filter` (how they come into a workspace),
+//! `outgoing` (what a push may point to), `error`.
 
 mod batch;
 mod checkout;
 mod endpoint;
 mod error;
 mod filter;
+mod outgoing;
 mod pointer;
 mod store;
 mod transfer;
@@ -26,6 +28,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio::io::AsyncReadExt as _;
 
 pub use error::LfsError;
+pub(super) use outgoing::check_outgoing;
 
 use super::Mirrors;
 use super::error::GitError;

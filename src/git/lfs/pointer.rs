@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::error::GitError;
 use super::super::mirror::{Mirror, blocking};
-use super::super::process::{Failure, Input};
+use super::super::process::{Call, Failure, Input};
 use super::super::reference::CommitId;
 
 /// The most that a pointer has, in bytes; git-lfs takes what is larger for content.
@@ -108,7 +108,8 @@ pub(super) async fn list(mirror: &Mirror, commit: &CommitId) -> Result<Vec<Point
     read.output().await.map_err(failed)?;
     let listed = git().args(["ls-files", "-s", "-z", "--", ":(top,attr:filter=lfs)"]);
     let entries = entries(&listed.output().await.map_err(failed)?);
-    let known = read_blobs(mirror, &entries).await?;
+    let blobs: Vec<&str> = entries.iter().map(|entry| entry.blob.as_str()).collect();
+    let known = read_blobs(|| mirror.git(), &blobs).await?;
     let pointers = entries.into_iter().filter_map(|entry| {
         Some(Pointer {
             object: known.get(&entry.blob)?.clone(),
@@ -120,24 +121,26 @@ pub(super) async fn list(mirror: &Mirror, commit: &CommitId) -> Result<Vec<Point
     Ok(pointers.collect())
 }
 
-/// What these blobs of the mirror point to, those of them that are pointers.
+/// What these objects point to, those of them that are pointers; `git` has them.
 pub(super) async fn read_blobs(
-    mirror: &Mirror,
-    entries: &[Entry],
+    git: impl Fn() -> Call,
+    blobs: &[&str],
 ) -> Result<HashMap<String, Object>, GitError> {
     let failed = |failure: Failure| GitError::local("read pointers to large files", failure);
     let ask = |mode: &str, blobs: &[&str]| {
         let asked = blobs.iter().map(|blob| format!("{blob}\n"));
-        let call = mirror.git().args(["cat-file", "--buffer", mode]);
+        let call = git().args(["cat-file", "--buffer", mode]);
         call.input(Input::Bytes(asked.collect::<String>().into_bytes()))
     };
     let mut known = HashMap::new();
-    let blobs: Vec<&str> = entries.iter().map(|entry| entry.blob.as_str()).collect();
     for blobs in blobs.chunks(AT_ONCE) {
-        let sizes = ask("--batch-check=%(objectname) %(objectsize)", blobs);
+        let sizes = ask(
+            "--batch-check=%(objectname) %(objecttype) %(objectsize)",
+            blobs,
+        );
         let sizes = sizes.output().await.map_err(failed)?;
         let small = sizes.split(|&byte| byte == b'\n').filter_map(|line| {
-            let (blob, size) = str::from_utf8(line).ok()?.split_once(' ')?;
+            let (blob, size) = str::from_utf8(line).ok()?.split_once(" blob ")?;
             let size: u64 = size.parse().ok()?;
             (size <= LARGEST).then_some(blob)
         });
@@ -166,9 +169,9 @@ fn contents_of(printed: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
 
 /// A file of an index.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+struct Entry {
     path: PathBuf,
-    pub(super) blob: String,
+    blob: String,
     executable: bool,
 }
 
