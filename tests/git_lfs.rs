@@ -696,3 +696,30 @@ fn an_ssh_host_says_where_large_files_are_and_what_opens_them() {
     // What opens the server is for the server, and not for links.
     assert!(objects.requests()[1].authorization.is_none());
 }
+
+#[test]
+fn what_would_leave_no_room_is_not_begun() {
+    let server = LfsServer::before(GitServer::open(), None);
+    let upstream = server.repository("project", &[("small", "1\n")]);
+    let text = server.keep(b"content");
+    let vast = text.replace("size 7", &format!("size {}", 1_u64 << 60));
+    upstream.commit(&[("dir/one.bin", &vast)]);
+    let derrick = config(&upstream, &json!({})).start();
+    let problem = derrick.api.post("/workspaces", &json!({})).problem(507);
+    let detail = problem["detail"].as_str().expect("a text");
+    for part in [
+        "no room",
+        "dir/one.bin",
+        "1152921504606846976",
+        "--min-free",
+    ] {
+        assert!(detail.contains(part), "{detail}");
+    }
+    // Two sizes of one content: one must be wrong.
+    upstream.commit(&[
+        ("dir/one.bin", &text),
+        ("two.bin", &text.replace("size 7", "size 8")),
+    ]);
+    assert!(refusal(&derrick).contains("another size"));
+    assert!(server.requests().is_empty(), "{:?}", server.requests());
+}

@@ -124,7 +124,11 @@ impl Checkout {
             (Ok(()), Ok(_)) => {}
         }
         // Only saves time later: a base without git is none the worse.
-        let refresh = Program::Arguments(git::refresh_command());
+        let refresh = match self.repository.lfs {
+            true => git::refresh_large_command(),
+            false => git::refresh_command(),
+        };
+        let refresh = Program::Arguments(refresh);
         let owner = owner.uid.to_string();
         run_as(Some(&owner), build.sandbox(), refresh, path, &[]).await?;
         Ok(())
@@ -332,7 +336,15 @@ async fn put_large_files(inside: &Inside<'_>, large: LargeFiles) -> Result<(), S
             .unpack_files(owner, directory, Compression::Plain, content),
     );
     match (written, unpacked) {
-        // The unpacker says why it read no further.
+        // The unpacker says why it read no further: what the workspace has there is its own.
+        (_, Err(error @ (FileError::Archive { .. } | FileError::Failed(_))))
+            if !error.is_no_space() =>
+        {
+            Err(SetupError::GitInside {
+                path: inside.path.to_owned(),
+                output: error.to_string(),
+            })
+        }
         (_, Err(error)) => Err(error.into()),
         (Err(error), Ok(_)) => Err(error.into()),
         (Ok(()), Ok(_)) => Ok(()),

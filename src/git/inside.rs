@@ -193,6 +193,14 @@ pub fn refresh_command() -> Vec<String> {
     git(&["update-index", "-q", "--refresh"])
 }
 
+/// The same where large files are there as well, of which git is to believe that they are what the index says: it
+/// would else read each, by several processes.
+#[must_use]
+pub fn refresh_large_command() -> Vec<String> {
+    let clean = "filter.lfs.clean=exec git cat-file blob :0:%f";
+    git(&["-c", clean, "update-index", "-q", "--refresh"])
+}
+
 /// Puts all changes into the index, but for what is ignored.
 #[must_use]
 pub fn stage_command() -> Vec<String> {

@@ -47,7 +47,7 @@ pub use inside::{
     Have, author_environment, branch_command, branch_of, bundle_command, checkout_commands,
     commit_command, commit_of_command, count_command, count_of_files, fast_forward_command,
     fetch_command, full_names, have_command, head_command, is_branch_name, is_staged_command,
-    is_there_command, merge_head_command, refresh_command, stage_command,
+    is_there_command, merge_head_command, refresh_command, refresh_large_command, stage_command,
 };
 pub use lfs::{LargeFiles, LfsError, Room};
 pub use push::{Outgoing, PushError, Pushed};
