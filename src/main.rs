@@ -1,19 +1,22 @@
-//! Decides what this process is: the spawner, or the command line.
+//! Decides what this process is: the spawner, a program that derrick confines, or the command line.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use derrick::cli::Cli;
+use derrick::sandbox::confined;
 use derrick::{commands, spawner};
 
 fn main() -> ExitCode {
     // Before anything that could start a thread.
-    if std::env::args_os()
-        .next()
-        .is_some_and(|name| name == spawner::NAME)
-    {
-        return ExitCode::from(u8::try_from(spawner::main()).unwrap_or(1));
+    let name = std::env::args_os().next().unwrap_or_default();
+    let code = |code: i32| ExitCode::from(u8::try_from(code).unwrap_or(1));
+    if name == spawner::NAME {
+        return code(spawner::main());
+    }
+    if name == confined::NAME {
+        return code(confined::main());
     }
     match commands::execute(Cli::parse()) {
         Ok(code) => code,

@@ -7,10 +7,12 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::json;
-use support::{Derrick, GitServer, Launch, Scratch, bare, git};
+use support::{Derrick, GitServer, Launch, Mode, Scratch, bare, binary, git, mode};
 
 /// Programs that stand before the host's own in derrick's `PATH`, and write down that they were called.
 struct Watched {
@@ -373,4 +375,101 @@ fn files_that_a_program_on_the_host_trusts_later() {
     workspace.reset();
     drop(derrick);
     assert_eq!(fs::read_dir(&home).expect("it is there").count(), 0);
+}
+
+/// What a program on the host can do with this user's rights, less what `confined` takes.
+fn reach(program: &mut Command, scratch: &Scratch, script: &str) -> String {
+    let script = script.replace("DIR", scratch.path().to_str().expect("text"));
+    let output = program
+        .args(["sh", "-c", &format!("{{ {script}; }} 2>&1")])
+        .output();
+    String::from_utf8_lossy(&output.expect("it starts").stdout).into_owned()
+}
+
+// I-07: a bundle that breaks the git which takes it in
+#[test]
+fn the_git_that_takes_in_what_was_handed_out_has_its_quarantine_and_nothing_else() {
+    let scratch = Scratch::new();
+    for directory in ["mirror", "quarantine", "elsewhere"] {
+        fs::create_dir(scratch.join(directory)).expect("a directory");
+        scratch.file(&format!("{directory}/file"), "canary\n");
+    }
+    let broken = |script: &str| {
+        // As `git` is started by a push.
+        let mut program = Command::new(binary());
+        program
+            .arg0("derrick-confined")
+            .arg(format!("--read={}", scratch.join("mirror").display()))
+            .arg(format!("--write={}", scratch.join("quarantine").display()))
+            .args(["--read=/proc", "--memory=268435456", "--"]);
+        reach(&mut program, &scratch, script)
+    };
+    for (script, refused) in [
+        ("cat DIR/elsewhere/file && echo done", "Permission denied"),
+        (
+            "cat /etc/passwd > /dev/null && echo done",
+            "Permission denied",
+        ),
+        ("ls DIR && echo done", "Permission denied"),
+        (
+            "echo x > DIR/elsewhere/new && echo done",
+            "Permission denied",
+        ),
+        ("echo x > DIR/mirror/new && echo done", "Permission denied"),
+        (
+            "ln -f DIR/elsewhere/file DIR/elsewhere/link && echo done",
+            "ermi",
+        ),
+        (
+            "echo x > /tmp/.derrick-p09-$$ && rm /tmp/.derrick-p09-$$ && echo done",
+            "Permission denied",
+        ),
+        (
+            "python3 -c 'import socket; socket.socket()' && echo done",
+            "Operation not permitted",
+        ),
+        (
+            "unshare --user true && echo done",
+            "Operation not permitted",
+        ),
+        (
+            "python3 -c 'b\"x\" * (1 << 29)' && echo done",
+            "MemoryError",
+        ),
+    ] {
+        let free = reach(&mut Command::new("env"), &scratch, script);
+        assert!(free.ends_with("done\n"), "{script}: {free}");
+        let said = broken(script);
+        assert!(
+            said.contains(refused) && !said.contains("done"),
+            "{script}: {said}"
+        );
+    }
+    let said =
+        broken("cat DIR/mirror/file && echo x > DIR/quarantine/new && cat DIR/quarantine/file");
+    assert_eq!(said, "canary\ncanary\n");
+    let standing =
+        broken("grep -E '^(CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status");
+    let standing: Vec<_> = standing.split_whitespace().collect();
+    let none = "0000000000000000";
+    let bound = if mode() == Mode::Root {
+        none
+    } else {
+        standing[3]
+    };
+    assert_eq!(
+        standing,
+        [
+            "CapEff:",
+            none,
+            "CapBnd:",
+            bound,
+            "CapAmb:",
+            none,
+            "NoNewPrivs:",
+            "1",
+            "Seccomp:",
+            "2"
+        ]
+    );
 }

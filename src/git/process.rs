@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use rustix::process::{Resource, Rlimit, prlimit};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::Instant;
 
 use super::inside::made_by;
 use super::upstream::{Access, Scrub, Transport};
+use crate::sandbox::confined::{self, Confinement};
 
 /// What is kept of a process's standard error: its end, far more than is ever shown, so that no
 /// secret is cut in two before it is scrubbed.
@@ -184,7 +184,7 @@ impl Client {
                 secrets: vec![self.dir.display().to_string()],
             },
             silence: self.stall * 10,
-            memory: None,
+            confinement: None,
         };
         call.pass_on(PASSED_ON);
         for (name, value) in [
@@ -255,7 +255,7 @@ pub(super) struct Call {
     input: Input,
     scrub: Scrub,
     silence: Duration,
-    memory: Option<u64>,
+    confinement: Option<Confinement>,
 }
 
 impl Call {
@@ -321,9 +321,9 @@ impl Call {
         self
     }
 
-    /// Lets git have so many bytes of memory of its own at the most, files that it maps apart.
-    pub(super) fn within_memory(mut self, most: u64) -> Self {
-        self.memory = Some(most);
+    /// Has git do without everything but this.
+    pub(super) fn confined(mut self, confinement: Confinement) -> Self {
+        self.confinement = Some(confinement);
         self
     }
 
@@ -360,7 +360,17 @@ impl Call {
     }
 
     async fn start(self, stdout: Stdio) -> Result<Seen, Failure> {
-        let mut command = Command::new(&self.program);
+        let mut command = match &self.confinement {
+            None => Command::new(&self.program),
+            Some(confinement) => {
+                let mut command = Command::new("/proc/self/exe");
+                command
+                    .arg0(confined::NAME)
+                    .args(confinement.arguments())
+                    .arg(&self.program);
+                command
+            }
+        };
         command.env_clear().envs(self.variables);
         command.env("GIT_CONFIG_COUNT", self.settings.len().to_string());
         for (number, (key, value)) in self.settings.into_iter().enumerate() {
@@ -380,9 +390,6 @@ impl Call {
             plain: Plain(String::new()),
         };
         let mut running = Running::start(&mut command).map_err(not_started)?;
-        if let Some(most) = self.memory {
-            running.limit_memory(most);
-        }
         // The command still holds the descriptors that it gave to git.
         drop(command);
         let (stdin, stdout) = running.pipes();
@@ -449,7 +456,11 @@ impl Failure {
 
     /// Whether git ended by itself, and not for want of space: its status answers a question then.
     pub(super) fn is_an_answer(&self) -> bool {
-        let exited = matches!(&self.ended, Ended::With(status) if status.code().is_some());
+        let code = match &self.ended {
+            Ended::With(status) => status.code(),
+            _ => None,
+        };
+        let exited = code.is_some_and(|code| code != confined::FAILED);
         exited && !self.says(&["no space left on device", "disk quota exceeded"])
     }
 
@@ -522,19 +533,6 @@ impl Running {
             .kill_on_drop(true)
             .spawn()
             .map(Self)
-    }
-
-    /// Bounds what it has of memory from now on; it has hardly begun. Nothing to do where it has ended.
-    fn limit_memory(&self, most: u64) {
-        let id = self.0.id().and_then(|id| i32::try_from(id).ok());
-        // Without an id it would be this process that is bounded.
-        if let Some(id) = id.and_then(rustix::process::Pid::from_raw) {
-            let limit = Rlimit {
-                current: Some(most),
-                maximum: Some(most),
-            };
-            let _ = prlimit(Some(id), Resource::Data, limit);
-        }
     }
 
     /// Its standard input and output, where they are pipes and not taken yet.

@@ -23,6 +23,7 @@ use super::process::{Call, Failure, Input};
 use super::reference::CommitId;
 use super::upstream::Access;
 use crate::config::Repository;
+use crate::sandbox::confined::Confinement;
 
 /// The most objects that a push may bring.
 const MOST_OBJECTS: u64 = 500_000;
@@ -35,8 +36,8 @@ const LARGEST_OBJECT: &str = "256m";
 /// size, and git keeps them all where it looks whether one follows on another, also when it pushes.
 const LARGEST_COMMITS: u64 = 256 << 20;
 
-/// The most memory of its own that git may have while it takes objects in.
-const MOST_MEMORY: u64 = 768 << 20;
+/// The most memory of its own that git may have while it looks at what was handed out.
+const MOST_MEMORY: u64 = 1 << 30;
 
 /// Bundles that are taken in at once: small ones can be made to need memory and time.
 static TAKING_IN: Semaphore = Semaphore::const_new(2);
@@ -258,8 +259,15 @@ impl Quarantine {
         Ok(quarantine)
     }
 
+    /// Confined to it: what the workspace handed out may be made to break git.
     fn git(&self, mirror: &Mirror) -> Call {
-        mirror.client.local(&self.0).hiding(&self.0)
+        let confinement = Confinement {
+            readable: vec![mirror.path(), mirror.client.home()],
+            writable: vec![self.0.clone()],
+            memory: Some(MOST_MEMORY),
+        };
+        let git = mirror.client.local(&self.0).hiding(&self.0);
+        git.confined(confinement)
     }
 
     /// Without the file that trusts a `file` upstream's owner: its hooks run. Without a bound on what is allocated
@@ -299,7 +307,6 @@ impl Quarantine {
         let _place = TAKING_IN.acquire().await.map_err(closed)?;
         let index = sparing(self.git(mirror))
             .allocating(LARGEST_OBJECT)
-            .within_memory(MOST_MEMORY)
             .args(["index-pack", "--stdin", "--fix-thin", "--strict"])
             .input(Input::Held(bundle));
         self.within_time(index, "take in their objects").await?;

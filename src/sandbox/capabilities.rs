@@ -63,6 +63,34 @@ pub fn drop_all_but_kept() -> Result<Vec<String>, Failure> {
     Ok(KEPT.iter().map(ToString::to_string).collect())
 }
 
+/// Drops all capabilities of the calling process, and sees to it that neither it nor what it starts gets one back,
+/// as root or by a file.
+///
+/// # Errors
+/// The failed step.
+pub fn drop_all() -> Result<(), Failure> {
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false) {
+        for number in 0..=last_capability() {
+            drop_from_bounding(number).at(
+                Step::Capabilities,
+                format_args!("dropping capability {number}"),
+            )?;
+        }
+    }
+    for which in [
+        CapSet::Ambient,
+        CapSet::Inheritable,
+        CapSet::Effective,
+        CapSet::Permitted,
+    ] {
+        caps::clear(None, which).map_err(io::Error::other).at(
+            Step::Capabilities,
+            format_args!("clearing the {which:?} set"),
+        )?;
+    }
+    Ok(())
+}
+
 fn last_capability() -> u8 {
     std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
         .ok()
