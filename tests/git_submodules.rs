@@ -8,28 +8,10 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use support::secrets::assert_nowhere;
+use support::submodules::{change, name};
 use support::{Derrick, GitServer, Launch, Scratch, Upstream, git};
 
 const TOKEN: &str = "canary-2f8c06b9e7d145a3";
-
-/// Has `of` name the commit that `sub` is at.
-fn name(of: &Upstream, path: &str, url: &str, sub: &Upstream) -> String {
-    let list = format!("[submodule \"{path}\"]\n\tpath = {path}\n\turl = {url}\n");
-    std::fs::write(of.work.join(".gitmodules"), list).expect("its own");
-    let entry = format!("160000,{},{path}", sub.head());
-    git(&of.work, &["update-index", "--add", "--cacheinfo", &entry]);
-    git(&of.work, &["add", ".gitmodules"]);
-    of.git(&["commit", "--quiet", "--message=submodule"]);
-    of.head()
-}
-
-/// Changes a file of `of` beside its submodules.
-fn change(of: &Upstream, file: &str, content: &str) -> String {
-    std::fs::write(of.work.join(file), content).expect("its own");
-    git(&of.work, &["add", file]);
-    of.git(&["commit", "--quiet", "--message=change"]);
-    of.head()
-}
 
 fn config(upstream: &Upstream, fields: &Value) -> Launch {
     let mut repository = fields.clone();
@@ -54,7 +36,7 @@ fn submodules_come_with_their_repository_and_move_with_it() {
     let token = scratch.file("token", TOKEN);
     let sub = server.repository("sub", &[("file", "1\n")]);
     let top = server.repository("top", &[("file", "top\n")]);
-    name(&top, "libs/sub", "../sub.git", &sub);
+    name(&top, &[("libs/sub", "../sub.git", &sub)]);
     let first = sub.head();
     let derrick = config(&top, &json!({ "token_file": token, "submodules": true }))
         .environment("DERRICK_LOG", "trace")
@@ -73,17 +55,23 @@ fn submodules_come_with_their_repository_and_move_with_it() {
     assert_eq!(owners, "0\n0\n0\n");
     assert_nowhere(TOKEN, &derrick, &workspace);
 
-    // What is not named is not there; what is named later comes with the next workspace.
+    // What is not named is not there; what is named later comes with a fetch, and with the next workspace.
     let later = sub.commit(&[("file", "2\n")]);
     let known = format!("git -C /project/libs/sub cat-file -t {later}");
-    let top_commit = name(&top, "libs/sub", "../sub.git", &sub);
+    assert_ne!(workspace.sh(&known).exit_code, 0);
+    let top_commit = name(&top, &[("libs/sub", "../sub.git", &sub)]);
     assert_eq!(
         workspace.fetch()["repositories"][0]["new_commit"],
         top_commit
     );
-    assert_ne!(workspace.sh(&known).exit_code, 0);
+    assert_eq!(workspace.ok(&known), "commit\n");
+    assert_nowhere(TOKEN, &derrick, &workspace);
     let next = derrick.create();
-    assert_eq!(next.describe()["setup"]["anew"], "submodules");
+    let setup = next.describe()["setup"].take();
+    assert_eq!(
+        setup["reused"]["commits"]["/project"]["by"], "fetch",
+        "{setup}"
+    );
     assert_eq!(next.ok("cat /project/libs/sub/file"), "2\n");
     assert_eq!(next.ok(&known), "commit\n");
     // And back.
@@ -101,7 +89,7 @@ fn a_submodule_of_another_host_is_refused_unless_the_config_allows_it() {
     let token = scratch.file("token", TOKEN);
     let sub = other.repository("sub", &[("file", "1\n")]);
     let top = server.repository("top", &[("file", "top\n")]);
-    name(&top, "libs/sub", &sub.url, &sub);
+    name(&top, &[("libs/sub", &sub.url, &sub)]);
     let fields = |allowed: Option<&str>| {
         json!({
             "token_file": token,
@@ -127,7 +115,7 @@ fn a_submodule_of_another_host_is_refused_unless_the_config_allows_it() {
 
     // Nor does a repository name files of this host.
     let named = format!("file://{}", scratch.path().display());
-    name(&top, "libs/sub", &named, &sub);
+    name(&top, &[("libs/sub", &named, &sub)]);
     let said = refusal(&derrick);
     assert!(said.contains("submodule_urls"), "{said}");
 }
@@ -137,7 +125,7 @@ fn the_damaged_mirror_of_a_submodule_is_mended_or_the_create_fails_as_a_whole() 
     let server = GitServer::open();
     let sub = server.repository("sub", &[("file", &"content\n".repeat(1000))]);
     let top = server.repository("top", &[("file", "top\n")]);
-    name(&top, "libs/sub", "../sub.git", &sub);
+    name(&top, &[("libs/sub", "../sub.git", &sub)]);
     let derrick = config(&top, &json!({ "submodules": true })).start();
     derrick.create();
     let is_pack = |path: &PathBuf| path.extension().is_some_and(|name| name == "pack");

@@ -25,7 +25,7 @@ use crate::shown::is_shown;
 const ANSWERING: Duration = Duration::from_secs(30);
 
 /// How long it may take to read or to write a whole repository.
-const WORKING: Duration = Duration::from_secs(600);
+pub(super) const WORKING: Duration = Duration::from_secs(600);
 
 /// The exit code of a command whose program is not there, as shells have it.
 const NOT_FOUND: i32 = 127;
@@ -286,7 +286,7 @@ impl Inside<'_> {
             environment: own,
             length,
         } = question;
-        let mut all = environment(&[]);
+        let mut all = environment(&[self.environment()]);
         all.extend(own);
         let exec = Exec {
             program: Program::Arguments(command),

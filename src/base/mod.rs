@@ -2,7 +2,7 @@
 //!
 //! A `Stack` is what a sandbox starts from: its overlays, with the base's directories and the layers
 //! on top of them. Reading order: `setup` makes it, `bases` what it stands on, `repositories` what
-//! goes into it, `asking` what git in it is asked for, `build` each layer, `apply` one of a snapshot that comes
+//! goes into it, `submodules` what belongs to those, `asking` what git in it is asked for, `build` each layer, `apply` one of a snapshot that comes
 //! as an archive; then where the parts come from: `host`, `skeleton`, `tarball`, `whiteouts` for what is hidden
 //! of the host, and `store`, where layers are kept; `claim` keeps them there, and `collect` does not, by their
 //! size, which `measure` counts; `collector` does that in the background.
@@ -24,6 +24,7 @@ mod setup;
 pub mod skeleton;
 mod stack;
 pub mod store;
+mod submodules;
 pub mod tarball;
 mod whiteouts;
 
@@ -39,3 +40,5 @@ pub use setup::Setups;
 pub(crate) use setup::{limits, requests};
 pub use stack::Stack;
 pub use store::{Digest, Layer, LayerStore};
+pub(crate) use submodules::{Above, Bringing};
+pub use submodules::{FetchedSubmodule, Update};

@@ -32,7 +32,8 @@ pub enum Anew {
     TooDeep,
     /// What the last one was made of is no history of what it is to be now, and so must not be there.
     NotItsHistory,
-    /// A repository with submodules moved on, and what the last setup had of those is not compared.
+    /// What the last one had of a submodule is no history of what it is to be now, or the submodule has not its
+    /// place, its name or its URL any more.
     Submodules,
     /// A layer below the last one is missing.
     LayersMissing,

@@ -3,21 +3,27 @@
 //! A repository belongs to whom commands run as, and git inside always runs as its owner: git refuses
 //! repositories of others, and what root would write there, their owner could not change.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use futures_util::StreamExt as _;
 use tokio::net::unix::pipe;
+use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
 
 use super::SetupError;
-use super::build::{Build, OUTPUT_END, pipe_for_archive, run_as, run_in};
+use super::asking::WORKING;
+use super::build::{Build, OUTPUT_END, environment, pipe_for_archive, run_as, run_in};
+use super::submodules::{Above, Bringing, Moved, Update};
 use crate::config::{History, Repository, WorkspaceConfig};
 use crate::git::{self, Bundle, CommitId, Have, LargeFiles, Mirrors, Resolved, Submodule};
 use crate::init::files::protocol::{Creation, FileRequest, Links, Owner, Parents};
-use crate::init::protocol::{Attempt, Program, Refusal};
+use crate::init::protocol::{Attempt, Exec, Program, Refusal};
 use crate::init::unpack::Compression;
-use crate::pool::exec::Ended;
+use crate::pool::exec::{self, Bounds, Cause, Ended, Streams};
 use crate::pool::files::FileError;
+use crate::pool::output::Output;
 use crate::pool::{Sandbox, SandboxError};
 
 /// A repository and what its reference is at.
@@ -40,34 +46,65 @@ impl Checkout {
             || mirrors.leads_to(repository, &self.at.commit, old).await?)
     }
 
-    /// Whether it moved on from `old` with submodules whose later commits are to stay outside, and which nobody
-    /// compares.
-    pub(super) fn is_incomparable(&self, old: &CommitId) -> bool {
+    /// Its submodules, brought to the mirrors, and those of `old`, which a setup before this one checked out.
+    pub(super) async fn submodules(
+        &self,
+        mirrors: &Mirrors,
+        old: Option<&CommitId>,
+        config: &[Repository],
+    ) -> Result<Moved, SetupError> {
         let repository = &self.repository;
-        repository.submodules && repository.history != History::Full && *old != self.at.commit
+        let now = mirrors.submodules(repository, &self.at, config).await?;
+        let before = match old {
+            Some(old) => mirrors.known_submodules(repository, old, config).await?,
+            None => None,
+        };
+        Ok(Moved { now, before })
     }
 
-    /// Brings the checkout of a setup before this one to the new commit; `false` if there is no git
-    /// inside to do it, no history to add to, there may be submodules, or the setup script made something else
-    /// of the repository.
+    /// Brings the checkout of a setup before this one to the new commit, with its submodules; `false` if there is
+    /// no git inside to do it, no history to add to, a submodule is not where it was, or the setup script made
+    /// something else of the repository.
     pub(super) async fn update(
         &self,
         mirrors: &Mirrors,
         build: &Build,
         old: &CommitId,
+        submodules: &Moved,
     ) -> Result<bool, SetupError> {
-        if self.repository.submodules {
+        if !submodules.are_kept() {
             return Ok(false);
         }
-        let sandbox = build.sandbox();
-        let taken = take_in(mirrors, sandbox, &self.repository, &self.at, Some(old)).await;
-        let inside = match taken {
-            Ok((inside, _)) => inside,
-            Err(SetupError::GitInside { .. } | SetupError::NoHistory { .. }) => return Ok(false),
-            Err(error) => return Err(error),
-        };
+        match self.try_to_update(mirrors, build, old, submodules).await {
+            Err(SetupError::GitInside { .. } | SetupError::NoHistory { .. }) => Ok(false),
+            updated => updated,
+        }
+    }
+
+    async fn try_to_update(
+        &self,
+        mirrors: &Mirrors,
+        build: &Build,
+        old: &CommitId,
+        submodules: &Moved,
+    ) -> Result<bool, SetupError> {
+        let repository = &self.repository;
+        let inside = Inside::of(build.sandbox(), &repository.path).await?;
+        take_in(mirrors, &inside, repository, &self.at, [old.clone()]).await?;
         let commands = git::checkout_commands(&self.at);
-        Ok(inside.run_all(commands).await?.is_none())
+        if inside.run_all(commands).await?.is_some() {
+            return Ok(false);
+        }
+        let bringing = Bringing {
+            mirrors,
+            update: Update::Reset,
+            before: Submodule::by_place(submodules.before.as_deref().unwrap_or_default()),
+        };
+        let brought = bringing.below(&inside, Above::Right, &submodules.now);
+        let brought = brought.await?;
+        Ok(brought
+            .iter()
+            .all(|one| one.not_fetched.is_none() && one.not_updated.is_none()))
     }
 
     /// Removes what a setup before this one left at its path.
@@ -189,10 +226,13 @@ async fn owner_of(sandbox: &Sandbox, path: &Path) -> Result<String, SetupError> 
 }
 
 /// The repository of a sandbox, on which git runs as its owner.
+#[derive(Debug)]
 pub(crate) struct Inside<'a> {
     sandbox: &'a Sandbox,
     path: &'a Path,
     owner: String,
+    /// On top of that of every command.
+    environment: BTreeMap<String, String>,
 }
 
 impl<'a> Inside<'a> {
@@ -206,7 +246,18 @@ impl<'a> Inside<'a> {
             sandbox,
             path,
             owner,
+            environment: BTreeMap::new(),
         })
+    }
+
+    /// A submodule of it at `path`, which belongs to the same user, whoever made what is there.
+    pub(super) fn submodule<'b>(&'b self, path: &'b Path) -> Inside<'b> {
+        Inside {
+            sandbox: self.sandbox,
+            path,
+            owner: self.owner.clone(),
+            environment: git::here_environment(),
+        }
     }
 
     pub(super) fn sandbox(&self) -> &'a Sandbox {
@@ -222,10 +273,56 @@ impl<'a> Inside<'a> {
         &self.owner
     }
 
-    /// Runs one of git's commands to its end.
+    /// On top of the environment of every command.
+    pub(super) fn environment(&self) -> &BTreeMap<String, String> {
+        &self.environment
+    }
+
+    /// Runs one of git's commands to its end, for as long as it may take: it may wait for what never comes, as
+    /// where its config is a pipe.
+    ///
+    /// # Errors
+    /// `GitInside` where it takes longer.
     async fn run(&self, command: Vec<String>) -> Result<Ended, SetupError> {
-        let program = Program::Arguments(command);
-        run_as(Some(&self.owner), self.sandbox, program, self.path, &[]).await
+        let exec = Exec {
+            program: Program::Arguments(command),
+            directory: self.path.to_string_lossy().into_owned(),
+            environment: environment(&[&self.environment]),
+            terminal: None,
+            user: Some(self.owner.clone()),
+            open_files: None,
+        };
+        let bounds = Bounds {
+            deadline: Some(Instant::now() + WORKING),
+            kill: CancellationToken::new(),
+        };
+        let mut output = Output::default();
+        let started = exec::start(self.sandbox, exec, Vec::new(), Streams::Merged).await?;
+        let end = started.to_end(self.sandbox, &mut output, &bounds).await?;
+        if end.cause == Cause::Deadline {
+            let seconds = WORKING.as_secs();
+            return Err(SetupError::GitInside {
+                path: self.path.to_owned(),
+                output: format!("it took more than {seconds} s and was killed"),
+            });
+        }
+        let status = end.exit.status;
+        Ok(Ended { output, status })
+    }
+
+    /// Whether one of git's commands succeeds.
+    pub(super) async fn succeeds(&self, command: Vec<String>) -> Result<bool, SetupError> {
+        Ok(self.run(command).await?.exit_code() == 0)
+    }
+
+    /// Which of these commits it says that it has.
+    pub(super) async fn known<'c>(
+        &self,
+        commits: impl Iterator<Item = &'c CommitId>,
+    ) -> Result<Vec<CommitId>, SetupError> {
+        let commits: Vec<_> = commits.collect();
+        let ended = self.run(git::known_command(&commits)).await?;
+        Ok(git::commits_of(&ended.output.into_bytes()))
     }
 
     /// Runs commands as long as they succeed; what the first one said that did not.
@@ -253,19 +350,19 @@ impl<'a> Inside<'a> {
 }
 
 /// Brings what the history of `repository` lets in beside `resolved`, and the sandbox lacks, into the sandbox's
-/// checkout as remote-tracking references, by the sandbox's own git. That `known` is there is known without
-/// asking. Gives the checkout, and what that had of the reference, as it said itself.
+/// checkout as remote-tracking references, by the sandbox's own git. That `known` are there is known without
+/// asking. Gives what the checkout had of the reference, as it said itself.
 ///
 /// # Errors
 /// `GitInside` where git in the sandbox fails or there is none, `NoHistory` where there is nothing to add to.
-pub(crate) async fn take_in<'a>(
+pub(crate) async fn take_in(
     mirrors: &Mirrors,
-    sandbox: &'a Sandbox,
-    repository: &'a Repository,
+    inside: &Inside<'_>,
+    repository: &Repository,
     resolved: &Resolved,
-    known: Option<&CommitId>,
-) -> Result<(Inside<'a>, Option<CommitId>), SetupError> {
-    let at = &repository.path;
+    known: impl IntoIterator<Item = CommitId>,
+) -> Result<Option<CommitId>, SetupError> {
+    let (at, sandbox) = (&repository.path, inside.sandbox());
     if repository.history == History::None {
         return Err(SetupError::NoHistory { path: at.clone() });
     }
@@ -273,16 +370,18 @@ pub(crate) async fn take_in<'a>(
         path: at.clone(),
         output: ended.output.end(OUTPUT_END),
     };
-    let inside = Inside::of(sandbox, at).await?;
     let told = inside.run(git::have_command()).await?;
     if told.exit_code() != 0 {
         return Err(refused(told));
     }
     let mut have = Have::parse(&told.output.into_bytes());
-    have.extend(known.cloned());
+    let known: Vec<CommitId> = known.into_iter().collect();
     let before = have.commit(&resolved.reference).cloned();
-    let large = mirrors.large_files(repository, resolved, known).await?;
-    put_large_files(&inside, large).await?;
+    let is_new = |commit: &&CommitId| **commit == resolved.commit;
+    let old = known.iter().find(is_new).or(known.first());
+    let large = mirrors.large_files(repository, resolved, old).await?;
+    put_large_files(inside, large).await?;
+    have.extend(known);
     let path = format!("/tmp/.derrick-{}.bundle", uuid::Uuid::now_v7());
     let creation = Creation {
         // Root writes it, since the owner of the repository may have no right to in /tmp; the owner's git
@@ -300,18 +399,20 @@ pub(crate) async fn take_in<'a>(
     match written {
         Ok(Bundle::Written) => drop(bundle.commit().await?),
         // The file that was to hold it has no name yet, and never was.
-        Ok(Bundle::NothingNew) => return Ok((inside, before)),
+        Ok(Bundle::NothingNew) => return Ok(before),
         Err(error) => return Err(error.into()),
     }
     let fetched = inside.run(git::fetch_command(&path)).await;
-    // The repository's own note of where it came from leads nowhere.
+    // The repository's own note of where it came from leads nowhere; where it is, is its owner's to say.
     let note = at.join(".git/FETCH_HEAD").to_string_lossy().into_owned();
-    let remove = ["rm", "-f", "--", &path, &note].map(str::to_owned);
-    let remove = Program::Arguments(remove.to_vec());
-    run_in(sandbox, remove, Path::new("/"), &[]).await?;
+    for (user, leftover) in [(None, &path), (Some(inside.owner()), &note)] {
+        let remove = ["rm", "-f", "--", leftover].map(str::to_owned);
+        let remove = Program::Arguments(remove.to_vec());
+        run_as(user, sandbox, remove, Path::new("/"), &[]).await?;
+    }
     let fetched = fetched?;
     if fetched.exit_code() == 0 {
-        Ok((inside, before))
+        Ok(before)
     } else {
         Err(refused(fetched))
     }

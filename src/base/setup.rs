@@ -15,8 +15,8 @@ use super::repositories::{Checkout, owner_for};
 use super::stack::Owner;
 use super::store::LAYER_FORMAT;
 use super::{Digest, Layer, LayerStore, SetupError, Stack, collect, repositories};
-use crate::config::{self, WorkspaceConfig};
-use crate::git::{CommitId, Mirrors, Room, Submodule};
+use crate::config::{self, History, Repository, WorkspaceConfig};
+use crate::git::{CommitId, Mirrors, Resolved, Room, Submodule};
 use crate::init::files;
 use crate::init::protocol::Program;
 use crate::sandbox::{Access, Enforcement, Limits, Requests};
@@ -156,6 +156,35 @@ impl Setups {
     #[must_use]
     pub fn store(&self) -> &LayerStore {
         &self.shared.store
+    }
+
+    /// The submodules of a repository, brought to the mirrors, as the config opens them.
+    ///
+    /// # Errors
+    /// Where one cannot be had.
+    pub async fn submodules(
+        &self,
+        repository: &Repository,
+        at: &Resolved,
+    ) -> Result<Vec<Submodule>, SetupError> {
+        let config = &self.shared.config.repositories;
+        let mirrors = &self.shared.mirrors;
+        Ok(mirrors.submodules(repository, at, config).await?)
+    }
+
+    /// Those that another commit of it named, as far as the mirrors know that.
+    ///
+    /// # Errors
+    /// Where the mirrors cannot be read.
+    pub async fn known_submodules(
+        &self,
+        repository: &Repository,
+        commit: &CommitId,
+    ) -> Result<Vec<Submodule>, SetupError> {
+        let config = &self.shared.config.repositories;
+        let mirrors = &self.shared.mirrors;
+        let known = mirrors.known_submodules(repository, commit, config).await?;
+        Ok(known.unwrap_or_default())
     }
 
     /// The repositories' mirrors.
@@ -396,11 +425,17 @@ impl Setups {
             let Some(old) = stack.commits.get(&checkout.repository.path) else {
                 continue;
             };
-            if checkout.is_incomparable(old) {
-                return Ok(Previous::None(Anew::Submodules));
-            }
-            if !checkout.may_follow(&shared.mirrors, old).await? {
+            let (mirrors, repository) = (&shared.mirrors, &checkout.repository);
+            if !checkout.may_follow(mirrors, old).await? {
                 return Ok(Previous::None(Anew::NotItsHistory));
+            }
+            let is_compared = repository.submodules && repository.history != History::Full;
+            if is_compared && *old != checkout.at.commit {
+                let config = &shared.config.repositories;
+                let moved = checkout.submodules(mirrors, Some(old), config).await?;
+                if !moved.may_follow(mirrors).await? {
+                    return Ok(Previous::None(Anew::Submodules));
+                }
             }
         }
         Ok(Previous::Layer(stack, layer.digest().clone()))
@@ -422,37 +457,32 @@ impl Setups {
         };
         for checkout in checkouts {
             let before = start.commits.get(&checkout.repository.path);
-            let current = match before {
-                Some(commit) => {
-                    *commit == checkout.at.commit || checkout.update(mirrors, build, commit).await?
-                }
-                None => false,
-            };
-            if current {
+            if before == Some(&checkout.at.commit) {
                 continue;
             }
-            if before.is_some() {
+            // Before the sandbox waits for them.
+            let config = &self.shared.config.repositories;
+            let submodules = checkout.submodules(mirrors, before, config).await?;
+            used.extend(Submodule::mirrors(&submodules.now));
+            if let Some(commit) = before {
+                if checkout.update(mirrors, build, commit, &submodules).await? {
+                    continue;
+                }
                 checkout.clear(build).await?;
                 replaced.push(checkout.repository.path.clone());
             }
             let owner = owner.unwrap_or_default();
-            // Before the sandbox waits for them.
-            let config = &self.shared.config.repositories;
-            let submodules = mirrors
-                .submodules(&checkout.repository, &checkout.at, config)
-                .await?;
             mirrors
-                .bring_large_files(&checkout.repository, &checkout.at, &submodules)
+                .bring_large_files(&checkout.repository, &checkout.at, &submodules.now)
                 .await?;
             checkout
                 .unpack(
                     mirrors,
                     build,
-                    (owner, &submodules),
+                    (owner, &submodules.now),
                     &self.shared.state.staging(),
                 )
                 .await?;
-            used.extend(Submodule::mirrors(&submodules));
         }
         let output = self.run_script(build).await?;
         if owner.is_none() {

@@ -20,7 +20,8 @@ pub use error::Error;
 pub use events::{Event, Events};
 pub use files::{Download, InsidePath, Packing};
 pub use wire::{
-    Capacity, Commit, Committed, Create, Discarded, Entry, Exec, Fetch, FetchedRepository, Kind,
-    Lease, Page, Push, Pushed, Receipt, Snapshot, Start, Stdin, Stream, Workspace,
+    Capacity, Commit, Committed, Create, Discarded, Entry, Exec, Fetch, FetchedRepository,
+    FetchedSubmodule, Kind, Lease, Page, Push, Pushed, Receipt, Snapshot, Start, Stdin, Stream,
+    Workspace,
 };
 pub use workspaces::Held;

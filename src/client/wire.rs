@@ -135,6 +135,32 @@ pub struct FetchedRepository {
     /// Why what is checked out was not updated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_updated: Option<String>,
+    /// Its submodules, and theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub submodules: Vec<FetchedSubmodule>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// What a fetch did to a submodule.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FetchedSubmodule {
+    /// Its path in the workspace.
+    pub path: String,
+    /// Commit that its repository named before, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub old_commit: Option<String>,
+    /// Commit that its repository names now.
+    pub new_commit: String,
+    /// Commit that is checked out after an update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    /// Why its commits did not come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_fetched: Option<String>,
+    /// Why what is checked out was not updated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_updated: Option<String>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }

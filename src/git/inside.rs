@@ -180,6 +180,66 @@ pub fn fast_forward_command(commit: &CommitId) -> Vec<String> {
     git(&["merge", "--quiet", "--ff-only", commit.as_str()])
 }
 
+/// Checks `commit` out as no branch's, if no file that was changed, or that git does not know, is in the way.
+#[must_use]
+pub fn detach_command(commit: &CommitId) -> Vec<String> {
+    let commit = commit.as_str();
+    let keeping = "--no-overwrite-ignore";
+    git(&["checkout", "--quiet", "--detach", keeping, commit, "--"])
+}
+
+/// Ends with 0 if `old` is `new` or one of its ancestors.
+#[must_use]
+pub fn leads_to_command(new: &CommitId, old: &CommitId) -> Vec<String> {
+    let old = old.as_str();
+    git(&["merge-base", "--is-ancestor", old, new.as_str()])
+}
+
+/// Prints those of the commits that are there, for [`commits_of`].
+#[must_use]
+pub fn known_command(commits: &[&CommitId]) -> Vec<String> {
+    let commits = commits.iter().map(|commit| commit.as_str());
+    let command = ["rev-list", "--no-walk", "--ignore-missing"];
+    git(&command.into_iter().chain(commits).collect::<Vec<_>>())
+}
+
+/// Reads lines of commits; others are passed over.
+#[must_use]
+pub fn commits_of(printed: &[u8]) -> Vec<CommitId> {
+    let lines = printed.split(|&byte| byte == b'\n');
+    let lines = lines.filter_map(|line| str::from_utf8(line).ok()?.parse().ok());
+    lines.collect()
+}
+
+/// The environment in which git takes the directory that it runs in for the work tree of a repository, and looks
+/// for none above it: where a submodule is to be, there may be none.
+#[must_use]
+pub fn here_environment() -> BTreeMap<String, String> {
+    let here = [("GIT_DIR", ".git"), ("GIT_WORK_TREE", ".")];
+    here.map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into()
+}
+
+/// Makes an empty repository at `path`, for commits such as `commit`.
+#[must_use]
+pub fn init_command(path: &str, commit: &CommitId) -> Vec<String> {
+    let mut arguments = vec!["-c", "init.defaultBranch=main", "init"];
+    arguments.extend(["--quiet", "--template="]);
+    if commit.as_str().len() == 64 {
+        arguments.push("--object-format=sha256");
+    }
+    arguments.extend(["--", path]);
+    git(&arguments)
+}
+
+/// Sets settings of a repository, whatever they were.
+#[must_use]
+pub fn set_commands(settings: &[(String, &str)]) -> Vec<Vec<String>> {
+    let set =
+        |(key, value): &(String, &str)| git(&["config", "--local", "--replace-all", key, value]);
+    settings.iter().map(set).collect()
+}
+
 /// Prints the commit that is checked out.
 #[must_use]
 pub fn head_command() -> Vec<String> {

@@ -45,11 +45,13 @@ pub use error::GitError;
 pub use handed::{Handed, NoBundle};
 pub use inside::{
     Have, author_environment, branch_command, branch_of, bundle_command, checkout_commands,
-    commit_command, commit_of_command, count_command, count_of_files, fast_forward_command,
-    fetch_command, full_names, have_command, head_command, is_branch_name, is_staged_command,
-    is_there_command, merge_head_command, refresh_command, refresh_large_command, stage_command,
+    commit_command, commit_of_command, commits_of, count_command, count_of_files, detach_command,
+    fast_forward_command, fetch_command, full_names, have_command, head_command, here_environment,
+    init_command, is_branch_name, is_staged_command, is_there_command, known_command,
+    leads_to_command, merge_head_command, refresh_command, refresh_large_command, set_commands,
+    stage_command,
 };
-pub use lfs::{LargeFiles, LfsError, Room};
+pub use lfs::{LargeFiles, LfsError, Room, filter_settings};
 pub use push::{Outgoing, PushError, Pushed};
 pub use reference::{CommitId, InvalidCommitId, Reference, Resolved};
 pub use submodules::Submodule;
@@ -150,8 +152,42 @@ impl Mirrors {
             mirrors: self,
             allowed: submodules::Allowed::by(repository)?,
             config,
+            missing: submodules::Missing::Brought,
         };
         search.below(repository, &at.commit, 0, &mut 0).await
+    }
+
+    /// The submodules of `commit`, and theirs, as far as the mirrors have all that names them; no host is asked.
+    /// None if they have not, or what is named is not allowed any more.
+    ///
+    /// # Errors
+    ///
+    /// Any [`GitError`].
+    pub async fn known_submodules(
+        &self,
+        repository: &Repository,
+        commit: &CommitId,
+        config: &[Repository],
+    ) -> Result<Option<Vec<Submodule>>, GitError> {
+        if !repository.submodules {
+            return Ok(Some(Vec::new()));
+        }
+        self.prepare().await?;
+        let mirror = self.mirror(&Upstream::parse(&repository.url)?);
+        if mirror.peeled(commit.as_str()).await?.is_none() {
+            return Ok(None);
+        }
+        let search = submodules::Search {
+            mirrors: self,
+            allowed: submodules::Allowed::by(repository)?,
+            config,
+            missing: submodules::Missing::AnError,
+        };
+        match search.below(repository, commit, 0, &mut 0).await {
+            Ok(known) => Ok(Some(known)),
+            Err(GitError::NoSuchReference { .. } | GitError::Submodule { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Writes a fresh checkout at `at`, `.git` included, to `sink` as a tar stream (GNU, with PAX

@@ -8,6 +8,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+
 use super::Mirrors;
 use super::error::GitError;
 use super::mending::Mending;
@@ -39,6 +41,44 @@ pub struct Submodule {
 }
 
 impl Submodule {
+    /// As if the config had it; its path is where it is in the workspace.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// The commit that is named.
+    #[must_use]
+    pub fn at(&self) -> &Resolved {
+        &self.at
+    }
+
+    /// Its name in the repository that it belongs to.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its path in the repository that it belongs to: parts that lead down, and nothing else.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its own submodules.
+    #[must_use]
+    pub fn below(&self) -> &[Self] {
+        &self.below
+    }
+
+    /// These and those below them, by where they are in the workspace.
+    #[must_use]
+    pub fn by_place(all: &[Self]) -> BTreeMap<&Path, &Self> {
+        let own = all.iter().map(|one| (one.repository.path.as_path(), one));
+        let below = all.iter().flat_map(|one| Self::by_place(&one.below));
+        own.chain(below).collect()
+    }
+
     /// The names of the mirrors of these, and of those below them.
     #[must_use]
     pub fn mirrors(all: &[Self]) -> Vec<String> {
@@ -95,7 +135,20 @@ pub(super) struct Search<'c> {
     pub(super) mirrors: &'c Mirrors,
     pub(super) allowed: Allowed<'c>,
     pub(super) config: &'c [Repository],
+    pub(super) missing: Missing,
 }
+
+/// What is done about a commit that its mirror does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Its host is asked for it.
+    Brought,
+    /// Nothing.
+    AnError,
+}
+
+/// How many hosts are asked at once.
+const AT_ONCE: usize = 4;
 
 impl Search<'_> {
     /// Those of a commit that the mirror of `parent` has, `depth` below the top. `count` is how many there are.
@@ -114,7 +167,7 @@ impl Search<'_> {
                 break all;
             }
         };
-        let mut found = Vec::new();
+        let mut named = Vec::new();
         for listed in all {
             *count += 1;
             if depth >= DEPTH || *count > COUNT {
@@ -124,7 +177,18 @@ impl Search<'_> {
             }
             let own = url_of(&listed, &upstream, &self.allowed)?;
             let repository = self.as_configured(parent, &own, &listed);
-            self.bring(&repository, &own, &listed.commit).await?;
+            named.push((listed, own, repository));
+        }
+        let brought: Vec<_> = named
+            .iter()
+            .map(|(listed, own, repository)| self.bring(repository, own, &listed.commit).boxed())
+            .collect();
+        // In their order, so that of several errors it is always the first one's.
+        let mut brought = stream::iter(brought).buffered(AT_ONCE);
+        while brought.try_next().await?.is_some() {}
+        drop(brought);
+        let mut found = Vec::new();
+        for (listed, _, repository) in named {
             let below = self.below(&repository, &listed.commit, depth + 1, count);
             found.push(Submodule {
                 below: Box::pin(below).await?,
@@ -165,11 +229,11 @@ impl Search<'_> {
             let _lock = mirror.lock().await?;
             mirror.peeled(commit.as_str()).await?
         };
-        let found = match known {
-            Some(found) => found,
-            None => self.mirrors.resolve(repository).await?.commit,
+        let found = match (known, self.missing) {
+            (None, Missing::Brought) => Some(self.mirrors.resolve(repository).await?.commit),
+            (known, _) => known,
         };
-        if found == *commit {
+        if found.as_ref() == Some(commit) {
             return Ok(());
         }
         Err(GitError::NoSuchReference {

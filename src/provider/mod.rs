@@ -614,6 +614,33 @@ pub struct Fetched {
     /// Why what is checked out was not updated, in the words of the workspace's own git.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_updated: Option<String>,
+    /// Its submodules, and theirs, each after the one that it belongs to; absent where there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub submodules: Vec<FetchedSubmodule>,
+}
+
+/// What a fetch did to a submodule that the new commit names.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct FetchedSubmodule {
+    /// Its URL, without credentials.
+    pub url: String,
+    /// Its path in the workspace.
+    #[schema(value_type = String)]
+    pub path: PathBuf,
+    /// Commit that its repository named before, where that is known and it named one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub old_commit: Option<String>,
+    /// Commit that its repository names now.
+    pub new_commit: String,
+    /// After an update: commit that is checked out, as the workspace says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    /// Why its commits are not in the workspace; nothing of it was changed then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_fetched: Option<String>,
+    /// Why what is checked out was not updated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_updated: Option<String>,
 }
 
 /// What a provider counts. What is counted over time begins with the process.

@@ -5,28 +5,12 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
-
 use super::events::Event;
 use super::{Workspace, WorkspaceError};
-use crate::base::{SetupError, Setups, take_in};
+pub use crate::base::Update;
+use crate::base::{Above, Bringing, FetchedSubmodule, Inside, SetupError, Setups, take_in};
 use crate::config::Repository;
-use crate::git::{self, CommitId};
-
-/// What becomes of what is checked out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Update {
-    /// Nothing: branches, files and the index stay as they are.
-    #[default]
-    None,
-    /// The branch that is checked out moves to the new commit, if that follows on all of its own and no changed
-    /// file is in the way.
-    FastForward,
-    /// The new commit is checked out, as in a fresh workspace; changes of tracked files are lost.
-    Reset,
-}
+use crate::git::{self, CommitId, Submodule};
 
 /// What to fetch.
 #[derive(Debug, Clone)]
@@ -55,6 +39,8 @@ pub struct FetchedRepository {
     pub head: Option<CommitId>,
     /// Why what is checked out was not updated, in the words of git inside.
     pub not_updated: Option<String>,
+    /// Its submodules, and theirs.
+    pub submodules: Vec<FetchedSubmodule>,
 }
 
 impl Workspace {
@@ -97,6 +83,8 @@ impl Workspace {
             .resolve(repository)
             .await
             .map_err(SetupError::from)?;
+        // All that comes is there before anything goes in.
+        let submodules = setups.submodules(repository, &resolved).await?;
         let (generation, known) = {
             let record = self.record();
             (
@@ -105,14 +93,9 @@ impl Workspace {
             )
         };
         let sandbox = self.sandbox().await?;
-        let (inside, told) = take_in(
-            setups.mirrors(),
-            &sandbox,
-            repository,
-            &resolved,
-            known.as_ref(),
-        )
-        .await?;
+        let inside = Inside::of(&sandbox, &repository.path).await?;
+        let mirrors = setups.mirrors();
+        let told = take_in(mirrors, &inside, repository, &resolved, known.clone()).await?;
         let new_commit = resolved.commit.clone();
         let old_commit = if wanted.configured {
             Some(self.set_commit(generation, &repository.path, &new_commit)?)
@@ -131,6 +114,22 @@ impl Workspace {
             Update::None => None,
             Update::FastForward | Update::Reset => inside.head().await?,
         };
+        let before = match old_commit.as_ref().or(known.as_ref()) {
+            Some(before) if repository.submodules => {
+                setups.known_submodules(repository, before).await?
+            }
+            _ => Vec::new(),
+        };
+        let bringing = Bringing {
+            mirrors,
+            update,
+            before: Submodule::by_place(&before),
+        };
+        let above = match not_updated {
+            None => Above::Right,
+            Some(_) => Above::Elsewhere,
+        };
+        let submodules = bringing.below(&inside, above, &submodules).await?;
         Ok(FetchedRepository {
             url: repository.url.clone(),
             path: repository.path.clone(),
@@ -139,6 +138,7 @@ impl Workspace {
             new_commit,
             head,
             not_updated,
+            submodules,
         })
     }
 }

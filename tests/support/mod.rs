@@ -29,6 +29,7 @@ mod scratch;
 mod scripted;
 pub(crate) mod secrets;
 mod ssh_server;
+pub(crate) mod submodules;
 mod terminal;
 mod tls;
 pub(crate) mod trees;

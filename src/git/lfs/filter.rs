@@ -4,8 +4,9 @@
 //! They are settings of the checkout. git replaces `%f` in them by a quoted path, and takes two percent signs for
 //! one, so there are no two.
 
-/// The settings, by name.
-pub(super) fn settings() -> [(&'static str, String); 2] {
+/// The settings of a checkout that has large files, by name.
+#[must_use]
+pub fn settings() -> [(&'static str, String); 2] {
     [
         ("filter.lfs.clean", format!("{}{}", start("clean"), CLEAN)),
         (

@@ -18,6 +18,8 @@ mod pointer;
 mod store;
 mod transfer;
 
+pub use filter::settings as filter_settings;
+
 use std::fmt;
 use std::fs::File;
 use std::io;

@@ -1,7 +1,8 @@
 //! What a request to fetch means for the repositories of the config, and what it is told.
 
-use super::super::{Error, FetchWish, Fetched};
+use super::super::{Error, FetchWish, Fetched, FetchedSubmodule};
 use super::repositories::meant;
+use crate::base;
 use crate::config::Repository;
 use crate::workspace::fetch::{FetchedRepository, Wanted};
 
@@ -40,6 +41,21 @@ impl From<FetchedRepository> for Fetched {
             old_commit: one.old_commit.map(String::from),
             new_commit: one.new_commit.into(),
             head: one.head.map(String::from),
+            not_updated: one.not_updated,
+            submodules: one.submodules.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<base::FetchedSubmodule> for FetchedSubmodule {
+    fn from(one: base::FetchedSubmodule) -> Self {
+        Self {
+            url: one.url,
+            path: one.path,
+            old_commit: one.old_commit.map(String::from),
+            new_commit: one.new_commit.into(),
+            head: one.head.map(String::from),
+            not_fetched: one.not_fetched,
             not_updated: one.not_updated,
         }
     }

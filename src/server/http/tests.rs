@@ -293,6 +293,7 @@ impl Provider for Fake {
             new_commit: "b".to_owned(),
             head: None,
             not_updated: None,
+            submodules: Vec::new(),
         }])
     }
 

@@ -464,6 +464,11 @@ struct FetchRequest {
 ///
 /// They come in as remote-tracking references, a commit that is asked for by its id as `refs/derrick/commits/`.
 /// Branches, changes and the index stay as they are, unless `update` says otherwise.
+///
+/// Where the config wants submodules, those of the new commit get their commits as well, and an update checks them
+/// out, detached, at the commit that is named, as `git submodule update` does: `reset` whatever was there,
+/// `fast-forward` where no commit and no changed file is lost. One that is new is made by an update; one that is
+/// named no more stays as it is.
 #[utoipa::path(
     post,
     path = "/workspaces/{id}/fetch",
