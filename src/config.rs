@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::num::NonZeroU32;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -138,6 +139,10 @@ pub struct Repository {
     /// How much of its history enters the workspace.
     #[serde(default)]
     pub history: History,
+    /// How many commits of its history are had of its upstream and enter a workspace, from the one that is checked
+    /// out back; all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub depth: Option<NonZeroU32>,
     /// Whether its submodules come with it, and theirs, each at the commit that is named.
     #[serde(default)]
     pub submodules: bool,
@@ -555,6 +560,8 @@ impl Repository {
             path: self.path.join(path),
             reference: Some(commit.to_owned()),
             history: self.history,
+            // Their commits are rarely the last ones of a branch.
+            depth: None,
             push: Vec::new(),
             submodules: true,
             submodule_urls: None,

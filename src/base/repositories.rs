@@ -17,7 +17,9 @@ use super::asking::WORKING;
 use super::build::{Build, OUTPUT_END, environment, pipe_for_archive, run_as, run_in};
 use super::submodules::{Above, Bringing, Moved, Update};
 use crate::config::{History, Repository, WorkspaceConfig};
-use crate::git::{self, Bundle, CommitId, Have, LargeFiles, Mirrors, Resolved, Submodule};
+use crate::git::{
+    self, Bundle, CommitId, GitError, Have, LargeFiles, Mirrors, Resolved, Submodule,
+};
 use crate::init::files::protocol::{Creation, FileRequest, Links, Owner, Parents};
 use crate::init::protocol::{Attempt, Exec, Program, Refusal};
 use crate::init::unpack::Compression;
@@ -76,7 +78,11 @@ impl Checkout {
             return Ok(false);
         }
         match self.try_to_update(mirrors, build, old, submodules).await {
-            Err(SetupError::GitInside { .. } | SetupError::NoHistory { .. }) => Ok(false),
+            Err(
+                SetupError::GitInside { .. }
+                | SetupError::NoHistory { .. }
+                | SetupError::Git(GitError::Unconnected { .. }),
+            ) => Ok(false),
             updated => updated,
         }
     }
@@ -376,6 +382,12 @@ pub(crate) async fn take_in(
     }
     let mut have = Have::parse(&told.output.into_bytes());
     let known: Vec<CommitId> = known.into_iter().collect();
+    if repository.depth.is_some() {
+        let listed = inside.run(git::shallow_command()).await?;
+        if listed.exit_code() == 0 {
+            have.ends_at(&listed.output.into_bytes());
+        }
+    }
     let before = have.commit(&resolved.reference).cloned();
     let is_new = |commit: &&CommitId| **commit == resolved.commit;
     let old = known.iter().find(is_new).or(known.first());

@@ -313,6 +313,13 @@ impl Setups {
             // Whom the repositories belong to.
             "user": (!config.repositories.is_empty()).then_some(&config.user),
         });
+        let depths = config.repositories.iter();
+        let depths: Vec<_> = depths
+            .filter_map(|repository| Some((&repository.path, repository.depth?)))
+            .collect();
+        if !depths.is_empty() {
+            determinants["depths"] = serde_json::json!(depths);
+        }
         if !submodules.is_empty() {
             determinants["submodules"] = serde_json::json!(submodules);
         }

@@ -73,6 +73,9 @@ pub(super) fn check(
     Ok(())
 }
 
+/// The most commits of a repository that are counted.
+const DEEPEST: u32 = 1_000_000;
+
 /// Where a base of the host's own system shows files that are there for everyone. Of `/etc` it
 /// takes single files and directories; these are the ones where somebody might put a key.
 const HOST_PARTS: [&str; 8] = [
@@ -144,6 +147,7 @@ fn repositories(all: &mut [Repository], environment: Environment<'_>) -> Result<
         for (index, pattern) in repository.push.iter().enumerate() {
             push::check(pattern).at(|| here("push").index(index))?;
         }
+        depth(repository).at(|| here("depth"))?;
         submodules(repository)
             .and_then(|()| large_files(repository))
             .map_err(|(field, reason)| Broken {
@@ -158,6 +162,18 @@ fn repositories(all: &mut [Repository], environment: Environment<'_>) -> Result<
             })?;
     }
     Ok(())
+}
+
+fn depth(repository: &Repository) -> Result<(), &'static str> {
+    match (repository.depth, repository.history) {
+        (Some(_), History::Branch | History::Full) => {
+            Err("cannot be had with the history \"branch\" or \"full\": these are of all commits")
+        }
+        (Some(depth), _) if depth.get() > DEEPEST => {
+            Err("is more than 1000000; leave it out to have all commits")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn submodules(repository: &Repository) -> Result<(), (&'static str, &'static str)> {

@@ -682,6 +682,38 @@ fn the_way_to_a_host_is_one_and_holds_no_credentials_in_the_config() {
 }
 
 #[test]
+fn a_depth_counts_commits_and_goes_with_a_history_that_ends() {
+    let whole =
+        "depth: cannot be had with the history \"branch\" or \"full\": these are of all commits";
+    for (fields, expected) in [
+        (r#""depth":3,"history":"branch""#, whole),
+        (r#""depth":3,"history":"full""#, whole),
+        (
+            r#""depth":1000001"#,
+            "depth: is more than 1000000; leave it out to have all commits",
+        ),
+        (
+            r#""depth":0"#,
+            "depth: the number 0 does not fit, must be a nonzero u32",
+        ),
+    ] {
+        let text = with_repository(&format!(r#"{fields},"url":"https://h/x","path":"/a""#));
+        let error = read(&text).unwrap_err();
+        let (_, said) = error.split_once("repositories[0].").expect(&error);
+        assert_eq!(said, expected, "{fields}");
+    }
+    for fields in [
+        r#""depth":1"#,
+        r#""depth":1000000,"history":"none""#,
+        r#""depth":3,"history":"sealed","submodules":true"#,
+        r#""depth":null"#,
+    ] {
+        let text = with_repository(&format!(r#"{fields},"url":"https://h/x","path":"/a""#));
+        assert!(read(&text).is_ok(), "{fields}");
+    }
+}
+
+#[test]
 fn submodules_are_allowed_by_beginnings_of_urls() {
     let odd = "submodule_urls: has what no URL begins with; write \"https://host/group/\", \"git@host:group/\" or a directory";
     for (fields, expected) in [

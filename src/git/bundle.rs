@@ -13,7 +13,7 @@ use super::history;
 use super::inside::{COMMITS, Have};
 use super::mirror::{Mirror, Refs, blocking};
 use super::process::{Failure, Input};
-use super::reference::{Reference, Resolved};
+use super::reference::{CommitId, Reference, Resolved};
 use crate::config::History;
 
 /// Whether there was anything to write.
@@ -35,6 +35,11 @@ pub(super) async fn write(
     let failed =
         |failure: Failure| GitError::local(&format!("bundle {}", mirror.upstream.url()), failure);
     let _lease = mirror.lease().await?;
+    // It does not seem to end elsewhere while it is looked at.
+    let _lock = match mirror.depth {
+        Some(_) => Some(mirror.lock().await?),
+        None => None,
+    };
     let mut refs = history::references(mirror, history, at).await?;
     // In the receiver it would be taken for the remote's HEAD.
     refs.remove(b"refs/heads/HEAD".as_slice());
@@ -47,8 +52,20 @@ pub(super) async fn write(
         return Ok(Bundle::NothingNew);
     }
     let known = Known::of(mirror, have).await.map_err(failed)?;
-    let header = header(&refs, &known.commits);
     let mut wanted = Vec::new();
+    if mirror.depth.is_some() {
+        let had: Vec<CommitId> = known.commits.iter().flat_map(|id| id.parse()).collect();
+        let graph = mirror.graph(had.iter().chain([&at.commit])).await?;
+        if !graph.connects([at.commit.clone()], had, have.ends()) {
+            let url = mirror.upstream.url().to_owned();
+            return Err(GitError::Unconnected { url });
+        }
+        // Of the others git may not even take the name.
+        for end in have.ends().iter().filter(|end| graph.has(end)) {
+            wanted.extend([b"--shallow ", end.as_str().as_bytes(), b"\n"].concat());
+        }
+    }
+    let header = header(&refs, &known.commits);
     for id in refs.values() {
         wanted.extend([id.as_bytes(), b"\n"].concat());
     }

@@ -19,7 +19,7 @@ use super::lfs;
 use super::mending::Mending;
 use super::mirror::{Mirror, Refs, blocking};
 use super::process::Call;
-use super::reference::{Reference, Resolved, is_ref_name};
+use super::reference::{CommitId, Reference, Resolved, is_ref_name};
 use super::submodules::{self, Submodule};
 use crate::config::History;
 use crate::init::files::protocol::Owner;
@@ -111,6 +111,11 @@ impl Place {
     async fn make(&self, mirror: &Mirror, history: History, at: &Resolved) -> Result<(), GitError> {
         // The mirror's files stay where they are until all are read.
         let _lease = mirror.lease().await?;
+        // Nor does it seem to end elsewhere while it is looked at.
+        let _lock = match mirror.depth {
+            Some(_) => Some(mirror.lock().await?),
+            None => None,
+        };
         self.init(mirror, at).await?;
         if history == History::None {
             self.without_history(mirror, at).await?;
@@ -195,7 +200,8 @@ impl Place {
     ) -> Result<(), GitError> {
         let refs = history::references(mirror, history, at).await?;
         let wanted = refs.values().map(String::as_str);
-        self.fill(mirror, wanted.chain([at.commit.as_str()]))
+        let boundary = history::boundary(mirror, history, at).await?;
+        self.fill(mirror, wanted.chain([at.commit.as_str()]), &boundary)
             .await?;
         let (git, packed) = (self.git_dir(), packed_refs(&refs, at));
         blocking("write a checkout's references", move || {
@@ -226,7 +232,8 @@ impl Place {
             .await
             .map_err(|failure| failed(mirror, failure))?;
         let tree = String::from_utf8_lossy(&tree).trim().to_owned();
-        self.fill(mirror, std::iter::once(tree.as_str())).await?;
+        self.fill(mirror, std::iter::once(tree.as_str()), &[])
+            .await?;
         let date = mirror
             .git()
             .args(["show", "--no-patch", "--format=@%ct +0000"])
@@ -291,13 +298,18 @@ impl Place {
         &self,
         mirror: &Mirror,
         wanted: impl Iterator<Item = &str>,
+        boundary: &[CommitId],
     ) -> Result<(), GitError> {
         let prefix = self.git_dir().join("objects/pack/pack");
-        history::pack(mirror, wanted, &prefix)
+        history::pack(mirror, wanted, boundary, &prefix)
             .await
             .map_err(|failure| failed(mirror, failure))?;
         let git = self.git_dir();
+        let shallow: String = boundary.iter().map(|id| format!("{id}\n")).collect();
         blocking("fill a checkout", move || {
+            if !shallow.is_empty() {
+                std::fs::write(git.join("shallow"), shallow)?;
+            }
             for place in ["info", "hooks"] {
                 match std::fs::create_dir(git.join(place)) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {

@@ -106,6 +106,15 @@ pub enum GitError {
         /// The repository.
         url: String,
     },
+    /// What is new does not follow on what a workspace has, as far as it is known.
+    #[error(
+        "the new commit of {url} does not follow on what the workspace has, as far as their history is known: a \
+         branch was rewritten, or a depth keeps too little of it; make a new workspace"
+    )]
+    Unconnected {
+        /// The repository.
+        url: String,
+    },
     /// No reference is configured and the remote's `HEAD` names no branch that exists.
     #[error("{url} has no default branch; set reference")]
     NoDefaultBranch {

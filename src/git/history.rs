@@ -5,7 +5,7 @@ use std::path::Path;
 use super::error::GitError;
 use super::mirror::{Mirror, Refs};
 use super::process::{Failure, Input};
-use super::reference::{Reference, Resolved};
+use super::reference::{CommitId, Reference, Resolved};
 use crate::config::History;
 
 /// The references of the mirror, by their upstream's names, that go with `at`. Of the branch or tag that `at`
@@ -70,13 +70,33 @@ async fn branch_with_tags(mirror: &Mirror, all: &Refs, at: &Resolved) -> Result<
     Ok(tags.chain([branch]).collect())
 }
 
-/// Writes one pack of what `wanted` leads to, and of nothing else, with its index, as `<prefix>-<id>.pack`.
+/// The commits whose parents stay outside, where the mirror is of a depth. For the holder of the write lock.
+pub(super) async fn boundary(
+    mirror: &Mirror,
+    history: History,
+    at: &Resolved,
+) -> Result<Vec<CommitId>, GitError> {
+    match mirror.depth {
+        Some(depth) if history != History::None => {
+            let graph = mirror.graph([&at.commit]).await?;
+            Ok(graph.boundary(&at.commit, depth))
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Writes one pack of what `wanted` leads to, behind `boundary` not, and of nothing else, with its index, as
+/// `<prefix>-<id>.pack`.
 pub(super) async fn pack(
     mirror: &Mirror,
     wanted: impl Iterator<Item = &str>,
+    boundary: &[CommitId],
     prefix: &Path,
 ) -> Result<(), Failure> {
     let mut list = Vec::new();
+    for id in boundary {
+        list.extend([b"--shallow ", id.as_str().as_bytes(), b"\n"].concat());
+    }
     for id in wanted {
         list.extend([id.as_bytes(), b"\n"].concat());
     }

@@ -33,6 +33,12 @@ pub fn have_command() -> Vec<String> {
     git(&[&["for-each-ref", format], &names[..]].concat())
 }
 
+/// Prints git's own list of the commits whose parents are not there; fails where it has none.
+#[must_use]
+pub fn shallow_command() -> Vec<String> {
+    ["cat", "--", ".git/shallow"].map(str::to_owned).to_vec()
+}
+
 /// What a repository inside a workspace has of its upstream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Have {
@@ -40,6 +46,8 @@ pub struct Have {
     refs: BTreeMap<Vec<u8>, Tip>,
     /// Commits that are there under whatever name.
     unnamed: BTreeSet<CommitId>,
+    /// Commits whose parents are not there.
+    ends: BTreeSet<CommitId>,
 }
 
 /// Where a reference leads.
@@ -100,6 +108,16 @@ impl Have {
             .is_some_and(|tip| tip.object.as_str() == object)
     }
 
+    /// Takes note of what [`shallow_command`] printed: where the history that is there ends.
+    pub fn ends_at(&mut self, printed: &[u8]) {
+        self.ends = super::mirror::ids(printed);
+    }
+
+    /// The commits whose parents are not there.
+    pub(super) fn ends(&self) -> &BTreeSet<CommitId> {
+        &self.ends
+    }
+
     /// All objects of which it is known that they are there, with all that they lead to.
     pub(super) fn objects(&self) -> impl Iterator<Item = &CommitId> {
         self.refs
@@ -120,8 +138,8 @@ impl Extend<CommitId> for Have {
 impl FromIterator<CommitId> for Have {
     fn from_iter<I: IntoIterator<Item = CommitId>>(commits: I) -> Self {
         Self {
-            refs: BTreeMap::new(),
             unnamed: commits.into_iter().collect(),
+            ..Self::default()
         }
     }
 }

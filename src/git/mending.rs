@@ -7,7 +7,7 @@ use super::Mirrors;
 use super::error::GitError;
 use super::mirror::{Identity, Mirror};
 use super::reference::CommitId;
-use super::upstream::{Access, Upstream};
+use super::upstream::Access;
 use crate::config::Repository;
 
 /// A use of a repository's mirror, as often as it takes.
@@ -39,7 +39,7 @@ impl<'a> Mending<'a> {
         repository: &'a Repository,
         commit: &'a CommitId,
     ) -> Result<Self, GitError> {
-        let mirror = mirrors.mirror(&Upstream::parse(&repository.url)?);
+        let mirror = mirrors.mirror_for(repository)?;
         Ok(Self {
             repository,
             commit,

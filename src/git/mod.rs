@@ -33,6 +33,7 @@ mod upstream;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Seek as _;
+use std::num::NonZeroU32;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -49,7 +50,7 @@ pub use inside::{
     fast_forward_command, fetch_command, full_names, have_command, head_command, here_environment,
     init_command, is_branch_name, is_staged_command, is_there_command, known_command,
     leads_to_command, merge_head_command, refresh_command, refresh_large_command, set_commands,
-    stage_command,
+    shallow_command, stage_command,
 };
 pub use lfs::{LargeFiles, LfsError, Room, filter_settings};
 pub use push::{Outgoing, PushError, Pushed};
@@ -124,7 +125,7 @@ impl Mirrors {
     pub async fn resolve(&self, repository: &Repository) -> Result<Resolved, GitError> {
         self.prepare().await?;
         let access = Access::of(repository).await?;
-        let mirror = self.mirror(access.upstream());
+        let mirror = self.mirror_for(repository)?;
         let lock = mirror.lock().await?;
         mirror
             .resolve(&lock, access, repository.reference.as_deref())
@@ -173,7 +174,7 @@ impl Mirrors {
             return Ok(Some(Vec::new()));
         }
         self.prepare().await?;
-        let mirror = self.mirror(&Upstream::parse(&repository.url)?);
+        let mirror = self.mirror_for(repository)?;
         if mirror.peeled(commit.as_str()).await?.is_none() {
             return Ok(None);
         }
@@ -264,7 +265,7 @@ impl Mirrors {
     ) -> Result<Pushed, PushError> {
         self.prepare().await?;
         let access = Access::of(repository).await?;
-        let mirror = self.mirror(access.upstream());
+        let mirror = self.mirror_for(repository)?;
         push::push(&mirror, (access, repository), outgoing, scratch).await
     }
 
@@ -290,13 +291,23 @@ impl Mirrors {
         }
     }
 
+    /// The mirror that a repository of the config has.
+    fn mirror_for(&self, repository: &Repository) -> Result<Mirror, GitError> {
+        Ok(self.mirror_of_depth(&Upstream::parse(&repository.url)?, repository.depth))
+    }
+
+    /// The mirror of all that an upstream has.
     fn mirror(&self, upstream: &Upstream) -> Mirror {
+        self.mirror_of_depth(upstream, None)
+    }
+
+    fn mirror_of_depth(&self, upstream: &Upstream, depth: Option<NonZeroU32>) -> Mirror {
         let shared = &self.0;
         Mirror::new(
             Arc::clone(&shared.client),
             shared.dir.clone(),
-            upstream.clone(),
-            self.gate(upstream.digest()),
+            (upstream.clone(), depth),
+            self.gate(mirror::digest(upstream, depth)),
         )
     }
 
@@ -336,7 +347,7 @@ impl Mirrors {
 #[must_use]
 pub fn mirror_of(repository: &Repository) -> Option<String> {
     let upstream = Upstream::parse(&repository.url).ok()?;
-    Some(upstream.digest())
+    Some(mirror::digest(&upstream, repository.depth))
 }
 
 /// Gives the mirrors below `dir` to `take` that are not `wanted`, by their names, and that nobody has used

@@ -106,11 +106,11 @@ pub(super) async fn push(
 ) -> Result<Pushed, PushError> {
     check_owner(mirror).await?;
     let lock = mirror.lock().await?;
-    let (access, there) = mirror.refresh(&lock, access).await?;
-    drop(lock);
+    let (access, there) = mirror.refresh(&lock, access, &outgoing.branch).await?;
     // The mirror's files stay where they are until all is pushed.
     let _lease = mirror.lease().await?;
     let quarantine = Quarantine::make(mirror, &outgoing.tip, scratch).await?;
+    drop(lock);
     let mut bases = Vec::new();
     for base in outgoing.bases {
         if mirror.peeled(base.as_str()).await?.as_ref() == Some(&base) {
@@ -251,7 +251,13 @@ impl Quarantine {
             .into_os_string()
             .into_encoded_bytes();
         alternates.push(b'\n');
+        // Where what it borrows ends.
+        let (shallow, own) = (mirror.path().join("shallow"), quarantine.0.join("shallow"));
         blocking("make a quarantine", move || {
+            match std::fs::copy(shallow, own) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
             std::fs::create_dir_all(&info)?;
             std::fs::write(info.join("alternates"), alternates)
         })

@@ -98,8 +98,12 @@ impl Upstream {
 
     /// Names the mirror.
     pub(super) fn digest(&self) -> String {
-        let digest = Sha256::digest(self.url.as_bytes());
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        hexadecimal(&Sha256::digest(self.url.as_bytes()))
+    }
+
+    /// Names a mirror that is not of all that the upstream has. No URL has a NUL.
+    pub(super) fn digest_for(&self, part: &str) -> String {
+        hexadecimal(&Sha256::digest(format!("{}\0{part}", self.url)))
     }
 
     /// The directory on this host, if it is one.
@@ -175,6 +179,10 @@ struct Header {
 struct Ssh {
     key: Option<PathBuf>,
     known_hosts: Option<PathBuf>,
+}
+
+fn hexadecimal(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Access {

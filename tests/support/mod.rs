@@ -24,6 +24,7 @@ pub(crate) mod lfs_server;
 mod limits;
 mod mode;
 pub(crate) mod moments;
+mod narrow;
 mod proxy;
 mod scratch;
 mod scripted;
@@ -55,6 +56,7 @@ pub(crate) use self::{
     },
     limits::{BRANCHING, GREEDY, MEMORY, PIDS, STOPS_WITH_ITS_CHILD, enforced, python},
     mode::{Mode, mode},
+    narrow::Narrow,
     proxy::Proxy,
     scratch::{Scratch, as_owner},
     scripted::Scripted,

@@ -40,7 +40,7 @@ use super::mirror::{Mirror, blocking};
 use super::process::Input;
 use super::reference::{CommitId, Resolved};
 use super::submodules::Submodule;
-use super::upstream::{Access, Upstream};
+use super::upstream::Access;
 use crate::config::Repository;
 use endpoint::{Allowed, Endpoint};
 use pointer::{Object, Pointer};
@@ -134,7 +134,7 @@ impl Mirrors {
         at: &Resolved,
         old: Option<&CommitId>,
     ) -> Result<LargeFiles, GitError> {
-        let mirror = self.mirror(&Upstream::parse(&repository.url)?);
+        let mirror = self.mirror_for(repository)?;
         let store = Store::at(directory(&mirror));
         let mut objects = Vec::new();
         if repository.lfs && old != Some(&at.commit) {

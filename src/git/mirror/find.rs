@@ -54,7 +54,11 @@ impl Mirror {
         reference: Option<&str>,
     ) -> Result<Resolved, GitError> {
         let url = || self.upstream.url().to_owned();
-        let refs = self.refs().await?;
+        let mut refs = self.refs().await?;
+        if self.depth.is_some() {
+            // Others stay as they were when they were asked for.
+            refs.retain(|name, id| advertised.refs.get(name) == Some(id));
+        }
         let Some(name) = reference else {
             return match &advertised.head {
                 Head::Branch(branch) => {
@@ -160,9 +164,12 @@ impl Mirror {
         access: &Access,
         id: &str,
     ) -> Result<CommitId, GitError> {
-        if let Some(commit) = self.peeled(id).await? {
+        if let Some(commit) = self.peeled(id).await?
+            && self.has_enough_of(&commit).await?
+        {
             return Ok(commit);
         }
+        let depth = self.depth.map(|depth| format!("--depth={depth}"));
         let call = self
             .remote(lock, access)?
             .in_git_dir(&self.path())
@@ -171,13 +178,17 @@ impl Mirror {
                 "--progress",
                 "--no-tags",
                 "--no-recurse-submodules",
-                "--",
             ])
+            .args(depth)
+            .arg("--")
             .args([access.upstream().url(), id]);
         match call.output().await {
             Ok(_) => {}
             Err(failure) if failure.says(NOT_GIVEN_OUT) => {}
             Err(failure) => return Err(GitError::remote("fetch a commit of", access, failure)),
+        }
+        if self.depth.is_some() {
+            self.mend().await?;
         }
         self.peeled(id)
             .await?

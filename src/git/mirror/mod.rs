@@ -12,10 +12,12 @@ mod ask;
 mod files;
 mod find;
 mod steps;
+mod thin;
 mod update;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
+use std::num::NonZeroU32;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use super::upstream::{Access, Upstream};
 use ask::Head;
 pub(super) use files::{blocking, take_unwanted};
 use files::{is_at, sweep, trusting};
+pub(super) use thin::{digest, ids};
 
 /// How long to wait before asking again for a lock that another process holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
@@ -42,6 +45,8 @@ pub(super) type Refs = BTreeMap<Vec<u8>, String>;
 pub(super) struct Mirror {
     pub(super) client: Arc<Client>,
     pub(super) upstream: Upstream,
+    /// Of how many commits, if not of all that the upstream has.
+    pub(super) depth: Option<NonZeroU32>,
     /// The directory that holds all mirrors.
     dir: PathBuf,
     digest: String,
@@ -79,13 +84,14 @@ impl Mirror {
     pub(super) fn new(
         client: Arc<Client>,
         dir: PathBuf,
-        upstream: Upstream,
+        (upstream, depth): (Upstream, Option<NonZeroU32>),
         gate: Arc<Mutex<()>>,
     ) -> Self {
-        let digest = upstream.digest();
+        let digest = thin::digest(&upstream, depth);
         Self {
             client,
             upstream,
+            depth,
             dir,
             digest,
             gate,
@@ -181,25 +187,43 @@ impl Mirror {
                 url: self.upstream.url().to_owned(),
             });
         }
-        self.update(lock, &access, &advertised).await?;
+        match self.depth {
+            Some(depth) => {
+                self.reach(lock, &access, &advertised, (reference, depth))
+                    .await?;
+            }
+            None => self.update(lock, &access, &advertised).await?,
+        }
         match self.find(lock, &access, &advertised, reference).await {
             Err(error @ GitError::Other { .. }) if self.is_damaged().await => {
                 self.replace_damaged(lock, &access, &advertised, &error)
                     .await?;
+                if let Some(depth) = self.depth {
+                    self.reach(lock, &access, &advertised, (reference, depth))
+                        .await?;
+                }
                 self.find(lock, &access, &advertised, reference).await
             }
             found => found,
         }
     }
 
-    /// Makes the mirror equal to the upstream; the access that works, and the branches and tags there.
+    /// Makes the mirror equal to the upstream, or one of a depth so in `branch` alone; the access that works, and
+    /// the branches and tags there.
     pub(super) async fn refresh(
         &self,
         lock: &WriteLock,
         access: Access,
+        branch: &str,
     ) -> Result<(Access, Refs), GitError> {
         let (access, advertised) = self.ask(lock, access).await?;
-        self.update(lock, &access, &advertised).await?;
+        match self.depth {
+            Some(depth) => {
+                self.reach_branch(lock, &access, &advertised, (branch, depth))
+                    .await?;
+            }
+            None => self.update(lock, &access, &advertised).await?,
+        }
         Ok((access, advertised.refs))
     }
 
@@ -211,7 +235,13 @@ impl Mirror {
         commit: &CommitId,
     ) -> Result<(), GitError> {
         let (access, advertised) = self.ask(lock, access).await?;
-        self.build(lock, &access, &advertised).await?;
+        match self.depth {
+            Some(depth) => {
+                self.reach_anew(lock, &access, &advertised, (Some(commit), depth))
+                    .await?;
+            }
+            None => self.build(lock, &access, &advertised).await?,
+        }
         let found = self.commit_or_fetch(lock, &access, commit.as_str());
         found.await.map(drop)
     }

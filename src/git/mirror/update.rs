@@ -50,7 +50,13 @@ impl Mirror {
         error: &GitError,
     ) -> Result<(), GitError> {
         tracing::warn!(url = self.upstream.url(), %error, "the mirror is damaged, making it anew");
-        self.build(lock, access, advertised).await
+        match self.depth {
+            Some(depth) => {
+                self.reach_anew(lock, access, advertised, (None, depth))
+                    .await
+            }
+            None => self.build(lock, access, advertised).await,
+        }
     }
 
     /// Makes the mirror aside and puts it into place.
@@ -106,7 +112,7 @@ impl Mirror {
             .map_err(|failure| GitError::local("make a mirror", failure))
     }
 
-    async fn put_into_place(&self, new: PathBuf, old: PathBuf) -> Result<(), GitError> {
+    pub(super) async fn put_into_place(&self, new: PathBuf, old: PathBuf) -> Result<(), GitError> {
         let path = self.path();
         let (from, aside) = (new, old.clone());
         blocking("put the mirror into place", move || {
@@ -169,7 +175,11 @@ impl Mirror {
     }
 
     /// Points the mirror's `HEAD` where the upstream's points.
-    async fn set_head(&self, mirror: &Path, advertised: &Advertised) -> Result<(), GitError> {
+    pub(super) async fn set_head(
+        &self,
+        mirror: &Path,
+        advertised: &Advertised,
+    ) -> Result<(), GitError> {
         let git = || self.client.local(mirror);
         let set = match &advertised.head {
             Head::Branch(name) => {
@@ -190,7 +200,7 @@ impl Mirror {
     }
 
     /// Makes small packs one when there are many, unless somebody reads just now.
-    async fn repack_if_due(&self) {
+    pub(super) async fn repack_if_due(&self) {
         let path = self.path();
         let due = blocking("count the mirror's packs", move || {
             let packs = std::fs::read_dir(path.join("objects/pack"))?

@@ -45,9 +45,24 @@ pub(super) struct Narrow {
     pub(super) answers: AtomicUsize,
     /// What it has sent in such answers.
     pub(super) sent: AtomicUsize,
+    /// What `/lying/` says beside the truth of where a history ends.
+    pub(super) lies: std::sync::Mutex<Vec<u8>>,
 }
 
 impl Narrow {
+    fn lies(&self, answer: &[u8]) -> Vec<u8> {
+        let section = b"0011shallow-info\n";
+        let at = answer
+            .windows(section.len())
+            .position(|window| window == section);
+        let Some(at) = at else {
+            return answer.to_vec();
+        };
+        let (before, after) = answer.split_at(at + section.len());
+        let lies = self.lies.lock().expect("nobody panicked");
+        [before, lies.as_slice(), after].concat()
+    }
+
     /// How much of an answer is sent.
     fn lets_through(&self, answer: &[u8]) -> usize {
         if !answer.windows(8).any(|window| window == b"packfile") {
@@ -78,6 +93,7 @@ impl Server {
             most: AtomicUsize::new(usize::MAX),
             answers: AtomicUsize::new(usize::MAX),
             sent: AtomicUsize::new(0),
+            lies: std::sync::Mutex::default(),
         });
         let bounds = Arc::clone(&narrow);
         // It ends with the test's process.
@@ -175,6 +191,15 @@ fn serve(
     };
     let allowed = authorization.is_some_and(|value| value == wanted);
     let redirect = |to: &str| format!("301 Moved\r\nLocation: {to}/open/{path}\r\n").into_bytes();
+    if behaviour == "generous" {
+        body = without_depth(&body);
+        let length = body.len().to_string();
+        headers.insert("content-length".to_owned(), length);
+    }
+    let lie = |answer: Vec<u8>| match behaviour {
+        "lying" => narrow.lies(&answer),
+        _ => answer,
+    };
     let answer = match behaviour {
         "moved" => redirect("").to_vec(),
         "elsewhere" => redirect(other),
@@ -188,7 +213,7 @@ fn serve(
             format!("401 No\r\nWWW-Authenticate: Basic realm=\"{echo}\"\r\nContent-Type: text/plain\r\n\r\nno: {echo}").into_bytes()
         }
         "forbidden" => b"403 No\r\n".to_vec(),
-        _ => backend(root, &method, path, &headers, &body),
+        _ => lie(backend(root, &method, path, &headers, &body)),
     };
     let split = answer
         .windows(4)
@@ -209,6 +234,18 @@ fn serve(
         content.len()
     );
     let _ = connection.write_all(&content[..sent]);
+}
+
+/// The same request, for all there is.
+fn without_depth(body: &[u8]) -> Vec<u8> {
+    let word = b"deepen ";
+    let at = body.windows(word.len()).position(|window| window == word);
+    let Some(start) = at.map(|at| at - 4) else {
+        return body.to_vec();
+    };
+    let length = str::from_utf8(&body[start..start + 4]).expect("a length");
+    let length = usize::from_str_radix(length, 16).expect("a length");
+    [&body[..start], &body[start + length..]].concat()
 }
 
 /// git-http-backend(1), by CGI.

@@ -5,6 +5,7 @@
 mod http;
 mod steps;
 mod submodules;
+mod thin;
 mod upstreams;
 
 use std::fs::File;
@@ -36,7 +37,7 @@ impl Setting {
     }
 
     fn mirror_of(&self, repository: &Repository) -> PathBuf {
-        let digest = Upstream::parse(&repository.url).expect("a URL").digest();
+        let digest = super::mirror_of(repository).expect("a URL");
         self.dir.path().join(format!("mirrors/{digest}.git"))
     }
 
@@ -81,19 +82,26 @@ impl Setting {
     /// Brings into `inside` what the upstream has, as a workspace's fetch would.
     async fn fetch(&self, repository: &Repository, inside: &Git) -> Bundle {
         let at = self.resolve(repository).await;
-        let have = Have::parse(&inside.run_argv(&have_command()));
+        self.bring(repository, &at, inside).await.expect("bundles")
+    }
+
+    /// The same of a commit that is known.
+    async fn bring(
+        &self,
+        repository: &Repository,
+        at: &Resolved,
+        inside: &Git,
+    ) -> Result<Bundle, GitError> {
+        let mut have = Have::parse(&inside.run_argv(&have_command()));
+        have.ends_at(&std::fs::read(inside.path().join(".git/shallow")).unwrap_or_default());
         let path = inside.path().join(".git/bundle");
         let sink = File::create(&path).expect("a file");
-        let bundle = self
-            .mirrors
-            .bundle(repository, &at, &have, sink)
-            .await
-            .expect("bundles");
+        let bundle = self.mirrors.bundle(repository, at, &have, sink).await?;
         if bundle == Bundle::Written {
             inside.run_argv(&fetch_command(path.to_str().expect("UTF-8")));
         }
         std::fs::remove_file(path).expect("removes");
-        bundle
+        Ok(bundle)
     }
 }
 
