@@ -383,8 +383,13 @@ impl LayerStore {
             .list()?
             .into_iter()
             .filter(|layer| layer.meta.lineage.as_ref() == Some(lineage));
-        let newest =
-            of_lineage.max_by(|a, b| (a.meta.created, &a.digest).cmp(&(b.meta.created, &b.digest)));
+        // Two may be of the same second; their records were written one after the other.
+        let age = |layer: &Layer| {
+            let record = fs::metadata(layer.path.join(META));
+            let written = record.and_then(|record| record.modified()).ok();
+            (layer.meta.created, written)
+        };
+        let newest = of_lineage.max_by_key(age);
         Ok(newest.and_then(|newest| self.get(&newest.digest)))
     }
 
