@@ -409,6 +409,33 @@ fn a_repository_that_did_not_move_is_not_set_up_again() {
 }
 
 #[test]
+fn a_commit_that_is_named_by_its_id_needs_no_upstream_any_more() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    let first = upstream.head();
+    upstream.commit(&[("file", "second\n")]);
+    let configured = |history: &str| {
+        let repository = json!({
+            "url": upstream.url, "path": "/project", "reference": first, "history": history,
+        });
+        Derrick::start(json!({ "name": "test", "repositories": [repository] }))
+    };
+    let (sealed, branch) = (configured("sealed"), configured("branch"));
+    for derrick in [&sealed, &branch] {
+        derrick.create();
+    }
+    let asked = server.requests().len();
+    sealed.create();
+    assert_eq!(server.requests().len(), asked);
+    // What else comes with it may have moved.
+    branch.create();
+    assert!(server.requests().len() > asked);
+    drop(server);
+    let workspace = sealed.create();
+    assert_eq!(workspace.ok("cat /project/file"), "first\n");
+}
+
+#[test]
 fn a_setup_tells_what_it_reused_or_why_it_began_anew() {
     let server = GitServer::open();
     let moves = server.repository("moves", &[("file", "first\n")]);

@@ -57,7 +57,7 @@ pub use push::{Outgoing, PushError, Pushed};
 pub use reference::{CommitId, InvalidCommitId, Reference, Resolved};
 pub use submodules::Submodule;
 
-use crate::config::Repository;
+use crate::config::{History, Repository};
 use crate::init::files::protocol::Owner;
 use checkout::Staging;
 use mending::Mending;
@@ -117,15 +117,26 @@ impl Mirrors {
     /// Makes the mirror equal to the upstream and finds the repository's reference in it.
     ///
     /// A whole commit id is a commit; else a branch is looked for, then a tag, then a commit by at
-    /// least 7 digits. Without a reference it is the upstream's default branch.
+    /// least 7 digits. Without a reference it is the upstream's default branch. The upstream is not asked for a
+    /// whole commit id that the mirror has, where nothing but what that leads to is let in.
     ///
     /// # Errors
     ///
     /// Any [`GitError`]. A mirror that was good before is still good after.
     pub async fn resolve(&self, repository: &Repository) -> Result<Resolved, GitError> {
         self.prepare().await?;
-        let access = Access::of(repository).await?;
         let mirror = self.mirror_for(repository)?;
+        if let Some(commit) = pinned(repository) {
+            // Also says that the mirror is in use, so that nobody takes it away now.
+            let _lock = mirror.lock().await?;
+            if mirror.peeled(commit.as_str()).await?.as_ref() == Some(&commit) {
+                return Ok(Resolved {
+                    commit,
+                    reference: Reference::Commit,
+                });
+            }
+        }
+        let access = Access::of(repository).await?;
         let lock = mirror.lock().await?;
         mirror
             .resolve(&lock, access, repository.reference.as_deref())
@@ -341,6 +352,17 @@ impl Mirrors {
         };
         shared.ready.get_or_try_init(first).await.copied()
     }
+}
+
+/// The commit that a repository stays at whatever becomes of its upstream, if its reference is a whole id and no
+/// other references are let in with it. How much of it a mirror of a depth has is the upstream's to say.
+fn pinned(repository: &Repository) -> Option<CommitId> {
+    let alone = matches!(repository.history, History::Sealed | History::None);
+    let reference = repository
+        .reference
+        .as_deref()
+        .filter(|_| alone && repository.depth.is_none());
+    reference?.parse().ok()
 }
 
 /// The name of a repository's mirror, 64 hexadecimal digits; none where its URL is no repository's.
