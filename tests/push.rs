@@ -843,6 +843,8 @@ fn a_bundle_that_is_not_what_it_should_be_is_not_passed_on() {
     let middle = pack + (broken.len() - pack) / 2;
     broken[middle] ^= 0xff;
     refused(&broken, &good, "commits-refused", "objects");
+    let longer = [bundle.as_slice(), &[0; 1000]].concat();
+    refused(&longer, &good, "commits-refused", "junk");
     refused(
         &bundle[..bundle.len() - 30],
         &good,

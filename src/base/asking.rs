@@ -449,7 +449,7 @@ mod tests {
             kept: Kept::Memory(Vec::new()),
             most: 1,
             left: 1,
-            said: Output::limited(4),
+            said: Output::limited(8),
             left_to_say: MOST_SAID,
             stopped: None,
             kill: kill.clone(),

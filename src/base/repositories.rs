@@ -217,6 +217,41 @@ pub(super) async fn owner_for(build: &Build, user: &str) -> Result<Option<Owner>
     }
 }
 
+/// Runs a command as `user`, root if absent, in a directory, and kills it where it takes too long: a workspace may
+/// have put anything in the place of any program. It is for the repository at `path`.
+async fn run_within_time(
+    user: Option<&str>,
+    sandbox: &Sandbox,
+    (program, directory): (Program, &Path),
+    env: &[&BTreeMap<String, String>],
+    path: &Path,
+) -> Result<Ended, SetupError> {
+    let exec = Exec {
+        program,
+        directory: directory.to_string_lossy().into_owned(),
+        environment: environment(env),
+        terminal: None,
+        user: user.map(str::to_owned),
+        open_files: None,
+    };
+    let bounds = Bounds {
+        deadline: Some(Instant::now() + WORKING),
+        kill: CancellationToken::new(),
+    };
+    let mut output = Output::default();
+    let started = exec::start(sandbox, exec, Vec::new(), Streams::Merged).await?;
+    let end = started.to_end(sandbox, &mut output, &bounds).await?;
+    if end.cause == Cause::Deadline {
+        let seconds = WORKING.as_secs();
+        return Err(SetupError::GitInside {
+            path: path.to_owned(),
+            output: format!("it took more than {seconds} s and was killed"),
+        });
+    }
+    let status = end.exit.status;
+    Ok(Ended { output, status })
+}
+
 /// The number of the user to whom the repository at `path` belongs, whoever made it so.
 async fn owner_of(sandbox: &Sandbox, path: &Path) -> Result<String, SetupError> {
     let request = FileRequest::Stat(path.as_os_str().as_encoded_bytes().into(), Links::Follow);
@@ -290,30 +325,23 @@ impl<'a> Inside<'a> {
     /// # Errors
     /// `GitInside` where it takes longer.
     async fn run(&self, command: Vec<String>) -> Result<Ended, SetupError> {
-        let exec = Exec {
-            program: Program::Arguments(command),
-            directory: self.path.to_string_lossy().into_owned(),
-            environment: environment(&[&self.environment]),
-            terminal: None,
-            user: Some(self.owner.clone()),
-            open_files: None,
-        };
-        let bounds = Bounds {
-            deadline: Some(Instant::now() + WORKING),
-            kill: CancellationToken::new(),
-        };
-        let mut output = Output::default();
-        let started = exec::start(self.sandbox, exec, Vec::new(), Streams::Merged).await?;
-        let end = started.to_end(self.sandbox, &mut output, &bounds).await?;
-        if end.cause == Cause::Deadline {
-            let seconds = WORKING.as_secs();
-            return Err(SetupError::GitInside {
-                path: self.path.to_owned(),
-                output: format!("it took more than {seconds} s and was killed"),
-            });
-        }
-        let status = end.exit.status;
-        Ok(Ended { output, status })
+        let program = Program::Arguments(command);
+        let who = Some(self.owner.as_str());
+        run_within_time(
+            who,
+            self.sandbox,
+            (program, self.path),
+            &[&self.environment],
+            self.path,
+        )
+        .await
+    }
+
+    /// Runs a command that is not of the repository, in the root directory, as its owner.
+    pub(super) async fn run_outside(&self, command: Vec<String>) -> Result<Ended, SetupError> {
+        let program = Program::Arguments(command);
+        let who = Some(self.owner.as_str());
+        run_within_time(who, self.sandbox, (program, Path::new("/")), &[], self.path).await
     }
 
     /// Whether one of git's commands succeeds.
@@ -419,8 +447,8 @@ pub(crate) async fn take_in(
     let note = at.join(".git/FETCH_HEAD").to_string_lossy().into_owned();
     for (user, leftover) in [(None, &path), (Some(inside.owner()), &note)] {
         let remove = ["rm", "-f", "--", leftover].map(str::to_owned);
-        let remove = Program::Arguments(remove.to_vec());
-        run_as(user, sandbox, remove, Path::new("/"), &[]).await?;
+        let remove = (Program::Arguments(remove.to_vec()), Path::new("/"));
+        run_within_time(user, sandbox, remove, &[], at).await?;
     }
     let fetched = fetched?;
     if fetched.exit_code() == 0 {

@@ -11,11 +11,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::SetupError;
-use super::build::{OUTPUT_END, run_as};
+use super::build::OUTPUT_END;
 use super::repositories::{Inside, take_in};
 use crate::git::{self, CommitId, Mirrors, Submodule};
 use crate::init::files::protocol::{FileKind, FileRequest, Flaw, Links, Page};
-use crate::init::protocol::Program;
 use crate::pool::SandboxError;
 use crate::pool::files::{FileError, Got};
 
@@ -289,10 +288,9 @@ async fn make(
     submodule: &Submodule,
 ) -> Result<Option<String>, SetupError> {
     let place = inside.path().to_string_lossy();
-    let init = Program::Arguments(git::init_command(&place, &submodule.at().commit));
     // In no repository: that of the parent is not meant.
-    let owner = Some(inside.owner());
-    let ended = run_as(owner, inside.sandbox(), init, Path::new("/"), &[]).await?;
+    let init = git::init_command(&place, &submodule.at().commit);
+    let ended = inside.run_outside(init).await?;
     if ended.exit_code() != 0 {
         return Ok(Some(end(&ended.output.end(OUTPUT_END))));
     }
@@ -325,11 +323,7 @@ async fn make(
 async fn unmake(inside: &Inside<'_>) -> Result<(), SetupError> {
     let git = inside.path().join(".git").to_string_lossy().into_owned();
     let remove = ["rm".to_owned(), "-rf".to_owned(), "--".to_owned(), git];
-    let remove = Program::Arguments(remove.to_vec());
-    let owner = Some(inside.owner());
-    run_as(owner, inside.sandbox(), remove, Path::new("/"), &[])
-        .await
-        .map(drop)
+    inside.run_outside(remove.to_vec()).await.map(drop)
 }
 
 /// The end of what was said.

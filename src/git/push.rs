@@ -39,8 +39,8 @@ const LARGEST_COMMITS: u64 = 256 << 20;
 /// The most memory of its own that git may have while it looks at what was handed out.
 const MOST_MEMORY: u64 = 1 << 30;
 
-/// Bundles that are taken in at once: small ones can be made to need memory and time.
-static TAKING_IN: Semaphore = Semaphore::const_new(2);
+/// Pushes whose objects are looked at at once: small ones can be made to need memory and time.
+static LOOKING: Semaphore = Semaphore::const_new(2);
 
 /// How long looking at all objects may take.
 const CHECKING: Duration = Duration::from_secs(300);
@@ -117,6 +117,8 @@ pub(super) async fn push(
             bases.push(base);
         }
     }
+    let closed = |closed| GitError::io("look at commits", io::Error::other(closed));
+    let place = LOOKING.acquire().await.map_err(closed)?;
     let mut own = HashSet::new();
     if let Some((bundle, handed)) = outgoing.bundle {
         let said = [(outgoing.name.into_bytes(), outgoing.tip.clone())];
@@ -127,6 +129,7 @@ pub(super) async fn push(
         own = quarantine.take_in(mirror, bundle, &handed).await?;
     }
     let commits = quarantine.check(mirror, &outgoing.tip, &bases, own).await?;
+    drop(place);
     if repository.lfs {
         let git = || quarantine.git(mirror).allocating(LARGEST_OBJECT);
         let look = lfs::check_outgoing(
@@ -309,8 +312,6 @@ impl Quarantine {
             Ok((bundle, size))
         })
         .await?;
-        let closed = |closed| GitError::io("take objects in", io::Error::other(closed));
-        let _place = TAKING_IN.acquire().await.map_err(closed)?;
         let index = sparing(self.git(mirror))
             .allocating(LARGEST_OBJECT)
             .args(["index-pack", "--stdin", "--fix-thin", "--strict"])

@@ -8,14 +8,15 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, Scope, path_beneath_rules,
+    RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
 use nix::sys::resource::Resource;
+use nix::unistd::AccessFlags;
 use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
 
 use super::seccomp::Filters;
@@ -28,7 +29,7 @@ pub const NAME: &str = "derrick-confined";
 /// The exit code where it could not.
 pub const FAILED: i32 = 125;
 
-/// Where programs of the host and their libraries are, beside the directory of the program itself.
+/// Where programs of the host and their libraries are, beside those of the program itself.
 const PROGRAMS: &[&str] = &[
     "/usr",
     "/bin",
@@ -122,13 +123,16 @@ impl Confinement {
         filters.install().map(drop)
     }
 
-    /// As far as this kernel's landlock goes: without it the user's own rights are what is left.
-    fn restrict_files(&self, program: &OsStr) -> Result<(), landlock::RulesetError> {
+    /// As far as this kernel's landlock goes; not at all is an error, as the user's own rights would be left.
+    fn restrict_files(&self, program: &OsStr) -> Result<(), Box<dyn std::error::Error>> {
         let all = AccessFs::from_all(ABI::V5);
         let read: BitFlags<AccessFs> = AccessFs::Execute | AccessFs::ReadFile | AccessFs::ReadDir;
         let own = all & !(AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::IoctlDev);
-        let programs = PROGRAMS.iter().map(PathBuf::from).chain(prefix(program));
-        Ruleset::default()
+        let programs = PROGRAMS
+            .iter()
+            .map(PathBuf::from)
+            .chain(installed_at(program));
+        let status = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(all)?
             .handle_access(AccessNet::BindTcp | AccessNet::ConnectTcp)?
@@ -141,19 +145,33 @@ impl Confinement {
                 DEVICES,
                 AccessFs::ReadFile | AccessFs::WriteFile,
             ))?
-            .restrict_self()
-            .map(drop)
+            .restrict_self()?;
+        match status.ruleset {
+            RulesetStatus::NotEnforced => {
+                Err("this kernel has none (lsm=landlock,… on its command line)".into())
+            }
+            RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced => Ok(()),
+        }
     }
 }
 
-/// The directory that a program found by `PATH` was installed into, with its `bin`; none where that is the root.
-fn prefix(program: &OsStr) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
+/// Where a program that `PATH` finds has what belongs to it: its own directory, and those of libraries beside that.
+fn installed_at(program: &OsStr) -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_program = |candidate: &PathBuf| {
+        candidate.is_file() && nix::unistd::access(candidate, AccessFlags::X_OK).is_ok()
+    };
     let found = std::env::split_paths(&path)
         .map(|directory| directory.join(program))
-        .find(|candidate| candidate.is_file())?;
-    let prefix = found.canonicalize().ok()?.parent()?.parent()?.to_owned();
-    (prefix != Path::new("/")).then_some(prefix)
+        .find(is_program);
+    let Some(directory) =
+        found.and_then(|found| Some(found.canonicalize().ok()?.parent()?.to_owned()))
+    else {
+        return Vec::new();
+    };
+    let beside = ["lib", "lib32", "lib64", "libexec", "share"];
+    let beside = beside.map(|name| directory.with_file_name(name));
+    beside.into_iter().chain([directory]).collect()
 }
 
 fn without_sockets() -> Result<(), Box<dyn std::error::Error>> {

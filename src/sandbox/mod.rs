@@ -2,8 +2,9 @@
 //!
 //! `spec` says what is wanted and `failure` what went wrong. `identity`, `namespaces`, `disk`, `overlay` and
 //! `mounts` build what the sandbox sees; `network`, `cgroups`, `limits`, `capabilities`, `landlock` and
-//! `seccomp` take away what it may do; `confined` does so for programs of the host. All of it is called from `spawner` and `init` alone, in
-//! processes of one thread, but for what the kernel counts in `cgroups`, which the provider reads.
+//! `seccomp` take away what it may do. All of it is called from `spawner` and `init` alone, in
+//! processes of one thread, but for what the kernel counts in `cgroups`, which the provider reads. `confined` is
+//! a program of its own: a git of the host's with some of these restrictions.
 //! Nothing here knows tokio, HTTP or the config file.
 
 pub mod capabilities;
