@@ -45,12 +45,14 @@ pub(super) const PROXIES: &[&str] = &[
     "no_proxy",
     "NO_PROXY",
 ];
-pub(super) const AUTHORITIES: &[&str] = &[
+const AUTHORITIES: &[&str] = &[
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
-    "GIT_SSL_CAINFO",
-    "GIT_SSL_CAPATH",
+    AUTHORITIES_FILE,
+    AUTHORITIES_DIR,
 ];
+pub(super) const AUTHORITIES_FILE: &str = "GIT_SSL_CAINFO";
+pub(super) const AUTHORITIES_DIR: &str = "GIT_SSL_CAPATH";
 
 const SSH: &str = "ssh -oBatchMode=yes -oConnectTimeout=30 -oServerAliveInterval=15 -oServerAliveCountMax=4 \
                    -oForwardAgent=no -oClearAllForwardings=yes -oControlMaster=no -oControlPath=none \
@@ -144,12 +146,12 @@ impl Client {
         }
         match access.authorities() {
             Some(file) => {
-                for name in ["GIT_SSL_CAINFO", "GIT_PROXY_SSL_CAINFO"] {
+                for name in [AUTHORITIES_FILE, "GIT_PROXY_SSL_CAINFO"] {
                     call.variables.push((name.into(), file.into()));
                 }
                 // What libcurl looks into beside the file unless it is told of another directory.
                 call.variables
-                    .push(("GIT_SSL_CAPATH".into(), self.home().into()));
+                    .push((AUTHORITIES_DIR.into(), self.home().into()));
             }
             None => call.pass_on(AUTHORITIES),
         }

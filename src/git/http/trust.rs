@@ -2,7 +2,7 @@
 //! the host's.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -13,21 +13,25 @@ use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_native_certs::{load_certs_from_paths, load_native_certs};
 
-use super::super::process::AUTHORITIES;
+use super::super::process::{AUTHORITIES_DIR, AUTHORITIES_FILE};
 
 /// For connections that trust `own`, a file of certificates as PEM, if there is one.
 pub(super) fn settings(own: Option<PathBuf>) -> io::Result<ClientConfig> {
-    let [.., git_file, git_directory] = AUTHORITIES else {
-        unreachable!("there are more");
-    };
     let named = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let found = match (own, named(git_file), named(git_directory)) {
-        (Some(file), ..) => load_certs_from_paths(Some(&file), None),
-        (None, None, None) => load_native_certs(),
-        (None, file, directory) => load_certs_from_paths(file.as_deref(), directory.as_deref()),
+    let of_git = (named(AUTHORITIES_FILE), named(AUTHORITIES_DIR));
+    let certificates = match (own, of_git) {
+        (Some(file), _) => certificates_in("ca_file", &file)?,
+        (None, (None, None)) => load_native_certs().certs,
+        (None, (file, directory)) => {
+            let file = file.map(|file| certificates_in(AUTHORITIES_FILE, &file));
+            let mut all = file.transpose()?.unwrap_or_default();
+            if let Some(directory) = directory {
+                all.extend(load_certs_from_paths(None, Some(&directory)).certs);
+            }
+            all
+        }
     };
     let mut roots = RootCertStore::empty();
-    let certificates = found.certs;
     roots.add_parsable_certificates(certificates.iter().cloned());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -42,6 +46,19 @@ pub(super) fn settings(own: Option<PathBuf>) -> io::Result<ClientConfig> {
     Ok(builder
         .with_custom_certificate_verifier(Arc::new(trust))
         .with_no_client_auth())
+}
+
+/// The certificates of a file that `field` names, of which there has to be one.
+fn certificates_in(field: &str, file: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let found = load_certs_from_paths(Some(file), None);
+    if !found.certs.is_empty() {
+        return Ok(found.certs);
+    }
+    let why = match found.errors.first() {
+        Some(error) => error.to_string(),
+        None => "it has no certificate".to_owned(),
+    };
+    Err(io::Error::other(format!("{field}: {why}")))
 }
 
 /// The usual rules, but for one: a certificate that signed itself, and is among those that are trusted, may be
@@ -108,5 +125,23 @@ impl ServerCertVerifier for Trust {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.usual.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_vouches_for_nobody_is_said_so() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("authority.pem");
+        let said = |file: &Path| {
+            let settings = settings(Some(file.to_owned()));
+            settings.expect_err("it has none").to_string()
+        };
+        assert!(said(&file).starts_with("ca_file: "), "{}", said(&file));
+        std::fs::write(&file, "no certificate\n").expect("its own");
+        assert_eq!(said(&file), "ca_file: it has no certificate");
     }
 }
