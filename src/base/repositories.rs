@@ -96,7 +96,8 @@ impl Checkout {
     ) -> Result<bool, SetupError> {
         let repository = &self.repository;
         let inside = Inside::of(build.sandbox(), &repository.path).await?;
-        take_in(mirrors, &inside, repository, &self.at, [old.clone()]).await?;
+        let known = (vec![old.clone()], Some(old));
+        take_in(mirrors, &inside, repository, &self.at, known).await?;
         let commands = git::checkout_commands(&self.at);
         if inside.run_all(commands).await?.is_some() {
             return Ok(false);
@@ -385,7 +386,8 @@ impl<'a> Inside<'a> {
 
 /// Brings what the history of `repository` lets in beside `resolved`, and the sandbox lacks, into the sandbox's
 /// checkout as remote-tracking references, by the sandbox's own git. That `known` are there is known without
-/// asking. Gives what the checkout had of the reference, as it said itself.
+/// asking, and `brought` is a commit whose large files were brought before: git inside may have others as mere
+/// history. Gives what the checkout had of the reference, as it said itself.
 ///
 /// # Errors
 /// `GitInside` where git in the sandbox fails or there is none, `NoHistory` where there is nothing to add to.
@@ -394,7 +396,7 @@ pub(crate) async fn take_in(
     inside: &Inside<'_>,
     repository: &Repository,
     resolved: &Resolved,
-    known: impl IntoIterator<Item = CommitId>,
+    (known, brought): (Vec<CommitId>, Option<&CommitId>),
 ) -> Result<Option<CommitId>, SetupError> {
     let (at, sandbox) = (&repository.path, inside.sandbox());
     if repository.history == History::None {
@@ -409,7 +411,6 @@ pub(crate) async fn take_in(
         return Err(refused(told));
     }
     let mut have = Have::parse(&told.output.into_bytes());
-    let known: Vec<CommitId> = known.into_iter().collect();
     if repository.depth.is_some() {
         let listed = inside.run(git::shallow_command()).await?;
         if listed.exit_code() == 0 {
@@ -417,9 +418,7 @@ pub(crate) async fn take_in(
         }
     }
     let before = have.commit(&resolved.reference).cloned();
-    let is_new = |commit: &&CommitId| **commit == resolved.commit;
-    let old = known.iter().find(is_new).or(known.first());
-    let large = mirrors.large_files(repository, resolved, old).await?;
+    let large = mirrors.large_files(repository, resolved, brought).await?;
     put_large_files(inside, large).await?;
     have.extend(known);
     let path = format!("/tmp/.derrick-{}.bundle", uuid::Uuid::now_v7());

@@ -165,6 +165,10 @@ impl Bringing<'_> {
         ];
         let known = inside.known(candidates.into_iter().flatten()).await?;
         let (repository, at) = (submodule.repository(), submodule.at());
+        // Those of the commit before it came with that, if there was a place for it.
+        let old = one.old_commit.as_ref();
+        let brought = old.filter(|old| !made && known.contains(old)).cloned();
+        let known = (known, brought.as_ref());
         let taken = take_in(self.mirrors, inside, repository, at, known).await;
         if taken.is_err() && made {
             unmake(inside).await?;

@@ -78,13 +78,17 @@ impl Workspace {
         update: Update,
     ) -> Result<FetchedRepository, WorkspaceError> {
         let repository = &wanted.repository;
-        let resolved = setups
-            .mirrors()
+        let mirrors = setups.mirrors();
+        let resolved = mirrors
             .resolve(repository)
             .await
             .map_err(SetupError::from)?;
         // All that comes is there before anything goes in.
         let submodules = setups.submodules(repository, &resolved).await?;
+        mirrors
+            .bring_large_files(repository, &resolved, &submodules)
+            .await
+            .map_err(SetupError::from)?;
         let (generation, known) = {
             let record = self.record();
             (
@@ -94,8 +98,8 @@ impl Workspace {
         };
         let sandbox = self.sandbox().await?;
         let inside = Inside::of(&sandbox, &repository.path).await?;
-        let mirrors = setups.mirrors();
-        let told = take_in(mirrors, &inside, repository, &resolved, known.clone()).await?;
+        let had = (known.iter().cloned().collect(), known.as_ref());
+        let told = take_in(mirrors, &inside, repository, &resolved, had).await?;
         let new_commit = resolved.commit.clone();
         let old_commit = if wanted.configured {
             Some(self.set_commit(generation, &repository.path, &new_commit)?)
