@@ -248,6 +248,16 @@ fn a_fetch_and_a_later_setup_bring_what_new_commits_want_and_nothing_else() {
     );
 }
 
+/// Has a repository name a commit of a submodule.
+fn name(top: &Upstream, commit: &str) {
+    let list = "[submodule \"libs/sub\"]\n\tpath = libs/sub\n\turl = ../sub.git\n";
+    std::fs::write(top.work.join(".gitmodules"), list).expect("its own");
+    let entry = format!("160000,{commit},libs/sub");
+    git(&top.work, &["update-index", "--add", "--cacheinfo", &entry]);
+    git(&top.work, &["add", ".gitmodules"]);
+    top.git(&["commit", "--quiet", "--message=submodule"]);
+}
+
 #[test]
 fn submodules_bring_their_large_files() {
     let server = LfsServer::before(GitServer::open(), None);
@@ -256,12 +266,7 @@ fn submodules_bring_their_large_files() {
     sub.commit(&[("one.bin", &server.keep(&one))]);
     let top = server.repository("top", &[("small", "1\n")]);
     top.commit(&[("two.bin", &server.keep(&two))]);
-    let list = "[submodule \"libs/sub\"]\n\tpath = libs/sub\n\turl = ../sub.git\n";
-    std::fs::write(top.work.join(".gitmodules"), list).expect("its own");
-    let entry = format!("160000,{},libs/sub", sub.head());
-    git(&top.work, &["update-index", "--add", "--cacheinfo", &entry]);
-    git(&top.work, &["add", ".gitmodules"]);
-    top.git(&["commit", "--quiet", "--message=submodule"]);
+    name(&top, &sub.head());
     let derrick = config(&top, &json!({ "submodules": true })).start();
     let workspace = derrick.create();
     assert_eq!(digest(&workspace, "/project/two.bin"), pointer(&two).0);
@@ -274,6 +279,37 @@ fn submodules_bring_their_large_files() {
         workspace.ok("git -C /project/libs/sub status --porcelain"),
         ""
     );
+}
+
+#[test]
+fn a_fetch_brings_a_submodule_s_large_files_also_of_a_commit_that_is_there_as_history() {
+    let server = LfsServer::before(GitServer::open(), None);
+    let (one, two, three) = (content(1, 50_000), content(2, 60_000), content(3, 70_000));
+    let sub = server.repository("sub", &[("small", "1\n")]);
+    let first = sub.commit(&[("big.bin", &server.keep(&one))]);
+    let second = sub.commit(&[("big.bin", &server.keep(&two))]);
+    let top = server.repository("top", &[("small", "1\n")]);
+    name(&top, &second);
+    let derrick = config(&top, &json!({ "submodules": true })).start();
+    let workspace = derrick.create();
+    let big = || digest(&workspace, "/project/libs/sub/big.bin");
+    assert_eq!(big(), pointer(&two).0);
+    workspace.ok(&format!("git -C /project/libs/sub cat-file -e {first}"));
+    let third = sub.commit(&[("big.bin", &server.keep(&three))]);
+    for (commit, content) in [(&first, &one), (&third, &three), (&second, &two)] {
+        name(&top, commit);
+        let fetched = workspace.fetch_with(&json!({ "update": "reset" }));
+        let fetched = &fetched["repositories"][0]["submodules"][0];
+        assert_eq!(
+            (&fetched["head"], &fetched["not_updated"]),
+            (&json!(commit), &Value::Null)
+        );
+        assert_eq!(big(), pointer(content).0);
+        assert_eq!(
+            workspace.ok("git -C /project/libs/sub status --porcelain"),
+            ""
+        );
+    }
 }
 
 #[test]
@@ -416,6 +452,16 @@ fn a_server_that_lies_or_fails_is_said_so_and_nothing_of_it_comes_in() {
             matches!(behaviour, Behaviour::Links(_)).then(|| "ticket-of-a-link".to_owned());
         assert_eq!(asked[0].ticket, ticket);
     }
+    // What is not there is named, and not the repository's own host.
+    let nobody = "http://127.0.0.1:1";
+    server.behave(Behaviour::Links(nobody.to_owned()));
+    let allowed = json!({ "token_file": token, "lfs_urls": [nobody] });
+    let said = refusal(&config(&upstream, &allowed).start());
+    let unreached = format!("cannot reach the host of {nobody}:");
+    assert!(
+        said.contains(&unreached) && !said.contains("signed"),
+        "{said}"
+    );
     // Without the token, and with another one.
     server.behave(Behaviour::Good);
     let open = LfsServer::before(GitServer::open(), Some(TOKEN));
@@ -645,6 +691,14 @@ fn a_push_is_refused_where_the_upstream_would_lack_what_it_points_to() {
     );
     assert_eq!(git(&upstream.bare, &["rev-parse", "work"]), last);
     server.keep(b"new");
+    // A server that does not say is no fault of the commits.
+    server.behave(Behaviour::Unwilling);
+    let said = pushed().problem(422)["detail"].to_string();
+    assert!(
+        said.contains("the server of large files") && said.contains("403 not now"),
+        "{said}"
+    );
+    server.behave(Behaviour::Good);
     assert_eq!(pushed().expect(200).json()["commits"], 3);
     assert!(
         server
@@ -695,6 +749,31 @@ fn an_ssh_host_says_where_large_files_are_and_what_opens_them() {
     assert_eq!((&batch.exposed, batch.holders.len()), (&Vec::new(), 0));
     // What opens the server is for the server, and not for links.
     assert!(objects.requests()[1].authorization.is_none());
+
+    // What the ssh host said has come to its end: it is asked once more.
+    let next = content(2, 40_000);
+    upstream.commit(&[("one.bin", &objects.keep(&next))]);
+    let scratch = Scratch::new();
+    let (asked, over) = (scratch.join("asked"), support::lfs_server::basic("over"));
+    server.add_program(
+        "git-lfs-authenticate",
+        &format!(
+            r#"if mkdir '{}' 2>/dev/null; then opens='{over}'; else opens='{opens}'; fi
+               echo '{{"href":"{}/x/info/lfs","header":{{"Authorization":"'"$opens"'"}},"expires_in":60}}'"#,
+            asked.display(),
+            objects.origin()
+        ),
+    );
+    let before = objects.requests().len();
+    assert_eq!(
+        digest(&derrick.create(), "/project/one.bin"),
+        pointer(&next).0
+    );
+    let methods: Vec<_> = objects.requests()[before..]
+        .iter()
+        .map(|request| request.method.clone())
+        .collect();
+    assert_eq!(methods, ["POST", "POST", "GET"]);
 }
 
 #[test]

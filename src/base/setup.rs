@@ -64,7 +64,7 @@ impl Setups {
             .map_err(SetupError::host("opening the layer store"))?;
         let disk = state.clone();
         let room = Room::told_by(move || Ok(disk.disk()?.room()));
-        let mirrors = Mirrors::open(state.path("mirrors"), state.mark()).within(room);
+        let mirrors = Mirrors::open(state.path("mirrors"), state.mark(), room);
         let base = Bases {
             config: &config,
             state,
@@ -471,6 +471,9 @@ impl Setups {
             let config = &self.shared.config.repositories;
             let submodules = checkout.submodules(mirrors, before, config).await?;
             used.extend(Submodule::mirrors(&submodules.now));
+            mirrors
+                .bring_large_files(&checkout.repository, &checkout.at, &submodules.now)
+                .await?;
             if let Some(commit) = before {
                 if checkout.update(mirrors, build, commit, &submodules).await? {
                     continue;
@@ -479,9 +482,6 @@ impl Setups {
                 replaced.push(checkout.repository.path.clone());
             }
             let owner = owner.unwrap_or_default();
-            mirrors
-                .bring_large_files(&checkout.repository, &checkout.at, &submodules.now)
-                .await?;
             checkout
                 .unpack(
                     mirrors,

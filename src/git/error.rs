@@ -124,9 +124,9 @@ pub enum GitError {
     /// The host has no address, does not answer, or refuses the connection.
     #[error("cannot reach the host of {url}: {detail}")]
     Unreachable {
-        /// The repository.
+        /// The repository, or the origin that was asked for its large files.
         url: String,
-        /// What git said.
+        /// What was said.
         detail: String,
     },
     /// The host could not prove who it is: its TLS certificate or ssh key is not trusted here.
@@ -135,9 +135,9 @@ pub enum GitError {
          known_hosts_file, must have its ssh host key; this host, or ca_file, its certificate's authority"
     )]
     Unverified {
-        /// The repository.
+        /// The repository, or the origin that was asked for its large files.
         url: String,
-        /// What git said.
+        /// What was said.
         detail: String,
     },
     /// The host redirects to another one, to which the credentials must not go.

@@ -87,31 +87,22 @@ struct Shared {
 }
 
 impl Mirrors {
-    /// Mirrors below `dir`, which is made with mode 0700 when the first is needed. Every git has the variable
-    /// `mark` in its environment.
+    /// Mirrors below `dir`, which is made with mode 0700 when the first is needed, and take no large files beyond
+    /// `room`. Every git has the variable `mark` in its environment.
     #[must_use]
-    pub fn open(dir: PathBuf, mark: (&'static str, String)) -> Self {
-        Self::with_stall(dir, mark, STALL)
+    pub fn open(dir: PathBuf, mark: (&'static str, String), room: Room) -> Self {
+        Self::with_stall(dir, mark, room, STALL)
     }
 
-    fn with_stall(dir: PathBuf, mark: (&'static str, String), stall: Duration) -> Self {
+    fn with_stall(dir: PathBuf, mark: (&'static str, String), room: Room, stall: Duration) -> Self {
         let client = Arc::new(Client::new(dir.clone(), mark, stall));
         Self(Arc::new(Shared {
             dir,
             client,
             gates: Mutex::default(),
             ready: OnceCell::new(),
-            room: Room::boundless(),
+            room,
         }))
-    }
-
-    /// The same mirrors, which take no large files beyond this room. For new ones, that nobody else has.
-    #[must_use]
-    pub fn within(self, room: Room) -> Self {
-        match Arc::into_inner(self.0) {
-            Some(shared) => Self(Arc::new(Shared { room, ..shared })),
-            None => unreachable!("the mirrors are new"),
-        }
     }
 
     /// Makes the mirror equal to the upstream and finds the repository's reference in it.

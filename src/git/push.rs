@@ -132,13 +132,10 @@ pub(super) async fn push(
     drop(place);
     if repository.lfs {
         let git = || quarantine.git(mirror).allocating(LARGEST_OBJECT);
-        let look = lfs::check_outgoing(
-            (mirror, git),
-            (&access, repository),
-            (&outgoing.tip, &bases),
-        );
+        let look = lfs::unknown_outgoing((mirror, git), (&outgoing.tip, &bases));
         let looked = tokio::time::timeout(CHECKING, look).await;
-        looked.unwrap_or_else(|_| Err(too_long("look for large files")))?;
+        let unknown = looked.map_err(|_| too_long("look for large files"))??;
+        lfs::check_outgoing(mirror, (&access, repository), unknown, &bases).await?;
     }
     let name = format!("refs/heads/{}", outgoing.branch);
     let old = there.get(name.as_bytes()).and_then(|id| id.parse().ok());

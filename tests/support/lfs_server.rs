@@ -42,6 +42,8 @@ pub(crate) enum Behaviour {
     Short,
     /// It has none.
     Missing,
+    /// It gives none, whether it has it or not.
+    Unwilling,
     /// It knows nothing of large files.
     NoServer,
     /// No answer to a batch.
@@ -326,6 +328,10 @@ fn batch(
         .flatten()
         .map(|one| {
             let oid = one["oid"].as_str().unwrap_or_default();
+            if *behaviour == Behaviour::Unwilling {
+                return json!({ "oid": oid, "size": one["size"],
+                "error": { "code": 403, "message": "not now" } });
+            }
             let there = objects.contains_key(oid) && *behaviour != Behaviour::Missing;
             if !there {
                 return json!({ "oid": oid, "size": one["size"],

@@ -14,6 +14,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATIO
 use reqwest::{Client, Method, NoProxy, Proxy, Response, StatusCode, Url};
 
 use super::error::GitError;
+use super::mirror::blocking;
 use super::process;
 use super::upstream::{Access, Scrub};
 
@@ -59,8 +60,10 @@ pub(super) enum Credentials {
 pub(super) enum Failed {
     /// It leads where nothing may be had from: the URL, without a query.
     NotAllowed(String),
-    /// The connection was refused, broke or stalled; another try may do.
+    /// The connection broke or stalled; another try may do.
     Broken(String),
+    /// There came to be no connection: to which origin, and why; another try may do.
+    Unreached(String, String),
     /// Another try does not help.
     Git(GitError),
 }
@@ -68,11 +71,10 @@ pub(super) enum Failed {
 impl Web {
     pub(super) async fn new(access: &Access, client: &process::Client) -> Result<Self, GitError> {
         let authorities = access.authorities().map(Path::to_owned);
-        let tls = tokio::task::spawn_blocking(move || trust::settings(authorities))
-            .await
-            .map_err(std::io::Error::other)
-            .flatten()
-            .map_err(|error| GitError::io("prepare requests for large files", error))?;
+        let tls = blocking("prepare requests for large files", move || {
+            trust::settings(authorities)
+        })
+        .await?;
         let mut builder = Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
@@ -122,7 +124,7 @@ impl Web {
             };
             let answer = match tokio::time::timeout(self.stall, sent.send()).await {
                 Ok(Ok(answer)) => answer,
-                Ok(Err(error)) => return Err(self.failed(&error)),
+                Ok(Err(error)) => return Err(self.failed(&error, &url)),
                 Err(_) => return Err(Failed::Broken("nothing came".to_owned())),
             };
             let status = answer.status();
@@ -153,7 +155,10 @@ impl Web {
     pub(super) async fn piece(&self, answer: &mut Response) -> Result<Option<Bytes>, Failed> {
         match tokio::time::timeout(self.stall, answer.chunk()).await {
             Ok(Ok(piece)) => Ok(piece),
-            Ok(Err(error)) => Err(self.failed(&error)),
+            Ok(Err(error)) => {
+                let url = answer.url().clone();
+                Err(self.failed(&error, &url))
+            }
             Err(_) => Err(Failed::Broken("nothing more came".to_owned())),
         }
     }
@@ -182,10 +187,7 @@ impl Web {
 
     /// A URL, fit to be shown: a query may open what it is of.
     pub(super) fn shown(&self, url: &Url) -> String {
-        let mut url = url.clone();
-        url.set_query(None);
-        url.set_fragment(None);
-        self.said(url.as_str())
+        self.said(without_query(url).as_str())
     }
 
     fn headers(&self, request: &Request, url: &Url) -> HeaderMap {
@@ -218,7 +220,8 @@ impl Web {
         headers
     }
 
-    fn failed(&self, error: &reqwest::Error) -> Failed {
+    /// What became of a request to `asked`.
+    fn failed(&self, error: &reqwest::Error, asked: &Url) -> Failed {
         let mut said = Vec::new();
         let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
         while let Some(error) = next {
@@ -227,14 +230,14 @@ impl Web {
         }
         said.dedup();
         let detail = self.said(&said.join(": "));
-        let url = self.access.upstream().url().to_owned();
+        let url = asked.origin().ascii_serialization();
         let says = |text: &str| detail.to_ascii_lowercase().contains(text);
         if says("invalid peer certificate") {
             Failed::Git(GitError::Unverified { url, detail })
         } else if says("proxy auth") {
             Failed::Git(self.proxy_refused())
         } else if error.is_connect() {
-            Failed::Git(GitError::Unreachable { url, detail })
+            Failed::Unreached(url, detail)
         } else {
             Failed::Broken(detail)
         }
@@ -244,6 +247,14 @@ impl Web {
         let url = self.access.upstream().url().to_owned();
         GitError::ProxyRefused { url }
     }
+}
+
+/// A URL without what may open it.
+pub(super) fn without_query(url: &Url) -> Url {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    url
 }
 
 /// The repository's proxy, else those of the provider's environment, which git has as well.

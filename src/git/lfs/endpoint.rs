@@ -9,7 +9,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 
 use super::super::error::GitError;
-use super::super::http::Credentials;
+use super::super::http::{Credentials, without_query};
 use super::super::mirror::Mirror;
 use super::super::reference::CommitId;
 use super::super::upstream::{Access, Transport, Upstream};
@@ -113,19 +113,21 @@ pub(super) struct Endpoint {
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     pub(super) credentials: Credentials,
+    /// Whether the ssh host said so, for a time.
+    pub(super) by_ssh: bool,
 }
 
 impl Endpoint {
-    /// The one that the commit names, else the one that the upstream's host has, for `operation`: `download` or
+    /// The one that the commit named, else the one that the upstream's host has, for `operation`: `download` or
     /// `upload`; none for files of this host.
     pub(super) async fn find(
         mirror: &Mirror,
         access: &Access,
-        (allowed, commit): (&Allowed, &CommitId),
+        (allowed, named): (&Allowed, Option<String>),
         operation: &str,
     ) -> Result<Option<Self>, GitError> {
         let upstream = access.upstream();
-        if let Some(named) = named(mirror, commit).await? {
+        if let Some(named) = named {
             let not_allowed = |target: String| LfsError::NotAllowed {
                 url: upstream.url().to_owned(),
                 what: "the .lfsconfig",
@@ -139,6 +141,7 @@ impl Endpoint {
                 url: url.ok_or_else(|| not_allowed(shown))?,
                 headers: HeaderMap::new(),
                 credentials: Credentials::Repository,
+                by_ssh: false,
             }));
         }
         match upstream.transport() {
@@ -147,6 +150,7 @@ impl Endpoint {
                 url: derived(upstream.url()).ok_or_else(|| odd(upstream, "its URL is none"))?,
                 headers: HeaderMap::new(),
                 credentials: Credentials::Repository,
+                by_ssh: false,
             })),
             Transport::Ssh => by_ssh(mirror, access, allowed, operation).await.map(Some),
         }
@@ -173,7 +177,7 @@ fn odd(upstream: &Upstream, detail: &str) -> GitError {
 }
 
 /// The URL of a server in the commit's `.lfsconfig`. Nothing else in there is looked at.
-async fn named(mirror: &Mirror, commit: &CommitId) -> Result<Option<String>, GitError> {
+pub(super) async fn named(mirror: &Mirror, commit: &CommitId) -> Result<Option<String>, GitError> {
     let failed = |failure| GitError::local("read .lfsconfig", failure);
     let blob = mirror
         .git()
@@ -230,7 +234,7 @@ struct Authenticated {
 }
 
 /// Asks the ssh host for a server and what opens it.
-async fn by_ssh(
+pub(super) async fn by_ssh(
     mirror: &Mirror,
     access: &Access,
     allowed: &Allowed,
@@ -244,7 +248,7 @@ async fn by_ssh(
         call = call.args(["-p", &port]);
     }
     let command = format!("git-lfs-authenticate {} {operation}", quoted(&path));
-    let answer = call.args([target.as_str(), &command]).output().await;
+    let answer = call.args(["--", &target, &command]).output().await;
     let answer = answer
         .map_err(|failure| GitError::remote("ask for the large files of", access, failure))?;
     let answer: Authenticated = serde_json::from_slice(&answer)
@@ -256,11 +260,11 @@ async fn by_ssh(
     };
     let url = url.ok_or_else(|| odd(upstream, "git-lfs-authenticate names no URL"))?;
     if !allowed.allows(&url) {
-        let shown = mirror.client.scrub(access).clean(url.as_str().as_bytes());
+        let shown = without_query(&url);
         let not_allowed = LfsError::NotAllowed {
             url: upstream.url().to_owned(),
             what: "what the ssh host says",
-            target: shown,
+            target: mirror.client.scrub(access).clean(shown.as_str().as_bytes()),
         };
         return Err(not_allowed.into());
     }
@@ -268,6 +272,7 @@ async fn by_ssh(
         url,
         headers: headers(&answer.header),
         credentials: Credentials::Own,
+        by_ssh: true,
     })
 }
 

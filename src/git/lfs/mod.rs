@@ -30,13 +30,13 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio::io::AsyncReadExt as _;
 
 pub use error::LfsError;
-pub(super) use outgoing::check_outgoing;
+pub(super) use outgoing::{check_outgoing, unknown_outgoing};
 
 use super::Mirrors;
 use super::error::GitError;
 use super::http::Web;
 use super::mending::Mending;
-use super::mirror::{Mirror, blocking};
+use super::mirror::{self, Lease, Mirror, blocking};
 use super::process::Input;
 use super::reference::{CommitId, Resolved};
 use super::submodules::Submodule;
@@ -58,6 +58,7 @@ impl Room {
     }
 
     /// Any number.
+    #[cfg(test)]
     pub(super) fn boundless() -> Self {
         Self::told_by(|| Ok(u64::MAX))
     }
@@ -74,6 +75,8 @@ impl fmt::Debug for Room {
 pub struct LargeFiles {
     store: Store,
     objects: Vec<Object>,
+    /// For as long as they are there.
+    _lease: Option<Lease>,
 }
 
 impl LargeFiles {
@@ -111,7 +114,7 @@ impl Mirrors {
             return Ok(());
         }
         self.prepare().await?;
-        bring(self, repository, &at.commit).await?;
+        bring(self, repository, (&at.commit, None)).await?;
         for submodule in submodules {
             let Submodule {
                 repository,
@@ -124,7 +127,8 @@ impl Mirrors {
         Ok(())
     }
 
-    /// Brings the large files of `at` as well, and gives those that `old` did not have.
+    /// Brings the large files of `at` as well, and gives those that `old` did not have: a commit whose large files
+    /// the workspace got.
     ///
     /// # Errors
     /// Any [`GitError`].
@@ -134,24 +138,26 @@ impl Mirrors {
         at: &Resolved,
         old: Option<&CommitId>,
     ) -> Result<LargeFiles, GitError> {
-        let mirror = self.mirror_for(repository)?;
-        let store = Store::at(directory(&mirror));
-        let mut objects = Vec::new();
-        if repository.lfs && old != Some(&at.commit) {
-            self.prepare().await?;
-            let had = match old {
-                Some(old) if mirror.peeled(old.as_str()).await?.is_some() => {
-                    pointer::list(&mirror, old).await?
-                }
-                _ => Vec::new(),
-            };
-            let mut seen: std::collections::HashSet<_> =
-                had.into_iter().map(|pointer| pointer.object.oid).collect();
-            let all = bring(self, repository, &at.commit).await?;
-            let all = all.into_iter().map(|pointer| pointer.object);
-            objects.extend(all.filter(|object| seen.insert(object.oid.clone())));
+        let store = Store::at(directory(&self.mirror_for(repository)?));
+        if !repository.lfs || old == Some(&at.commit) {
+            return Ok(LargeFiles {
+                store,
+                objects: Vec::new(),
+                _lease: None,
+            });
         }
-        Ok(LargeFiles { store, objects })
+        self.prepare().await?;
+        let brought = bring(self, repository, (&at.commit, old)).await?;
+        let had = brought.had.into_iter().map(|pointer| pointer.object.oid);
+        let mut seen: std::collections::HashSet<_> = had.collect();
+        let all = brought.pointers.into_iter().map(|pointer| pointer.object);
+        Ok(LargeFiles {
+            store,
+            objects: all
+                .filter(|object| seen.insert(object.oid.clone()))
+                .collect(),
+            _lease: Some(brought.lease),
+        })
     }
 }
 
@@ -188,50 +194,96 @@ pub(super) fn directory(mirror: &Mirror) -> PathBuf {
     mirror.path().join("lfs")
 }
 
-/// Has the content of all large files of a commit in the mirror; which files these are.
-async fn bring(
-    mirrors: &Mirrors,
-    repository: &Repository,
-    commit: &CommitId,
-) -> Result<Vec<Pointer>, GitError> {
-    let mut mending = Mending::of(mirrors, repository, commit).await?;
-    loop {
-        let brought = bring_to(mirrors, mending.mirror(), repository, commit).await;
-        if let Some(pointers) = mending.settle(brought).await? {
-            return Ok(pointers);
-        }
+/// What a mirror knows of the large files of a commit.
+struct Looked {
+    /// The mirror's files stay where they are.
+    lease: Lease,
+    pointers: Vec<Pointer>,
+    /// Those of the commit before, if it is known.
+    had: Vec<Pointer>,
+    /// What the commit names for a server of those that are missing.
+    named: Option<String>,
+}
+
+impl Looked {
+    async fn at(
+        mirror: &Mirror,
+        (commit, old): (&CommitId, Option<&CommitId>),
+    ) -> Result<Self, GitError> {
+        let lease = mirror.lease().await?;
+        let pointers = pointer::list(mirror, commit).await?;
+        let had = match old {
+            Some(old) if mirror.peeled(old.as_str()).await?.is_some() => {
+                pointer::list(mirror, old).await?
+            }
+            _ => Vec::new(),
+        };
+        let missing = Store::at(directory(mirror)).missing(&pointers).await?;
+        let named = match missing.is_empty() {
+            true => None,
+            false => endpoint::named(mirror, commit).await?,
+        };
+        Ok(Self {
+            lease,
+            pointers,
+            had,
+            named,
+        })
     }
 }
 
-async fn bring_to(
+/// Has the content of all large files of a commit in the mirror, and looks at which `old` had.
+async fn bring(
+    mirrors: &Mirrors,
+    repository: &Repository,
+    (commit, old): (&CommitId, Option<&CommitId>),
+) -> Result<Looked, GitError> {
+    let mut mending = Mending::of(mirrors, repository, commit).await?;
+    let mut looked = loop {
+        let looked = Looked::at(mending.mirror(), (commit, old)).await;
+        if let Some(looked) = mending.settle(looked).await? {
+            break looked;
+        }
+    };
+    let named = looked.named.take();
+    download(
+        mirrors,
+        mending.mirror(),
+        repository,
+        (&looked.pointers, named),
+    )
+    .await?;
+    Ok(looked)
+}
+
+/// Brings what is missing of these, from the server that the commit named, if it did.
+async fn download(
     mirrors: &Mirrors,
     mirror: &Mirror,
     repository: &Repository,
-    commit: &CommitId,
-) -> Result<Vec<Pointer>, GitError> {
-    // The mirror's files stay where they are.
-    let _lease = mirror.lease().await?;
-    let pointers = pointer::list(mirror, commit).await?;
+    (pointers, named): (&[Pointer], Option<String>),
+) -> Result<(), GitError> {
     let store = Store::at(directory(mirror));
-    if store.missing(&pointers).await?.is_empty() {
-        return Ok(pointers);
+    if store.missing(pointers).await?.is_empty() {
+        return Ok(());
     }
-    let gate = mirrors.gate(format!("{}.lfs", mirror.upstream.digest()));
+    let digest = mirror::digest(&mirror.upstream, mirror.depth);
+    let gate = mirrors.gate(format!("{digest}.lfs"));
     let _turn = gate.lock_owned().await;
     let held = store.lock().await?;
-    let wanted = store.missing(&pointers).await?;
+    let wanted = store.missing(pointers).await?;
     let Some(first) = wanted.first() else {
-        return Ok(pointers);
+        return Ok(());
     };
-    check_sizes(mirror, &pointers)?;
+    check_sizes(mirror, pointers)?;
     check_room(&mirrors.0.room, mirror, &wanted, first)?;
     let wanted = by_directory(mirror, wanted, (&store, &held)).await?;
     let Some(first) = wanted.first() else {
-        return Ok(pointers);
+        return Ok(());
     };
     let access = Access::of(repository).await?;
     let allowed = Allowed::by(repository)?;
-    let endpoint = Endpoint::find(mirror, &access, (&allowed, commit), "download").await?;
+    let endpoint = Endpoint::find(mirror, &access, (&allowed, named), "download").await?;
     let url = mirror.upstream.url();
     let Some(endpoint) = endpoint else {
         let missing = LfsError::Missing {
@@ -244,14 +296,14 @@ async fn bring_to(
         return Err(missing.into());
     };
     tracing::info!(url, count = wanted.len(), "bringing large files");
-    let transfers = Transfers {
-        url,
+    let mut transfers = Transfers {
+        mirror,
+        access: &access,
         web: &Web::new(&access, &mirror.client).await?,
-        endpoint: &endpoint,
+        endpoint,
         allowed: &allowed,
     };
-    transfers.download(wanted, (&store, &held)).await?;
-    Ok(pointers)
+    transfers.download(wanted, (&store, &held)).await
 }
 
 /// Refuses pointers of which one must be wrong.

@@ -5,6 +5,7 @@
 //! nothing is pushed: whoever checks such a commit out would find a pointer.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::super::error::GitError;
 use super::super::http::Web;
@@ -14,7 +15,7 @@ use super::super::push::PushError;
 use super::super::reference::CommitId;
 use super::super::upstream::Access;
 use super::batch::{self, Said};
-use super::endpoint::{Allowed, Endpoint};
+use super::endpoint::{self, Allowed, Endpoint};
 use super::pointer::{self, Pointer};
 use super::store::Store;
 use super::transfer::Transfers;
@@ -26,12 +27,14 @@ const MOST: usize = 1000;
 /// The most of those that are missing that an error names.
 const NAMED: usize = 5;
 
-/// Whether the upstream has what the commits that lead to `tip`, and to no base, point to. `git` sees them.
-pub(in crate::git) async fn check_outgoing(
+/// How long the upstream's server may take to say what it has.
+const ASKING: Duration = Duration::from_secs(300);
+
+/// What the commits that lead to `tip`, and to no base, point to and the mirror does not have. `git` sees them.
+pub(in crate::git) async fn unknown_outgoing(
     (mirror, git): (&Mirror, impl Fn() -> Call),
-    (access, repository): (&Access, &Repository),
     (tip, bases): (&CommitId, &[CommitId]),
-) -> Result<(), PushError> {
+) -> Result<Vec<Pointer>, GitError> {
     let named = named_blobs(&git, tip, bases).await?;
     let blobs: Vec<&str> = named.keys().map(String::as_str).collect();
     let known = pointer::read_blobs(&git, &blobs).await?;
@@ -43,8 +46,29 @@ pub(in crate::git) async fn check_outgoing(
     });
     let pointers: Vec<Pointer> = pointers.collect();
     let store = Store::at(super::directory(mirror));
-    let unknown = store.missing(&pointers).await?;
-    let missing = missing_upstream(mirror, (access, repository), unknown, bases).await?;
+    store.missing(&pointers).await
+}
+
+/// Whether the upstream has these, which commits that follow on `bases` point to.
+pub(in crate::git) async fn check_outgoing(
+    mirror: &Mirror,
+    (access, repository): (&Access, &Repository),
+    unknown: Vec<Pointer>,
+    bases: &[CommitId],
+) -> Result<(), PushError> {
+    let look = missing_upstream(mirror, (access, repository), unknown, bases);
+    let looked = tokio::time::timeout(ASKING, look).await;
+    // The server is to blame, and not the commits.
+    let missing = looked.unwrap_or_else(|_| {
+        let late = GitError::Transfer {
+            url: mirror.upstream.url().to_owned(),
+            detail: format!(
+                "its server of large files did not say within {} s what it has",
+                ASKING.as_secs()
+            ),
+        };
+        Err(late.into())
+    })?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -115,24 +139,36 @@ async fn missing_upstream(
     }
     let allowed = Allowed::by(repository)?;
     // What the agent's own commits name is not asked.
-    let endpoint = Endpoint::find(mirror, access, (&allowed, base), "download").await?;
+    let named = endpoint::named(mirror, base).await?;
+    let endpoint = Endpoint::find(mirror, access, (&allowed, named), "download").await?;
     let Some(endpoint) = endpoint.filter(|_| !unknown.is_empty()) else {
         return Ok(unknown);
     };
-    let transfers = Transfers {
-        url: mirror.upstream.url(),
+    let mut transfers = Transfers {
+        mirror,
+        access,
         web: &Web::new(access, &mirror.client).await?,
-        endpoint: &endpoint,
+        endpoint,
         allowed: &allowed,
     };
     let mut missing = Vec::new();
     for chunk in unknown.chunks(batch::AT_ONCE) {
         let said = transfers.ask("download", chunk).await?;
-        let has = |one: &&Pointer| match said.get(&one.object.oid) {
-            Some(Said::Actions(actions)) => actions.contains_key("download"),
-            Some(Said::Error(..)) | None => false,
-        };
-        missing.extend(chunk.iter().filter(|one| !has(one)).cloned());
+        for one in chunk {
+            match said.get(&one.object.oid) {
+                Some(Said::Actions(actions)) if actions.contains_key("download") => {}
+                Some(Said::Actions(_) | Said::Error(404 | 410, _)) | None => {
+                    missing.push(one.clone());
+                }
+                // It may have it.
+                Some(Said::Error(code, message)) => {
+                    let what = named_for_people(one);
+                    return Err(transfers
+                        .odd(&format!("{code} {message} for {what}"))
+                        .into());
+                }
+            }
+        }
     }
     Ok(missing)
 }

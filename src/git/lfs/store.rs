@@ -1,11 +1,12 @@
 //! The large files of a mirror: `lfs` in its directory, laid out as git-lfs has it in a repository.
 //!
 //! An object gets its name when its size and its SHA-256 were found right, and is never written again; what is
-//! not whole yet lies in `incomplete` under the same name, to be gone on with. One task of one process writes.
+//! not whole yet lies in `incomplete` under the same name, to be gone on with. One task of one process writes; a
+//! part is locked as well, since what a task had begun to write goes on when the task is dropped.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ pub(super) struct Part {
     object: Object,
     path: PathBuf,
     whole: PathBuf,
+    /// Locked until nobody has it open any more.
     file: tokio::fs::File,
     hash: Sha256,
     /// Bytes that are there.
@@ -119,13 +121,7 @@ impl Store {
         );
         let (opened, most) = (path.clone(), object.size);
         let (file, hash, length) = blocking("open a large file", move || {
-            let mut file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(opened)?;
+            let mut file = open_part(&opened)?;
             let mut hash = Sha256::new();
             let mut length = 0;
             if file.metadata()?.len() > most {
@@ -204,21 +200,45 @@ impl Part {
         } else {
             None
         };
-        if let Some(wrong) = wrong {
-            tokio::fs::remove_file(&self.path).await?;
-            return Err(Unfit::Wrong(wrong));
+        if wrong.is_none() {
+            self.file.sync_data().await?;
         }
-        self.file.sync_data().await?;
-        let (path, whole) = (self.path, self.whole);
+        let (path, whole, locked) = (self.path, self.whole, self.file);
         let named = tokio::task::spawn_blocking(move || {
+            // Until here it is nobody else's.
+            let _locked = locked;
+            if let Some(wrong) = wrong {
+                std::fs::remove_file(&path)?;
+                return Err(Unfit::Wrong(wrong));
+            }
             // The file of a checkout is a link to it, with these permissions.
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644))?;
             if let Some(parent) = whole.parent() {
                 std::fs::create_dir_all(parent)?;
             }
-            std::fs::rename(&path, &whole)
+            Ok(std::fs::rename(&path, &whole)?)
         });
-        Ok(named.await.map_err(io::Error::other)??)
+        named.await.map_err(io::Error::other)?
+    }
+}
+
+/// Opens a part, or makes it, once all that was begun to be done with it is over.
+fn open_part(path: &Path) -> io::Result<File> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        file.lock()?;
+        // It may have got its name, or have been removed, before the lock was there.
+        let there = unless_gone(path.symlink_metadata())?;
+        let opened = file.metadata()?;
+        if there.is_some_and(|there| (there.dev(), there.ino()) == (opened.dev(), opened.ino())) {
+            return Ok(file);
+        }
     }
 }
 
@@ -232,16 +252,27 @@ fn sweep(directory: &Path) -> io::Result<()> {
             if !is_list && place == directory {
                 continue;
             }
-            let used = entry.metadata()?.modified()?;
-            if used.elapsed().is_ok_and(|since| since > KEPT) {
-                match is_list {
-                    true => std::fs::remove_dir_all(entry.path())?,
-                    false => std::fs::remove_file(entry.path())?,
-                }
+            // Whoever looks for pointers removes what it made meanwhile.
+            let Some(found) = unless_gone(entry.metadata())? else {
+                continue;
+            };
+            if found.modified()?.elapsed().is_ok_and(|since| since > KEPT) {
+                unless_gone(match is_list {
+                    true => std::fs::remove_dir_all(entry.path()),
+                    false => std::fs::remove_file(entry.path()),
+                })?;
             }
         }
     }
     Ok(())
+}
+
+/// What became of what is there; none if it is not there any more.
+fn unless_gone<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        done => done.map(Some),
+    }
 }
 
 #[cfg(test)]
@@ -277,5 +308,47 @@ mod tests {
         assert!(store.has(&object));
         let found = std::fs::read(store.object(&object.oid)).expect("it is there");
         assert_eq!(found, b"hello");
+    }
+
+    #[tokio::test]
+    async fn a_part_is_nobody_else_s_as_long_as_it_is_written_to() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::at(directory.path().to_owned());
+        let object = Object {
+            oid: Oid::parse(&"a".repeat(64)).expect("one"),
+            size: 5,
+        };
+        let held = store.lock().await.expect("nobody has it");
+        let part = store.part(&object, &held).await.expect("opens");
+        // As a write that was begun has it.
+        let written = part.file.try_clone().await.expect("it is open");
+        let mut written = written.into_std().await;
+        let path = part.path.clone();
+        drop(part);
+        let other = File::open(&path).expect("it is there");
+        assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
+        std::io::Write::write_all(&mut written, b"hel").expect("it is open");
+        drop(written);
+        let next = store.part(&object, &held).await.expect("opens");
+        assert_eq!(next.length, 3);
+    }
+
+    #[test]
+    fn what_is_gone_meanwhile_is_passed_over() {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(directory.path().join("incomplete")).expect("its own");
+        let list = directory.path().join("list-x");
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::fs::create_dir(&list).expect("it is not there");
+                    std::fs::remove_dir(&list).expect("it is there");
+                }
+            });
+            let swept = (0..2000).try_for_each(|_| sweep(directory.path()));
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+            swept.expect("nothing else is wrong");
+        });
     }
 }

@@ -13,9 +13,11 @@ use reqwest::{Method, Response, StatusCode, Url};
 
 use super::super::error::GitError;
 use super::super::http::{Credentials, Failed, Request, Web};
+use super::super::mirror::Mirror;
+use super::super::upstream::Access;
 use super::LfsError;
 use super::batch::{self, Action, Said};
-use super::endpoint::{Allowed, Endpoint};
+use super::endpoint::{self, Allowed, Endpoint};
 use super::pointer::{Oid, Pointer};
 use super::store::{Held, Part, Store, Unfit};
 
@@ -33,9 +35,10 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// What all transfers of one repository have in common.
 pub(super) struct Transfers<'a> {
-    pub(super) url: &'a str,
+    pub(super) mirror: &'a Mirror,
+    pub(super) access: &'a Access,
     pub(super) web: &'a Web,
-    pub(super) endpoint: &'a Endpoint,
+    pub(super) endpoint: Endpoint,
     pub(super) allowed: &'a Allowed,
 }
 
@@ -49,7 +52,7 @@ enum Tried {
 impl Transfers<'_> {
     /// Brings the objects of these pointers into the store, where they are not.
     pub(super) async fn download(
-        &self,
+        &mut self,
         wanted: Vec<Pointer>,
         (store, held): (&Store, &Held),
     ) -> Result<(), GitError> {
@@ -69,7 +72,7 @@ impl Transfers<'_> {
     }
 
     async fn download_batch(
-        &self,
+        &mut self,
         wanted: &[Pointer],
         (store, held): (&Store, &Held),
     ) -> Result<Vec<(Pointer, String)>, GitError> {
@@ -90,8 +93,9 @@ impl Transfers<'_> {
             };
             links.push((pointer.clone(), action.clone()));
         }
+        let this = &*self;
         let transfers = links.into_iter().map(|(pointer, action)| async move {
-            match self.bring(&pointer, &action, (store, held)).await? {
+            match this.bring(&pointer, &action, (store, held)).await? {
                 Tried::Whole => Ok(None),
                 Tried::Expired(detail) => Ok::<_, GitError>(Some((pointer, detail))),
             }
@@ -103,12 +107,34 @@ impl Transfers<'_> {
         Ok(expired.into_iter().flatten().collect())
     }
 
-    /// Asks what to do with these objects.
+    /// Asks what to do with these objects. What an ssh host said of its server may have come to its end: the
+    /// host is asked once more then.
     pub(super) async fn ask(
-        &self,
+        &mut self,
         operation: &str,
         wanted: &[Pointer],
     ) -> Result<BTreeMap<Oid, Said>, GitError> {
+        let (mut status, mut body) = self.ask_once(operation, wanted).await?;
+        if status == StatusCode::UNAUTHORIZED && self.endpoint.by_ssh {
+            let (mirror, access, allowed) = (self.mirror, self.access, self.allowed);
+            self.endpoint = endpoint::by_ssh(mirror, access, allowed, operation).await?;
+            (status, body) = self.ask_once(operation, wanted).await?;
+        }
+        let (url, endpoint) = (self.url(), self.shown());
+        match status.as_u16() {
+            200 => batch::parse(&body).map_err(|detail| self.odd(&detail)),
+            401 | 403 => Err(LfsError::Refused { url, endpoint }.into()),
+            404 | 410 => Err(LfsError::NoServer { url, endpoint }.into()),
+            _ => Err(self.odd(&format!("{status} {}", String::from_utf8_lossy(&body)))),
+        }
+    }
+
+    /// What the server answers, which may be that it has a fault.
+    async fn ask_once(
+        &self,
+        operation: &str,
+        wanted: &[Pointer],
+    ) -> Result<(StatusCode, Vec<u8>), GitError> {
         let mut url = self.endpoint.url.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend(["objects", "batch"]);
@@ -126,7 +152,7 @@ impl Transfers<'_> {
             credentials: self.endpoint.credentials,
         };
         let mut tries = 0;
-        let (status, body) = loop {
+        loop {
             let asked = async {
                 let answer = self.send(&request).await?;
                 let status = answer.status();
@@ -137,29 +163,17 @@ impl Transfers<'_> {
                 Ok((status, body))
             };
             match asked.await {
-                Ok(answered) => break answered,
-                Err(Failed::Broken(detail)) if tries + 1 == FRUITLESS => {
-                    return Err(GitError::Transfer {
-                        url: self.url.to_owned(),
-                        detail: format!("asking {} for large files: {detail}", self.shown()),
-                    });
-                }
-                Err(Failed::Broken(_)) => {
-                    tries += 1;
-                    tokio::time::sleep(PAUSE * tries).await;
-                }
+                Ok(answered) => return Ok(answered),
                 Err(Failed::NotAllowed(target)) => {
                     return Err(self.not_allowed("the server of large files", target));
                 }
-                Err(Failed::Git(error)) => return Err(error),
+                Err(failed) => {
+                    tries += 1;
+                    let what = || format!("asking {} for large files", self.shown());
+                    self.give_up_at(tries, failed, what)?;
+                    tokio::time::sleep(PAUSE * tries).await;
+                }
             }
-        };
-        let (url, endpoint) = (self.url.to_owned(), self.shown());
-        match status.as_u16() {
-            200 => batch::parse(&body).map_err(|detail| self.odd(&detail)),
-            401 | 403 => Err(LfsError::Refused { url, endpoint }.into()),
-            404 | 410 => Err(LfsError::NoServer { url, endpoint }.into()),
-            _ => Err(self.odd(&format!("{status} {}", String::from_utf8_lossy(&body)))),
         }
     }
 
@@ -171,6 +185,8 @@ impl Transfers<'_> {
         (store, held): (&Store, &Held),
     ) -> Result<Tried, GitError> {
         let io = |error| GitError::io("keep a large file", error);
+        let (oid, path) = (&pointer.object.oid, pointer.shown());
+        let what = || format!("the large file {oid} of {path:?}");
         let mut part = store.part(&pointer.object, held).await?;
         let mut is_continued = part.length > 0;
         let mut fruitless = 0;
@@ -200,20 +216,19 @@ impl Transfers<'_> {
                 }
                 Ok(None) => {
                     fruitless += 1;
-                    let detail = "the answer ended before it was whole";
-                    self.give_up_at(fruitless, pointer, detail)?;
-                }
-                Err(Trouble::Failed(Failed::Broken(detail))) => {
-                    part.keep().await.map_err(io)?;
-                    is_continued |= part.length > 0;
-                    fruitless += 1;
-                    self.give_up_at(fruitless, pointer, &detail)?;
+                    let ended = Failed::Broken("the answer ended before it was whole".to_owned());
+                    self.give_up_at(fruitless, ended, what)?;
                 }
                 Err(Trouble::Failed(Failed::NotAllowed(target))) => {
                     let what = "the link to a large file";
                     return Err(self.not_allowed(what, target));
                 }
-                Err(Trouble::Failed(Failed::Git(error))) => return Err(error),
+                Err(Trouble::Failed(failed)) => {
+                    part.keep().await.map_err(io)?;
+                    is_continued |= part.length > 0;
+                    fruitless += 1;
+                    self.give_up_at(fruitless, failed, what)?;
+                }
                 Err(Trouble::Unfit(Unfit::Wrong(detail))) => {
                     return Err(self.wrong(pointer, detail));
                 }
@@ -223,18 +238,23 @@ impl Transfers<'_> {
         }
     }
 
-    fn give_up_at(&self, tries: u32, pointer: &Pointer, detail: &str) -> Result<(), GitError> {
-        if tries < FRUITLESS {
-            return Ok(());
+    /// Why there is no other try, after so many that failed so.
+    fn give_up_at(
+        &self,
+        tries: u32,
+        failed: Failed,
+        what: impl Fn() -> String,
+    ) -> Result<(), GitError> {
+        match failed {
+            Failed::Broken(_) | Failed::Unreached(..) if tries < FRUITLESS => Ok(()),
+            Failed::Broken(detail) => Err(GitError::Transfer {
+                url: self.url(),
+                detail: format!("{}: {detail}", what()),
+            }),
+            Failed::Unreached(url, detail) => Err(GitError::Unreachable { url, detail }),
+            Failed::NotAllowed(target) => Err(self.not_allowed("a link", target)),
+            Failed::Git(error) => Err(error),
         }
-        Err(GitError::Transfer {
-            url: self.url.to_owned(),
-            detail: format!(
-                "the large file {} of {:?}: {detail}",
-                pointer.object.oid,
-                pointer.shown()
-            ),
-        })
     }
 
     /// One request for what is not there yet; says so where its link has come to its end.
@@ -291,13 +311,18 @@ impl Transfers<'_> {
             .await
     }
 
+    /// The repository's.
+    pub(super) fn url(&self) -> String {
+        self.mirror.upstream.url().to_owned()
+    }
+
     fn shown(&self) -> String {
         self.web.shown(&self.endpoint.url)
     }
 
     fn missing(&self, pointer: &Pointer, detail: String) -> GitError {
         let missing = LfsError::Missing {
-            url: self.url.to_owned(),
+            url: self.url(),
             path: pointer.shown(),
             oid: pointer.object.oid.to_string(),
             detail,
@@ -307,7 +332,7 @@ impl Transfers<'_> {
 
     fn wrong(&self, pointer: &Pointer, detail: String) -> GitError {
         let wrong = LfsError::Wrong {
-            url: self.url.to_owned(),
+            url: self.url(),
             path: pointer.shown(),
             oid: pointer.object.oid.to_string(),
             detail,
@@ -315,9 +340,9 @@ impl Transfers<'_> {
         wrong.into()
     }
 
-    fn odd(&self, detail: &str) -> GitError {
+    pub(super) fn odd(&self, detail: &str) -> GitError {
         let odd = LfsError::Odd {
-            url: self.url.to_owned(),
+            url: self.url(),
             endpoint: self.shown(),
             detail: self.web.said(detail),
         };
@@ -326,7 +351,7 @@ impl Transfers<'_> {
 
     fn not_allowed(&self, what: &'static str, target: String) -> GitError {
         let not_allowed = LfsError::NotAllowed {
-            url: self.url.to_owned(),
+            url: self.url(),
             what,
             target,
         };

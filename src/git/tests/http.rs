@@ -618,7 +618,12 @@ async fn connections_that_fail_are_told_apart() {
     let error = hosted.failure("cut/r.git", Some(&hosted.token)).await;
     assert!(matches!(error, GitError::Transfer { .. }), "{error}");
     let dir = hosted.setting.dir.path().join("impatient");
-    let impatient = Mirrors::with_stall(dir, ("OF_A_TEST", String::new()), Duration::from_secs(1));
+    let impatient = Mirrors::with_stall(
+        dir,
+        ("OF_A_TEST", String::new()),
+        Room::boundless(),
+        Duration::from_secs(1),
+    );
     let stalling = hosted.server.repository("stall/r.git", Some(&hosted.token));
     let error = impatient
         .resolve(&stalling)
@@ -657,6 +662,7 @@ async fn git_is_killed_with_the_future_that_waits_for_it() {
     let mirrors = Mirrors::open(
         setting.dir.path().join("mirrors"),
         ("OF_A_TEST", String::new()),
+        Room::boundless(),
     );
     let task = tokio::spawn(async move { mirrors.resolve(&repository).await });
     // The worker's thread is needed while the server's channel is waited for.

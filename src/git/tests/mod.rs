@@ -28,7 +28,11 @@ impl Setting {
     fn new() -> Self {
         let dir = TempDir::with_prefix("host-path-canary-").expect("a directory");
         std::fs::create_dir(dir.path().join("scratch")).expect("a directory");
-        let mirrors = Mirrors::open(dir.path().join("mirrors"), ("OF_A_TEST", String::new()));
+        let mirrors = Mirrors::open(
+            dir.path().join("mirrors"),
+            ("OF_A_TEST", String::new()),
+            Room::boundless(),
+        );
         Self { dir, mirrors }
     }
 
@@ -734,6 +738,7 @@ async fn many_at_once_share_one_mirror() {
     let other = Mirrors::open(
         setting.dir.path().join("mirrors"),
         ("OF_A_TEST", String::new()),
+        Room::boundless(),
     );
     let tasks: Vec<_> = (0..8)
         .map(|number| {
