@@ -332,23 +332,4 @@ mod tests {
         let next = store.part(&object, &held).await.expect("opens");
         assert_eq!(next.length, 3);
     }
-
-    #[test]
-    fn what_is_gone_meanwhile_is_passed_over() {
-        let directory = tempfile::tempdir().expect("a directory");
-        std::fs::create_dir(directory.path().join("incomplete")).expect("its own");
-        let list = directory.path().join("list-x");
-        let ended = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !ended.load(std::sync::atomic::Ordering::Relaxed) {
-                    std::fs::create_dir(&list).expect("it is not there");
-                    std::fs::remove_dir(&list).expect("it is there");
-                }
-            });
-            let swept = (0..2000).try_for_each(|_| sweep(directory.path()));
-            ended.store(true, std::sync::atomic::Ordering::Relaxed);
-            swept.expect("nothing else is wrong");
-        });
-    }
 }
