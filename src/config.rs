@@ -140,8 +140,9 @@ pub struct Repository {
     #[serde(default)]
     pub history: History,
     /// How many commits of its history are had of its upstream and enter a workspace, from the one that is checked
-    /// out back; all if absent.
+    /// out back, 100000 at most; all if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maximum" = 100_000))]
     pub depth: Option<NonZeroU32>,
     /// Whether its submodules come with it, and theirs, each at the commit that is named.
     #[serde(default)]

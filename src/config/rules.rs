@@ -74,7 +74,7 @@ pub(super) fn check(
 }
 
 /// The most commits of a repository that are counted.
-const DEEPEST: u32 = 1_000_000;
+const DEEPEST: u32 = 100_000;
 
 /// Where a base of the host's own system shows files that are there for everyone. Of `/etc` it
 /// takes single files and directories; these are the ones where somebody might put a key.
@@ -170,7 +170,7 @@ fn depth(repository: &Repository) -> Result<(), &'static str> {
             Err("cannot be had with the history \"branch\" or \"full\": these are of all commits")
         }
         (Some(depth), _) if depth.get() > DEEPEST => {
-            Err("is more than 1000000; leave it out to have all commits")
+            Err("is more than 100000; leave it out to have all commits")
         }
         _ => Ok(()),
     }

@@ -689,8 +689,8 @@ fn a_depth_counts_commits_and_goes_with_a_history_that_ends() {
         (r#""depth":3,"history":"branch""#, whole),
         (r#""depth":3,"history":"full""#, whole),
         (
-            r#""depth":1000001"#,
-            "depth: is more than 1000000; leave it out to have all commits",
+            r#""depth":100001"#,
+            "depth: is more than 100000; leave it out to have all commits",
         ),
         (
             r#""depth":0"#,
@@ -704,7 +704,7 @@ fn a_depth_counts_commits_and_goes_with_a_history_that_ends() {
     }
     for fields in [
         r#""depth":1"#,
-        r#""depth":1000000,"history":"none""#,
+        r#""depth":100000,"history":"none""#,
         r#""depth":3,"history":"sealed","submodules":true"#,
         r#""depth":null"#,
     ] {
