@@ -34,12 +34,7 @@ pub(super) async fn write(
 ) -> Result<Bundle, GitError> {
     let failed =
         |failure: Failure| GitError::local(&format!("bundle {}", mirror.upstream.url()), failure);
-    let _lease = mirror.lease().await?;
-    // It does not seem to end elsewhere while it is looked at.
-    let _lock = match mirror.depth {
-        Some(_) => Some(mirror.lock().await?),
-        None => None,
-    };
+    let _held = mirror.hold().await?;
     let mut refs = history::references(mirror, history, at).await?;
     // In the receiver it would be taken for the remote's HEAD.
     refs.remove(b"refs/heads/HEAD".as_slice());

@@ -110,18 +110,14 @@ struct Place {
 impl Place {
     async fn make(&self, mirror: &Mirror, history: History, at: &Resolved) -> Result<(), GitError> {
         // The mirror's files stay where they are until all are read.
-        let _lease = mirror.lease().await?;
-        // Nor does it seem to end elsewhere while it is looked at.
-        let _lock = match mirror.depth {
-            Some(_) => Some(mirror.lock().await?),
-            None => None,
-        };
+        let (lock, lease) = mirror.hold().await?;
         self.init(mirror, at).await?;
         if history == History::None {
             self.without_history(mirror, at).await?;
         } else {
             self.with_history(mirror, history, at).await?;
         }
+        drop((lock, lease));
         let files = self.git(mirror).in_work_tree(&self.dir);
         let files = files.args(["read-tree", "-v", "--reset", "-u", "HEAD"]);
         files

@@ -416,10 +416,11 @@ pub fn is_there_command(full_name: &str) -> Vec<String> {
 /// The full names of a branch and of a tag that may be meant, in this order; none where `name` can be neither's.
 #[must_use]
 pub fn full_names(name: &str) -> Option<[String; 2]> {
-    let branch = name.strip_prefix("refs/heads/").unwrap_or(name);
-    let tag = name.strip_prefix("refs/tags/").unwrap_or(name);
-    (is_ref_name(branch) && is_ref_name(tag))
-        .then(|| [format!("refs/heads/{branch}"), format!("refs/tags/{tag}")])
+    let meant = Reference::meant_by(name);
+    let fit = meant
+        .iter()
+        .all(|(_, short)| is_ref_name(&short.to_string()));
+    fit.then(|| meant.map(|(full, _)| full))
 }
 
 /// Writes a bundle of what `wanted` leads to, without what `have` does, to its standard output: a full name of

@@ -189,6 +189,11 @@ impl Mirrors {
         match search.below(repository, commit, 0, &mut 0).await {
             Ok(known) => Ok(Some(known)),
             Err(GitError::NoSuchReference { .. } | GitError::Submodule { .. }) => Ok(None),
+            // As of a mirror that is damaged.
+            Err(error @ GitError::Other { .. }) => {
+                tracing::debug!(url = repository.url, %error, "submodules of an earlier commit are not known");
+                Ok(None)
+            }
             Err(error) => Err(error),
         }
     }
@@ -196,9 +201,9 @@ impl Mirrors {
     /// Writes a fresh checkout at `at`, `.git` included, to `sink` as a tar stream (GNU, with PAX
     /// records for long link targets): names relative to the repository's root, all owned by `owner`.
     ///
-    /// `at` has been resolved before, and `submodules` are its own. It is made in a directory below `scratch` that is gone
-    /// afterwards; only after a `kill -9` a `checkout-*` is left there. `scratch` should be on
-    /// the mirrors' file system, where objects are linked and not copied.
+    /// `at` has been resolved before, and `submodules` are its own. It is made in a directory below `scratch` that
+    /// is gone afterwards; only after a `kill -9` a `checkout-*` is left there. `scratch` should be on the mirrors'
+    /// file system, where objects are linked and not copied.
     ///
     /// # Errors
     ///
@@ -286,7 +291,11 @@ impl Mirrors {
         self.prepare().await?;
         let mut mending = Mending::of(self, repository, new).await?;
         loop {
-            let leads = mending.mirror().leads_to(new, old).await;
+            let leads = {
+                let mirror = mending.mirror();
+                let _lock = mirror.lock_of_depth().await?;
+                mirror.leads_to(new, old).await
+            };
             if let Some(leads) = mending.settle(leads).await? {
                 return Ok(leads);
             }

@@ -120,6 +120,15 @@ impl Client {
         self.call()
     }
 
+    /// A git process that makes a bare repository, of objects of this format.
+    pub(super) fn init_bare(&self, at: &Path, format: &str) -> Call {
+        self.plain()
+            .args(["init", "--quiet", "--bare", "--template="])
+            .arg(format!("--object-format={format}"))
+            .arg("--")
+            .arg(at)
+    }
+
     /// A git process that may talk to the upstream, by the upstream's own transport alone.
     ///
     /// `trusted` is a configuration file that trusts a `file` upstream's owner.
@@ -284,6 +293,13 @@ impl Call {
     /// Sets another file than the repository's own for the index.
     pub(super) fn with_index(mut self, file: &Path) -> Self {
         self.variables.push(("GIT_INDEX_FILE".into(), file.into()));
+        self
+    }
+
+    /// Has git's file `shallow` be this one, there or not, and not the repository's own.
+    pub(super) fn with_shallow(mut self, file: &Path) -> Self {
+        self.variables
+            .push(("GIT_SHALLOW_FILE".into(), file.into()));
         self
     }
 

@@ -106,7 +106,9 @@ pub(super) async fn push(
 ) -> Result<Pushed, PushError> {
     check_owner(mirror).await?;
     let lock = mirror.lock().await?;
-    let (access, there) = mirror.refresh(&lock, access, &outgoing.branch).await?;
+    let (access, there) = mirror
+        .refresh(&lock, access, (&outgoing.branch, &outgoing.bases))
+        .await?;
     // The mirror's files stay where they are until all is pushed.
     let _lease = mirror.lease().await?;
     let quarantine = Quarantine::make(mirror, &outgoing.tip, scratch).await?;
@@ -234,13 +236,7 @@ impl Quarantine {
             std::fs::DirBuilder::new().mode(0o700).create(directory)
         })
         .await?;
-        let init = mirror
-            .client
-            .plain()
-            .args(["init", "--quiet", "--bare", "--template="])
-            .arg(format!("--object-format={format}"))
-            .arg("--")
-            .arg(&quarantine.0);
+        let init = mirror.client.init_bare(&quarantine.0, format);
         init.output()
             .await
             .map_err(|failure| GitError::local("make a quarantine", failure))?;
@@ -485,8 +481,10 @@ impl Quarantine {
             })
             .await?
         };
+        // The mirror's own may say something else while git fetches.
         let walk = mirror
             .git()
+            .with_shallow(&self.0.join("shallow"))
             .args(["rev-list", "--objects", "--no-object-names"])
             .args(bases.iter().map(CommitId::as_str))
             .arg("--");

@@ -70,6 +70,22 @@ pub enum Reference {
     Commit,
 }
 
+impl Reference {
+    /// The branch and the tag that a name may mean, in this order, each with its full name; full names are taken
+    /// too.
+    pub(super) fn meant_by(name: &str) -> [(String, Self); 2] {
+        let branch = name.strip_prefix("refs/heads/").unwrap_or(name);
+        let tag = name.strip_prefix("refs/tags/").unwrap_or(name);
+        [
+            (
+                format!("refs/heads/{branch}"),
+                Self::Branch(branch.to_owned()),
+            ),
+            (format!("refs/tags/{tag}"), Self::Tag(tag.to_owned())),
+        ]
+    }
+}
+
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -160,13 +160,7 @@ impl Search<'_> {
         count: &mut usize,
     ) -> Result<Vec<Submodule>, GitError> {
         let upstream = Upstream::parse(&parent.url)?;
-        let mut mending = Mending::of(self.mirrors, parent, commit).await?;
-        let all = loop {
-            let all = list(mending.mirror(), commit).await;
-            if let Some(all) = mending.settle(all).await? {
-                break all;
-            }
-        };
+        let all = self.list(parent, commit).await?;
         let mut named = Vec::new();
         for listed in all {
             *count += 1;
@@ -204,6 +198,20 @@ impl Search<'_> {
         Ok(found)
     }
 
+    /// What the commit names. Where nothing is brought, a damaged mirror stays as it is.
+    async fn list(&self, parent: &Repository, commit: &CommitId) -> Result<Vec<Listed>, GitError> {
+        let mut mending = Mending::of(self.mirrors, parent, commit).await?;
+        loop {
+            let all = list(mending.mirror(), commit).await;
+            if self.missing == Missing::AnError {
+                return all;
+            }
+            if let Some(all) = mending.settle(all).await? {
+                return Ok(all);
+            }
+        }
+    }
+
     /// The submodule as the config would have it: opened by what the first repository of the same host is.
     fn as_configured(&self, parent: &Repository, own: &Upstream, listed: &Listed) -> Repository {
         let same = |other: &&Repository| {
@@ -216,7 +224,7 @@ impl Search<'_> {
         parent.submodule(own.url(), &listed.path, listed.commit.as_str(), opened_by)
     }
 
-    /// Has the commit in the submodule's mirror; asks its host only where it is not there yet.
+    /// Has the commit in the submodule's mirror; asks its host only where it is not there yet, and may be.
     async fn bring(
         &self,
         repository: &Repository,
@@ -224,14 +232,19 @@ impl Search<'_> {
         commit: &CommitId,
     ) -> Result<(), GitError> {
         let mirror = self.mirrors.mirror(own);
-        let known = {
-            // Also says that the mirror is in use, so that nobody takes it away now.
-            let _lock = mirror.lock().await?;
-            mirror.peeled(commit.as_str()).await?
-        };
-        let found = match (known, self.missing) {
-            (None, Missing::Brought) => Some(self.mirrors.resolve(repository).await?.commit),
-            (known, _) => known,
+        let found = match self.missing {
+            Missing::AnError => mirror.peeled(commit.as_str()).await?,
+            Missing::Brought => {
+                let known = {
+                    // Also says that the mirror is in use, so that nobody takes it away now.
+                    let _lock = mirror.lock().await?;
+                    mirror.peeled(commit.as_str()).await?
+                };
+                match known {
+                    None => Some(self.mirrors.resolve(repository).await?.commit),
+                    known => known,
+                }
+            }
         };
         if found.as_ref() == Some(commit) {
             return Ok(());

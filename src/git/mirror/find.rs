@@ -7,7 +7,7 @@ use super::super::process::Input;
 use super::super::reference::{CommitId, Reference, Resolved};
 use super::super::upstream::Access;
 use super::ask::{Advertised, Head};
-use super::{Mirror, Refs, WriteLock, lines, text};
+use super::{Mirror, Refs, WriteLock, answer, lines, text};
 
 /// What git or the server says to a commit that cannot be had by its id.
 const NOT_GIVEN_OUT: &[&str] = &["not our ref", "unadvertised object", "find remote ref"];
@@ -132,15 +132,7 @@ impl Mirror {
 
     /// A branch, else a tag, of this name; the full name is taken too.
     async fn named(&self, refs: &Refs, name: &str) -> Result<Option<Resolved>, GitError> {
-        let branch = name.strip_prefix("refs/heads/").unwrap_or(name);
-        let tag = name.strip_prefix("refs/tags/").unwrap_or(name);
-        for (full, reference) in [
-            (
-                format!("refs/heads/{branch}"),
-                Reference::Branch(branch.to_owned()),
-            ),
-            (format!("refs/tags/{tag}"), Reference::Tag(tag.to_owned())),
-        ] {
+        for (full, reference) in Reference::meant_by(name) {
             if let Some(id) = refs.get(full.as_bytes()) {
                 if let Some(commit) = self.peeled(id).await? {
                     return Ok(Some(Resolved { commit, reference }));
@@ -171,14 +163,7 @@ impl Mirror {
         }
         let depth = self.depth.map(|depth| format!("--depth={depth}"));
         let call = self
-            .remote(lock, access)?
-            .in_git_dir(&self.path())
-            .args([
-                "fetch",
-                "--progress",
-                "--no-tags",
-                "--no-recurse-submodules",
-            ])
+            .fetching(lock, access, &self.path())?
             .args(depth)
             .arg("--")
             .args([access.upstream().url(), id]);
@@ -188,7 +173,7 @@ impl Mirror {
             Err(failure) => return Err(GitError::remote("fetch a commit of", access, failure)),
         }
         if self.depth.is_some() {
-            self.mend().await?;
+            self.tidy_shallow().await?;
         }
         self.peeled(id)
             .await?
@@ -205,11 +190,8 @@ impl Mirror {
             .git()
             .args(["rev-parse", "--verify", "--quiet"])
             .arg(format!("{id}^{{commit}}"));
-        match call.output().await {
-            Ok(printed) => Ok(text(&printed).trim_end().parse().ok()),
-            Err(failure) if failure.is_an_answer() => Ok(None),
-            Err(failure) => Err(GitError::local("look up a commit in the mirror", failure)),
-        }
+        let printed = answer(call, "look up a commit in the mirror").await?;
+        Ok(printed.and_then(|printed| text(&printed).trim_end().parse().ok()))
     }
 
     /// Whether `old` is `new` or one of its ancestors; a commit that is not here is neither.
@@ -224,11 +206,8 @@ impl Mirror {
         let call = self
             .git()
             .args(["merge-base", "--is-ancestor", old.as_str(), new.as_str()]);
-        match call.output().await {
-            Ok(_) => Ok(true),
-            Err(failure) if failure.is_an_answer() => Ok(false),
-            Err(failure) => Err(GitError::local("compare commits of the mirror", failure)),
-        }
+        let leads = answer(call, "compare commits of the mirror").await?;
+        Ok(leads.is_some())
     }
 
     /// The one commit whose id starts so.

@@ -7,6 +7,8 @@
 //! - `<digest>.lock`, for writers: one at a time, across tasks and processes. The fetching git
 //!   holds it too, so a provider that is killed does not hand the mirror to its successor early.
 //! - the mirror's own directory, the lease: shared by readers.
+//!
+//! Who needs both takes the lock first: its holder may wait for the end of all leases.
 
 mod ask;
 mod files;
@@ -19,14 +21,14 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::num::NonZeroU32;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::error::GitError;
-use super::process::{Call, Client, Input};
+use super::process::{Call, Client, Failure, Input};
 use super::reference::{CommitId, Resolved};
 use super::upstream::{Access, Upstream};
 use ask::Head;
@@ -174,6 +176,20 @@ impl Mirror {
         .await
     }
 
+    /// The write lock of a mirror of a depth: while git fetches, its history may seem to end elsewhere.
+    pub(super) async fn lock_of_depth(&self) -> Result<Option<WriteLock>, GitError> {
+        match self.depth {
+            Some(_) => self.lock().await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// For who takes objects and their history out of the mirror.
+    pub(super) async fn hold(&self) -> Result<(Option<WriteLock>, Lease), GitError> {
+        let lock = self.lock_of_depth().await?;
+        Ok((lock, self.lease().await?))
+    }
+
     /// Makes the mirror equal to the upstream and finds `reference` in it.
     pub(super) async fn resolve(
         &self,
@@ -208,19 +224,20 @@ impl Mirror {
         }
     }
 
-    /// Makes the mirror equal to the upstream, or one of a depth so in `branch` alone; the access that works, and
-    /// the branches and tags there.
+    /// Makes the mirror equal to the upstream, or one of a depth so in `branch` alone, with these commits as far as
+    /// the upstream gives them out; the access that works, and the branches and tags there.
     pub(super) async fn refresh(
         &self,
         lock: &WriteLock,
         access: Access,
-        branch: &str,
+        (branch, commits): (&str, &[CommitId]),
     ) -> Result<(Access, Refs), GitError> {
         let (access, advertised) = self.ask(lock, access).await?;
         match self.depth {
             Some(depth) => {
                 self.reach_branch(lock, &access, &advertised, (branch, depth))
                     .await?;
+                self.reach_commits(lock, &access, commits).await?;
             }
             None => self.update(lock, &access, &advertised).await?,
         }
@@ -278,8 +295,37 @@ impl Mirror {
             .input(Input::Held(lock.held()?)))
     }
 
+    /// A fetch from the upstream; its options, `--`, the URL and what is wanted come after it. Progress tells that
+    /// it is alive, and ends it by SIGPIPE when the provider is gone.
+    fn fetching(&self, lock: &WriteLock, access: &Access, into: &Path) -> Result<Call, GitError> {
+        Ok(self.remote(lock, access)?.in_git_dir(into).args([
+            "fetch",
+            "--progress",
+            "--no-tags",
+            "--no-recurse-submodules",
+        ]))
+    }
+
     fn beside(&self, extension: &str) -> PathBuf {
         self.dir.join(format!("{}.{extension}", self.digest))
+    }
+}
+
+/// Why a fetch failed. What a broken transfer left goes: on a full disk that is the worst of it.
+async fn swept(into: &Path, access: &Access, failure: Failure) -> GitError {
+    let into = into.to_owned();
+    match blocking("clean up after a fetch", move || sweep(&into)).await {
+        Ok(()) => GitError::remote("fetch", access, failure),
+        Err(error) => error,
+    }
+}
+
+/// What git printed; none where it ended with a no of its own. What kept it from answering is an error.
+async fn answer(call: Call, attempt: &str) -> Result<Option<Vec<u8>>, GitError> {
+    match call.output().await {
+        Ok(printed) => Ok(Some(printed)),
+        Err(failure) if failure.is_an_answer() => Ok(None),
+        Err(failure) => Err(GitError::local(attempt, failure)),
     }
 }
 

@@ -13,7 +13,7 @@ use super::super::reference::is_ref_name;
 use super::super::upstream::Access;
 use super::ask::{Advertised, Head};
 use super::files::sweep;
-use super::{Mirror, WriteLock, blocking};
+use super::{Mirror, WriteLock, answer, blocking, swept};
 
 /// Steps in a row that bring nothing, after which the upstream is given up.
 const FAILURES: usize = 4;
@@ -31,7 +31,8 @@ const LARGEST: usize = 1 << 30;
 const FIRST: usize = 16;
 
 /// How large the next step is.
-struct Stride {
+struct Stride<'a> {
+    url: &'a str,
     next: usize,
     /// The last one that came.
     came: usize,
@@ -41,9 +42,10 @@ struct Stride {
     steps: usize,
 }
 
-impl Stride {
-    fn of(next: usize) -> Self {
+impl<'a> Stride<'a> {
+    fn of(url: &'a str, next: usize) -> Self {
         Self {
+            url,
             next,
             came: 1,
             broke: usize::MAX,
@@ -56,6 +58,10 @@ impl Stride {
     fn after(&mut self, step: Result<(), GitError>) -> Result<(), GitError> {
         self.steps += 1;
         match step {
+            Ok(()) if self.steps >= STEPS => Err(GitError::Transfer {
+                url: self.url.to_owned(),
+                detail: format!("it was not at its end after {STEPS} steps"),
+            }),
             Ok(()) => {
                 self.failures = 0;
                 self.came = self.next;
@@ -120,7 +126,7 @@ impl Mirror {
         (into, options): (&Path, &[&str]),
         mut left: Vec<&str>,
     ) -> Result<(), GitError> {
-        let mut stride = Stride::of(left.len().max(1));
+        let mut stride = Stride::of(self.upstream.url(), left.len().max(1));
         while !left.is_empty() {
             let count = stride.next.min(left.len());
             let step = self
@@ -145,7 +151,7 @@ impl Mirror {
         let known = self.refs_in(into).await?;
         let there = |name: &&str| known.contains_key(name.as_bytes());
         let names: Vec<&str> = names(advertised).filter(there).collect();
-        let mut stride = Stride::of(FIRST);
+        let mut stride = Stride::of(self.upstream.url(), FIRST);
         loop {
             let before = shallow(into).await?;
             if before.is_empty() {
@@ -181,32 +187,22 @@ impl Mirror {
             .collect();
         let held = lock.held()?;
         let call = self
-            .remote(lock, access)?
-            .in_git_dir(into)
-            .args([
-                "fetch",
-                "--progress",
-                "--no-tags",
-                "--no-recurse-submodules",
-            ])
+            .fetching(lock, access, into)?
             .args(options)
             .args(["--stdin", "--", access.upstream().url()])
             .input(Input::Bytes(list.into_bytes()));
         // It prints nothing there, and so holds the lock.
         match call.output_into(held).await {
             Ok(()) => Ok(()),
-            Err(failure) => {
-                let into = into.to_owned();
-                blocking("clean up after a fetch", move || sweep(&into)).await?;
-                Err(GitError::remote("fetch", access, failure))
-            }
+            Err(failure) => Err(swept(into, access, failure).await),
         }
     }
 
     /// Whether a transfer into `new` was begun that can be gone on with.
     pub(super) async fn is_begun(&self, new: &Path, format: &str) -> Result<bool, GitError> {
+        const LOOK: &str = "look at what has come of a mirror";
         let at = new.to_owned();
-        let there = blocking("look at what has come of a mirror", move || {
+        let there = blocking(LOOK, move || {
             if !at.join("HEAD").exists() {
                 return Ok(false);
             }
@@ -215,16 +211,19 @@ impl Mirror {
         if !there.await? {
             return Ok(false);
         }
-        let git = || self.client.local(new);
-        let found = git().args(["rev-parse", "--show-object-format"]).output();
-        if found.await.ok() != Some(format!("{format}\n").into_bytes()) {
+        if self.format_of(new).await?.as_deref() != Some(format) {
             return Ok(false);
         }
-        if self.refs_in(new).await.map_or(true, |refs| refs.is_empty()) {
+        let git = || self.client.local(new);
+        let first = git().args(["for-each-ref", "--count=1", "refs/heads", "refs/tags"]);
+        if answer(first, LOOK)
+            .await?
+            .is_none_or(|refs| refs.is_empty())
+        {
             return Ok(false);
         }
         let sound = git().args(["fsck", "--connectivity-only", "--no-dangling", "--progress"]);
-        Ok(sound.output().await.is_ok())
+        Ok(answer(sound, LOOK).await?.is_some())
     }
 }
 
@@ -271,7 +270,7 @@ mod tests {
                 detail: String::new(),
             })
         };
-        let mut stride = Stride::of(16);
+        let mut stride = Stride::of("", 16);
         let mut sizes = vec![stride.next];
         for step in [Ok(()), broke(), Ok(()), Ok(()), broke(), broke(), broke()] {
             stride.after(step).expect("goes on");
@@ -283,6 +282,13 @@ mod tests {
         let other = GitError::TooOld {
             found: String::new(),
         };
-        assert!(Stride::of(1).after(Err(other)).is_err());
+        assert!(Stride::of("", 1).after(Err(other)).is_err());
+    }
+
+    #[test]
+    fn steps_that_all_come_are_no_more_than_there_may_be() {
+        let mut stride = Stride::of("", 16);
+        let come = (1..).take_while(|_| stride.after(Ok(())).is_ok()).last();
+        assert_eq!(come, Some(STEPS - 1));
     }
 }

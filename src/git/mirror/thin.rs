@@ -6,17 +6,19 @@
 //! taken out again, so that what is there is connected.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::{BufRead as _, BufReader, Seek as _};
 use std::num::NonZeroU32;
+use std::path::Path;
 
 use super::super::error::GitError;
 use super::super::process::Input;
-use super::super::reference::{CommitId, is_ref_name};
+use super::super::reference::{CommitId, Reference, is_ref_name};
 use super::super::upstream::Access;
 use super::super::upstream::Upstream;
 use super::ask::{Advertised, Head};
 use super::files::remove;
 use super::steps::shallow;
-use super::{Mirror, WriteLock, blocking};
+use super::{Mirror, WriteLock, answer, blocking, text};
 
 /// Depths at which new commits are looked for that connect what is new with what is there. Where a branch was
 /// rewritten they never do.
@@ -109,23 +111,33 @@ impl Mirror {
         advertised: &Advertised,
         (reference, depth): (Option<&str>, NonZeroU32),
     ) -> Result<(), GitError> {
-        if self.format().await.as_deref() != Some(advertised.format()) {
+        let name = wanted(advertised, reference);
+        self.reach_or_begin(lock, access, (advertised, name), depth)
+            .await
+    }
+
+    /// Has what the upstream's reference of this full name leads to, if there is one, in a mirror that is made anew
+    /// where it is missing, of another format or damaged.
+    async fn reach_or_begin(
+        &self,
+        lock: &WriteLock,
+        access: &Access,
+        (advertised, name): (&Advertised, Option<&str>),
+        depth: NonZeroU32,
+    ) -> Result<(), GitError> {
+        if self.format_of(&self.path()).await?.as_deref() != Some(advertised.format()) {
             self.begin_thin(advertised).await?;
         }
-        let Some(name) = wanted(advertised, reference) else {
-            return self.set_head(&self.path(), advertised).await;
-        };
-        match self
-            .reach_name(lock, access, (advertised, name), depth)
-            .await
-        {
-            Err(error @ GitError::Other { .. }) if self.is_damaged().await => {
-                tracing::warn!(url = self.upstream.url(), %error, "the mirror is damaged, making it anew");
-                self.begin_thin(advertised).await?;
-                self.reach_name(lock, access, (advertised, name), depth)
-                    .await?;
+        if let Some(name) = name {
+            let reach = || self.reach_name(lock, access, (advertised, name), depth);
+            match reach().await {
+                Err(error @ GitError::Other { .. }) if self.is_damaged().await => {
+                    self.replace_damaged(lock, access, advertised, &error)
+                        .await?;
+                    reach().await?;
+                }
+                reached => reached?,
             }
-            reached => reached?,
         }
         self.set_head(&self.path(), advertised).await
     }
@@ -154,7 +166,7 @@ impl Mirror {
             let into = self.path();
             self.fetch_some(lock, access, (&into, &[option.as_str()]), &[name])
                 .await?;
-            self.mend().await?;
+            self.tidy_shallow().await?;
             let now = self.refs().await?;
             let now = self.peeled_or_none(now.get(name.as_bytes())).await?;
             let (Some(before), Some(now)) = (&before, &now) else {
@@ -199,11 +211,29 @@ impl Mirror {
         (branch, depth): (&str, NonZeroU32),
     ) -> Result<(), GitError> {
         let name = format!("refs/heads/{branch}");
-        if !advertised.refs.contains_key(name.as_bytes()) || !is_ref_name(&name) {
-            return Ok(());
-        }
-        self.reach_name(lock, access, (advertised, &name), depth)
+        let there = advertised.refs.contains_key(name.as_bytes()) && is_ref_name(&name);
+        let name = there.then_some(name.as_str());
+        self.reach_or_begin(lock, access, (advertised, name), depth)
             .await
+    }
+
+    /// Has these commits, those that the upstream does not give out excepted.
+    pub(super) async fn reach_commits(
+        &self,
+        lock: &WriteLock,
+        access: &Access,
+        commits: &[CommitId],
+    ) -> Result<(), GitError> {
+        for commit in commits {
+            if self.peeled(commit.as_str()).await?.is_some() {
+                continue;
+            }
+            match self.commit_or_fetch(lock, access, commit.as_str()).await {
+                Ok(_) | Err(GitError::NoSuchReference { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Whether the commit is there with as much of its history as the mirror has of each.
@@ -221,25 +251,36 @@ impl Mirror {
         from: impl IntoIterator<Item = &CommitId>,
     ) -> Result<Graph, GitError> {
         let from: String = from.into_iter().map(|id| format!("{id}\n")).collect();
-        let list = self
+        const LIST: &str = "list the mirror's commits";
+        // There may be more of them than is kept of what git prints.
+        let dir = self.dir.clone();
+        let (sink, list) = blocking(LIST, move || {
+            let list = tempfile::tempfile_in(dir)?;
+            Ok((list.try_clone()?, list))
+        })
+        .await?;
+        let call = self
             .git()
             .args(["rev-list", "--parents", "--stdin"])
             .input(Input::Bytes(from.into_bytes()));
-        let list = list
-            .output()
+        call.output_into(sink)
             .await
-            .map_err(|failure| GitError::local("list the mirror's commits", failure))?;
-        let mut graph = Graph {
-            ends: self.ends().await?,
-            ..Graph::default()
-        };
-        for line in String::from_utf8_lossy(&list).lines() {
-            let mut ids = line.split(' ').filter_map(|id| id.parse::<CommitId>().ok());
-            if let Some(commit) = ids.next() {
-                graph.parents.insert(commit, ids.collect());
+            .map_err(|failure| GitError::local(LIST, failure))?;
+        let ends = self.ends().await?;
+        blocking(LIST, move || {
+            let mut list = list;
+            list.rewind()?;
+            let mut parents = BTreeMap::new();
+            for line in BufReader::new(list).lines() {
+                let line = line?;
+                let mut ids = line.split(' ').filter_map(|id| id.parse().ok());
+                if let Some(commit) = ids.next() {
+                    parents.insert(commit, ids.collect());
+                }
             }
-        }
-        Ok(graph)
+            Ok(Graph { parents, ends })
+        })
+        .await
     }
 
     /// The commits that git takes for those whose parents are missing.
@@ -248,7 +289,7 @@ impl Mirror {
     }
 
     /// Leaves in git's file `shallow` only commits whose parents are missing.
-    pub(super) async fn mend(&self) -> Result<(), GitError> {
+    pub(super) async fn tidy_shallow(&self) -> Result<(), GitError> {
         let noted = self.ends().await?;
         let asked: String = noted.iter().map(|id| format!("{id}\n")).collect();
         let read = self
@@ -292,11 +333,12 @@ impl Mirror {
         .await
     }
 
-    /// The name of the format of the mirror's objects, if there is a mirror.
-    async fn format(&self) -> Option<String> {
-        let call = self.git().args(["rev-parse", "--show-object-format"]);
-        let printed = call.output().await.ok()?;
-        Some(String::from_utf8(printed).ok()?.trim().to_owned())
+    /// The name of the format of the objects of `mirror`, this one or one in the making, if git finds one there.
+    pub(super) async fn format_of(&self, mirror: &Path) -> Result<Option<String>, GitError> {
+        let call = self.client.local(mirror);
+        let call = call.args(["rev-parse", "--show-object-format"]);
+        let printed = answer(call, "look at a mirror's format").await?;
+        Ok(printed.map(|printed| text(&printed).trim().to_owned()))
     }
 
     async fn begin_thin(&self, advertised: &Advertised) -> Result<(), GitError> {
@@ -322,10 +364,8 @@ fn wanted<'a>(advertised: &'a Advertised, reference: Option<&str>) -> Option<&'a
         (None, Head::Detached(_) | Head::Nowhere) => return None,
         (Some(name), _) if name.parse::<CommitId>().is_ok() => return None,
         (Some(name), _) => {
-            let branch = name.strip_prefix("refs/heads/").unwrap_or(name);
-            let tag = name.strip_prefix("refs/tags/").unwrap_or(name);
-            let names = [format!("refs/heads/{branch}"), format!("refs/tags/{tag}")];
-            let mut names = names.into_iter().map(String::into_bytes);
+            let names = Reference::meant_by(name).map(|(full, _)| full.into_bytes());
+            let mut names = names.into_iter();
             names.find(|name| advertised.refs.contains_key(name))?
         }
     };
@@ -383,6 +423,9 @@ pub(in crate::git) fn digest(upstream: &Upstream, depth: Option<NonZeroU32>) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::super::process::Client;
     use super::*;
 
     fn id(name: char) -> CommitId {
@@ -401,6 +444,31 @@ mod tests {
         }
         graph.ends = ends.chars().map(id).collect();
         graph
+    }
+
+    #[tokio::test]
+    async fn a_mirror_of_which_git_says_nothing_is_not_taken_for_none() {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let upstream = Upstream::parse("https://git.example/r").expect("a URL");
+        let mark = ("OF_A_TEST", String::new());
+        let stall = std::time::Duration::from_millis(20);
+        let client = Arc::new(Client::new(dir.path().to_owned(), mark, stall));
+        let of = (upstream, NonZeroU32::new(1));
+        let mirror = Mirror::new(client, dir.path().to_owned(), of, Arc::default());
+        let path = mirror.path();
+        assert!(matches!(mirror.format_of(&path).await, Ok(None)));
+        std::fs::create_dir(&path).expect("a directory");
+        assert!(matches!(mirror.format_of(&path).await, Ok(None)));
+        // Nobody writes there, so git waits until it is ended.
+        let mode = nix::sys::stat::Mode::S_IRWXU;
+        nix::unistd::mkfifo(&path.join("HEAD"), mode).expect("a pipe");
+        for part in ["objects", "refs"] {
+            std::fs::create_dir(path.join(part)).expect("a directory");
+        }
+        let asked = mirror.format_of(&path).await;
+        assert!(matches!(asked, Err(GitError::Other { .. })), "{asked:?}");
+        let asked = mirror.is_begun(&path, "sha1").await;
+        assert!(matches!(asked, Err(GitError::Other { .. })), "{asked:?}");
     }
 
     #[test]

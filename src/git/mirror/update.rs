@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use super::super::error::GitError;
 use super::super::upstream::Access;
 use super::ask::{Advertised, Head};
-use super::files::{remove, sweep};
-use super::{Mirror, WriteLock, blocking};
+use super::files::remove;
+use super::{Mirror, WriteLock, blocking, swept};
 
 /// Packs in a mirror, from which on the small ones are made one.
 const PACKS: usize = 50;
@@ -95,17 +95,16 @@ impl Mirror {
 
     /// Whether the next attempt can go on with what has come into `new`.
     async fn is_worth_keeping(&self, new: &Path, error: &GitError) -> bool {
-        error.is_broken_off() && self.refs_in(new).await.is_ok_and(|refs| !refs.is_empty())
+        // Where git does not say, the next attempt looks.
+        error.is_broken_off()
+            && self
+                .refs_in(new)
+                .await
+                .map_or(true, |refs| !refs.is_empty())
     }
 
     pub(super) async fn init(&self, new: &Path, format: &str) -> Result<(), GitError> {
-        let init = self
-            .client
-            .plain()
-            .args(["init", "--quiet", "--bare", "--template="])
-            .arg(format!("--object-format={format}"))
-            .arg("--")
-            .arg(new);
+        let init = self.client.init_bare(new, format);
         init.output()
             .await
             .map(drop)
@@ -139,17 +138,8 @@ impl Mirror {
         into: &Path,
     ) -> Result<(), GitError> {
         let call = self
-            .remote(lock, access)?
-            .in_git_dir(into)
-            // Progress tells that it is alive, and ends it by SIGPIPE when the provider is gone.
-            .args([
-                "fetch",
-                "--progress",
-                "--prune",
-                "--no-tags",
-                "--no-recurse-submodules",
-                "--",
-            ])
+            .fetching(lock, access, into)?
+            .args(["--prune", "--"])
             .arg(access.upstream().url())
             .args(["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]);
         match call.messages().await {
@@ -159,12 +149,7 @@ impl Mirror {
                 return Err(GitError::Shallow { url });
             }
             Ok(_) => {}
-            Err(failure) => {
-                // A broken transfer leaves what came so far; on a full disk that is the worst of it.
-                let into = into.to_owned();
-                blocking("clean up after a fetch", move || sweep(&into)).await?;
-                return Err(GitError::remote("fetch", access, failure));
-            }
+            Err(failure) => return Err(swept(into, access, failure).await),
         }
         // Fetched references are a file each, which is slow to walk in a big repository.
         let pack = self.client.local(into).args(["pack-refs", "--all"]);

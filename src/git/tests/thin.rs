@@ -322,6 +322,96 @@ async fn mirrors_of_a_depth_are_made_anew_where_they_are_damaged() {
 }
 
 #[tokio::test]
+async fn a_mirror_of_a_depth_is_made_anew_while_others_want_to_read_it() {
+    let setting = Setting::new();
+    let upstream = upstream_with_a_merge();
+    let repository = of_depth(3, &upstream.url(), None);
+    let at = setting.resolve(&repository).await;
+    let mirror = setting.mirrors.mirror_for(&repository).expect("a URL");
+    let lock = mirror.lock().await.expect("locks");
+    let anew = async {
+        let access = Access::of(&repository).await.expect("no credentials");
+        let made = mirror.rebuild(&lock, access, &at.commit).await;
+        made.expect("makes it anew");
+        drop(lock);
+    };
+    let scratch = setting.scratch();
+    let checkouts = (0..3).map(|_| {
+        let sink = tempfile::tempfile().expect("a file");
+        let what = (&at, [].as_slice());
+        let mirrors = &setting.mirrors;
+        mirrors.checkout(&repository, what, Owner::default(), &scratch, sink)
+    });
+    let have = Have::from_iter([at.commit.clone()]);
+    let sink = tempfile::tempfile().expect("a file");
+    let bundle = setting.mirrors.bundle(&repository, &at, &have, sink);
+    // They begin to wait first.
+    let all = async { tokio::join!(futures_util::future::join_all(checkouts), bundle, anew) };
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(120), all).await;
+    let (checkouts, bundle, ()) = ended.expect("comes to an end");
+    for checkout in checkouts {
+        checkout.expect("checks out");
+    }
+    assert_eq!(bundle.expect("bundles"), Bundle::Written);
+}
+
+#[tokio::test]
+async fn what_a_fetch_notes_before_it_is_tidied_cuts_no_history_off() {
+    let setting = Setting::new();
+    let upstream = upstream_with_a_merge();
+    let repository = of_depth(4, &upstream.url(), None);
+    let at = setting.resolve(&repository).await;
+    let old: CommitId = upstream
+        .run(&["rev-parse", "main~2"])
+        .trim()
+        .parse()
+        .expect("an id");
+    let mirror = setting.mirrors.mirror_for(&repository).expect("a URL");
+    let shallow = mirror.path().join("shallow");
+    let tidy = std::fs::read(&shallow).expect("reads");
+    let lock = mirror.lock().await.expect("locks");
+    std::fs::write(&shallow, format!("{}\n", at.commit)).expect("writes");
+    assert!(!mirror.leads_to(&at.commit, &old).await.expect("answers"));
+    let fetch = async {
+        // As long as who does not wait takes to answer, and longer.
+        for _ in 0..20 {
+            mirror.refs().await.expect("lists");
+        }
+        std::fs::write(&shallow, tidy).expect("writes");
+        drop(lock);
+    };
+    let leads = setting.mirrors.leads_to(&repository, &at.commit, &old);
+    let (leads, ()) = tokio::join!(leads, fetch);
+    assert!(leads.expect("answers"));
+}
+
+#[tokio::test]
+async fn a_push_makes_a_mirror_of_a_depth_anew_with_what_the_workspace_started_from() {
+    let setting = Setting::new();
+    let upstream = upstream_with_a_merge();
+    let repository = of_depth(3, &upstream.url(), None);
+    let at = setting.resolve(&repository).await;
+    let mirror = setting.mirrors.mirror_for(&repository).expect("a URL");
+    let gone = "1".repeat(40).parse().expect("an id");
+    let bases = [at.commit.clone(), gone];
+    let damages: [&dyn Fn(); 2] = [
+        &|| std::fs::remove_dir_all(mirror.path()).expect("removes"),
+        &|| drop(File::create(mirror.path().join("HEAD")).expect("empties")),
+    ];
+    for damage in damages {
+        for branch in ["main", "a-new-one"] {
+            damage();
+            let lock = mirror.lock().await.expect("locks");
+            let access = Access::of(&repository).await.expect("no credentials");
+            let fresh = mirror.refresh(&lock, access, (branch, &bases)).await;
+            fresh.expect("makes it anew");
+            let found = mirror.peeled(at.commit.as_str()).await.expect("answers");
+            assert_eq!(found.as_ref(), Some(&at.commit), "{branch}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_shallow_upstream_and_one_of_sha256_can_be_of_a_depth() {
     let setting = Setting::new();
     let upstream = upstream_with_a_merge();
