@@ -1227,3 +1227,69 @@ fn what_comes_in_and_goes_out_is_told_to_who_listens() {
     ];
     assert_eq!(told, expected.map(|(name, data)| (name.to_owned(), data)));
 }
+
+#[test]
+fn no_submodule_comes_from_elsewhere_by_way_of_a_push() {
+    let server = GitServer::open();
+    let sub = server.repository("sub", &[("file", "1\n")]);
+    let private = server.repository("private", &[("secret", "canary\n")]);
+    let upstream = server.repository("project", &[("file", "first\n")]);
+    upstream.receive();
+    let add = ["submodule", "--quiet", "add", "../sub.git", "sub"];
+    let local = ["-c", "protocol.file.allow=always"];
+    git(
+        &upstream.work,
+        &[
+            "remote",
+            "add",
+            "origin",
+            upstream.bare.to_str().expect("text"),
+        ],
+    );
+    git(&upstream.work, &[&local[..], &add].concat());
+    upstream.commit(&[]);
+    let later = sub.commit(&[("file", "2\n")]);
+    let derrick = Launch::new(json!({
+        "name": "test",
+        "workdir": "/project",
+        "repositories": [{
+            "url": upstream.url, "path": "/project", "reference": "main", "submodules": true, "push": ["work"],
+        }],
+    }))
+    .start();
+    let workspace = derrick.create();
+    let stranger = private.head();
+    let name = "git config --file .gitmodules submodule.p.path p
+                git config --file .gitmodules submodule.p.url ../private.git; git add .gitmodules";
+    let place =
+        |id: &str, path: &str| format!("git update-index --add --cacheinfo 160000,{id},{path}");
+    for (changed, why) in [
+        (format!("{name}; {}", place(&stranger, "p")), ".gitmodules"),
+        (place(&later, "sub"), "sub"),
+        (place(&stranger, "p"), "p"),
+        // A commit of its own can be asked for by its id, whatever follows on it.
+        (
+            format!("{name}; git commit -qm x; git revert --no-edit HEAD; touch y; git add y"),
+            ".gitmodules",
+        ),
+    ] {
+        workspace.ok(&format!(
+            "git reset -q --hard origin/main
+             export GIT_AUTHOR_NAME=x GIT_AUTHOR_EMAIL=x@x GIT_COMMITTER_NAME=x GIT_COMMITTER_EMAIL=x@x
+             {changed}; git commit -qm changed"
+        ));
+        let refused = workspace.post("push", &json!({ "to": "work" }));
+        problem(
+            refused,
+            422,
+            "commits-refused",
+            &format!("they change {why},"),
+        );
+        assert_eq!(at(&upstream, "work"), None);
+    }
+    // It is as before; what is beside it may change.
+    workspace.ok("git reset -q --hard origin/main; echo mine > file");
+    let made = commit(&workspace, "mine")["commit"].take();
+    push(&workspace, &json!({ "to": "work" }));
+    assert_eq!(json!(at(&upstream, "work")), made);
+}

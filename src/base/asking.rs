@@ -22,7 +22,7 @@ use crate::pool::output::Output;
 use crate::shown::is_shown;
 
 /// How long git inside may take to answer a question.
-const ANSWERING: Duration = Duration::from_secs(30);
+pub(super) const ANSWERING: Duration = Duration::from_secs(30);
 
 /// How long it may take to read or to write a whole repository.
 pub(super) const WORKING: Duration = Duration::from_secs(600);

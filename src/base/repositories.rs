@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio::net::unix::pipe;
@@ -13,7 +14,7 @@ use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 
 use super::SetupError;
-use super::asking::WORKING;
+use super::asking::{ANSWERING, WORKING};
 use super::build::{Build, OUTPUT_END, environment, pipe_for_archive, run_as, run_in};
 use super::submodules::{Above, Bringing, Moved, Update};
 use crate::config::{History, Repository, WorkspaceConfig};
@@ -225,7 +226,7 @@ async fn run_within_time(
     sandbox: &Sandbox,
     (program, directory): (Program, &Path),
     env: &[&BTreeMap<String, String>],
-    path: &Path,
+    (path, limit): (&Path, Duration),
 ) -> Result<Ended, SetupError> {
     let exec = Exec {
         program,
@@ -236,14 +237,14 @@ async fn run_within_time(
         open_files: None,
     };
     let bounds = Bounds {
-        deadline: Some(Instant::now() + WORKING),
+        deadline: Some(Instant::now() + limit),
         kill: CancellationToken::new(),
     };
     let mut output = Output::default();
     let started = exec::start(sandbox, exec, Vec::new(), Streams::Merged).await?;
     let end = started.to_end(sandbox, &mut output, &bounds).await?;
     if end.cause == Cause::Deadline {
-        let seconds = WORKING.as_secs();
+        let seconds = limit.as_secs();
         return Err(SetupError::GitInside {
             path: path.to_owned(),
             output: format!("it took more than {seconds} s and was killed"),
@@ -326,23 +327,32 @@ impl<'a> Inside<'a> {
     /// # Errors
     /// `GitInside` where it takes longer.
     async fn run(&self, command: Vec<String>) -> Result<Ended, SetupError> {
-        let program = Program::Arguments(command);
-        let who = Some(self.owner.as_str());
-        run_within_time(
-            who,
-            self.sandbox,
-            (program, self.path),
-            &[&self.environment],
-            self.path,
-        )
-        .await
+        self.run_for(command, WORKING).await
+    }
+
+    /// The same for what is to be answered at once.
+    async fn look(&self, command: Vec<String>) -> Result<Ended, SetupError> {
+        self.run_for(command, ANSWERING).await
+    }
+
+    async fn run_for(&self, command: Vec<String>, limit: Duration) -> Result<Ended, SetupError> {
+        let program = (Program::Arguments(command), self.path);
+        let (who, env) = (Some(self.owner.as_str()), &self.environment);
+        run_within_time(who, self.sandbox, program, &[env], (self.path, limit)).await
     }
 
     /// Runs a command that is not of the repository, in the root directory, as its owner.
     pub(super) async fn run_outside(&self, command: Vec<String>) -> Result<Ended, SetupError> {
         let program = Program::Arguments(command);
         let who = Some(self.owner.as_str());
-        run_within_time(who, self.sandbox, (program, Path::new("/")), &[], self.path).await
+        run_within_time(
+            who,
+            self.sandbox,
+            (program, Path::new("/")),
+            &[],
+            (self.path, WORKING),
+        )
+        .await
     }
 
     /// Whether one of git's commands succeeds.
@@ -356,7 +366,7 @@ impl<'a> Inside<'a> {
         commits: impl Iterator<Item = &'c CommitId>,
     ) -> Result<Vec<CommitId>, SetupError> {
         let commits: Vec<_> = commits.collect();
-        let ended = self.run(git::known_command(&commits)).await?;
+        let ended = self.look(git::known_command(&commits)).await?;
         Ok(git::commits_of(&ended.output.into_bytes()))
     }
 
@@ -376,7 +386,7 @@ impl<'a> Inside<'a> {
 
     /// The commit that git says is checked out.
     pub(crate) async fn head(&self) -> Result<Option<CommitId>, SetupError> {
-        let ended = self.run(git::head_command()).await?;
+        let ended = self.look(git::head_command()).await?;
         let printed = String::from_utf8_lossy(&ended.output.into_bytes())
             .trim()
             .parse();
@@ -406,13 +416,13 @@ pub(crate) async fn take_in(
         path: at.clone(),
         output: ended.output.end(OUTPUT_END),
     };
-    let told = inside.run(git::have_command()).await?;
+    let told = inside.look(git::have_command()).await?;
     if told.exit_code() != 0 {
         return Err(refused(told));
     }
     let mut have = Have::parse(&told.output.into_bytes());
     if repository.depth.is_some() {
-        let listed = inside.run(git::shallow_command()).await?;
+        let listed = inside.look(git::shallow_command()).await?;
         if listed.exit_code() == 0 {
             have.ends_at(&listed.output.into_bytes());
         }
@@ -447,7 +457,7 @@ pub(crate) async fn take_in(
     for (user, leftover) in [(None, &path), (Some(inside.owner()), &note)] {
         let remove = ["rm", "-f", "--", leftover].map(str::to_owned);
         let remove = (Program::Arguments(remove.to_vec()), Path::new("/"));
-        run_within_time(user, sandbox, remove, &[], at).await?;
+        run_within_time(user, sandbox, remove, &[], (at, WORKING)).await?;
     }
     let fetched = fetched?;
     if fetched.exit_code() == 0 {

@@ -8,6 +8,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
@@ -482,6 +483,11 @@ impl Failure {
         exited && !self.says(&["no space left on device", "disk quota exceeded"])
     }
 
+    /// Whether it was ended because it had had its time of a processor.
+    pub(super) fn is_out_of_time(&self) -> bool {
+        matches!(&self.ended, Ended::With(status) if status.signal() == Some(libc::SIGXCPU))
+    }
+
     /// The last of what was said, in one line, `limit` bytes at most.
     pub(super) fn detail(&self, limit: usize) -> String {
         let lines: Vec<&str> = self
@@ -512,7 +518,6 @@ impl Failure {
 
     #[cfg(test)]
     pub(super) fn saying(said: &str) -> Self {
-        use std::os::unix::process::ExitStatusExt as _;
         Self {
             ended: Ended::With(ExitStatus::from_raw(128 << 8)),
             said: said.to_owned(),

@@ -21,6 +21,7 @@ use super::lfs;
 use super::mirror::{Mirror, blocking};
 use super::process::{Call, Failure, Input};
 use super::reference::CommitId;
+use super::submodules;
 use super::upstream::Access;
 use crate::config::Repository;
 use crate::sandbox::confined::Confinement;
@@ -38,6 +39,9 @@ const LARGEST_COMMITS: u64 = 256 << 20;
 
 /// The most memory of its own that git may have while it looks at what was handed out.
 const MOST_MEMORY: u64 = 1 << 30;
+
+/// The most time of a processor that each step of looking at it may have, in seconds.
+const MOST_PROCESSOR: u64 = 60;
 
 /// Pushes whose objects are looked at at once: small ones can be made to need memory and time.
 static LOOKING: Semaphore = Semaphore::const_new(2);
@@ -131,14 +135,30 @@ pub(super) async fn push(
         own = quarantine.take_in(mirror, bundle, &handed).await?;
     }
     let commits = quarantine.check(mirror, &outgoing.tip, &bases, own).await?;
-    drop(place);
+    if repository.submodules {
+        let git = || quarantine.git(mirror).allocating(LARGEST_OBJECT);
+        let moved = submodules::moved_by(git, &outgoing.tip, &bases);
+        let moved = tokio::time::timeout(CHECKING, moved).await;
+        if let Some(path) = moved.map_err(|_| too_long("look for submodules"))?? {
+            return Err(PushError::Unfit(format!(
+                "they change {path}, and with that where a submodule comes from or which commit of it; whoever \
+                 fetches them would have derrick bring that"
+            )));
+        }
+    }
     if repository.lfs {
         let git = || quarantine.git(mirror).allocating(LARGEST_OBJECT);
-        let look = lfs::unknown_outgoing((mirror, git), (&outgoing.tip, &bases));
+        let look = lfs::outgoing(git, (&outgoing.tip, &bases));
         let looked = tokio::time::timeout(CHECKING, look).await;
-        let unknown = looked.map_err(|_| too_long("look for large files"))??;
-        lfs::check_outgoing(mirror, (&access, repository), unknown, &bases).await?;
+        let mut pointers = looked.map_err(|_| too_long("look for large files"))??;
+        let blobs = pointers.iter().map(|pointer| pointer.blob.clone());
+        let unknown = quarantine.unknown(mirror, &bases, blobs.collect()).await?;
+        pointers.retain(|pointer| unknown.contains(&pointer.blob));
+        if !pointers.is_empty() {
+            return Err(PushError::Unfit(lfs::no_large_files(&pointers)));
+        }
     }
+    drop(place);
     let name = format!("refs/heads/{}", outgoing.branch);
     let old = there.get(name.as_bytes()).and_then(|id| id.parse().ok());
     if old.as_ref() != Some(&outgoing.tip) {
@@ -267,6 +287,7 @@ impl Quarantine {
             readable: vec![mirror.path(), mirror.client.home()],
             writable: vec![self.0.clone()],
             memory: Some(MOST_MEMORY),
+            processor: Some(MOST_PROCESSOR),
         };
         let git = mirror.client.local(&self.0).hiding(&self.0);
         git.confined(confinement)
@@ -458,20 +479,24 @@ impl Quarantine {
         let reached = String::from_utf8_lossy(&reached);
         let foreign = reached.lines().filter(|id| !own.contains(*id));
         let foreign: Vec<String> = foreign.map(str::to_owned).collect();
-        self.check_known(mirror, bases, foreign).await?;
-        Ok(count)
+        match self.unknown(mirror, bases, foreign).await?.first() {
+            None => Ok(count),
+            Some(id) => Err(PushError::Unfit(format!(
+                "they lead to {id}, which the workspace was not given and did not hand out"
+            ))),
+        }
     }
 
-    /// Whether the bases lead to all of these. An old state of a file that is there again is one of them; an object
+    /// Those of these that no base leads to. An old state of a file that is there again is one of them; an object
     /// that the mirror has beside them is none: the workspace had not got it, and would by way of the upstream.
-    async fn check_known(
+    async fn unknown(
         &self,
         mirror: &Mirror,
         bases: &[CommitId],
         wanted: Vec<String>,
-    ) -> Result<(), PushError> {
+    ) -> Result<Vec<String>, PushError> {
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(wanted);
         }
         let (sink, list) = {
             let directory = self.0.clone();
@@ -494,22 +519,19 @@ impl Quarantine {
             }
             Err(_) => return Err(too_long("compare them with what is there")),
         }
-        let foreign = blocking("read a list", move || {
+        let unknown = blocking("read a list", move || {
             let mut list = list;
             list.seek(SeekFrom::Start(0))?;
             let mut unknown: HashSet<String> = wanted.iter().cloned().collect();
             for id in BufReader::new(list).lines() {
                 unknown.remove(&id?);
             }
-            Ok(wanted.into_iter().find(|id| unknown.contains(id)))
-        })
-        .await?;
-        match foreign {
-            None => Ok(()),
-            Some(id) => Err(PushError::Unfit(format!(
-                "they lead to {id}, which the workspace was not given and did not hand out"
-            ))),
-        }
+            Ok(wanted
+                .into_iter()
+                .filter(|id| unknown.contains(id))
+                .collect())
+        });
+        Ok(unknown.await?)
     }
 
     /// Runs git over what the workspace handed out.
@@ -519,6 +541,9 @@ impl Quarantine {
             Ok(Err(failure)) if failure.is_an_answer() => Err(PushError::Unfit(format!(
                 "git could not {attempt}: {}",
                 failure.detail(DETAIL)
+            ))),
+            Ok(Err(failure)) if failure.is_out_of_time() => Err(PushError::Unfit(format!(
+                "git could not {attempt} within {MOST_PROCESSOR} s of a processor"
             ))),
             Ok(Err(failure)) => Err(GitError::local(attempt, failure).into()),
             Err(_) => Err(too_long(attempt)),

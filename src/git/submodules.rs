@@ -5,7 +5,7 @@
 //! path is one of the tree and leads out of nothing; there are only so many, so deep. git's own `submodule`
 //! command runs nowhere: it would take its settings from the tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
@@ -14,7 +14,7 @@ use super::Mirrors;
 use super::error::GitError;
 use super::mending::Mending;
 use super::mirror::Mirror;
-use super::process::Input;
+use super::process::{Call, Input};
 use super::reference::{CommitId, Reference, Resolved};
 use super::upstream::Upstream;
 use crate::config::Repository;
@@ -400,6 +400,73 @@ pub(super) async fn list(mirror: &Mirror, commit: &CommitId) -> Result<Vec<Liste
         })
     });
     Ok(listed.collect())
+}
+
+/// The first thing by which commits that lead to `tip`, and to no base, have a submodule come from elsewhere or at
+/// another commit than those of the bases do, for people; `git` sees them. Whoever fetches such a commit would have
+/// the provider bring it, with credentials that the commits' author has not.
+pub(super) async fn moved_by(
+    git: impl Fn() -> Call,
+    tip: &CommitId,
+    bases: &[CommitId],
+) -> Result<Option<String>, GitError> {
+    let failed = |failure| GitError::local("look for submodules", failure);
+    let not = bases.iter().map(|base| format!("^{base}"));
+    let commits = git().args(["rev-list", tip.as_str()]).args(not).arg("--");
+    let commits = commits.output().await.map_err(failed)?;
+    // Each against each of its parents; of what both have alike, one of the bases says what it is.
+    let raw = [
+        "diff-tree",
+        "--stdin",
+        "-r",
+        "-m",
+        "--root",
+        "-z",
+        "--raw",
+        "--no-abbrev",
+    ];
+    let raw = git()
+        .args(raw)
+        .args(["--no-renames", "--no-commit-id", "--diff-filter=AMT"])
+        .input(Input::Bytes(commits));
+    let raw = raw.output().await.map_err(failed)?;
+    let changed: Vec<(String, String)> = changed(&raw);
+    if changed.is_empty() {
+        return Ok(None);
+    }
+    let mut known = BTreeSet::new();
+    for base in bases {
+        let tree = git().args(["ls-tree", "-r", "-z", "-l", "--full-tree", base.as_str()]);
+        let tree = tree.output().await.map_err(failed)?;
+        let of_submodules = entries(&tree)
+            .into_iter()
+            .filter(|(path, entry)| is_of_submodules(&entry.mode, &path.to_string_lossy()));
+        known.extend(of_submodules.map(|(_, entry)| entry.id));
+    }
+    let moved = changed.into_iter().find(|(id, _)| !known.contains(id));
+    Ok(moved.map(|(_, path)| path.escape_debug().to_string()))
+}
+
+/// Whether an entry of a tree says where submodules come from, or is one.
+fn is_of_submodules(mode: &str, path: &str) -> bool {
+    mode == "160000" || path == ".gitmodules"
+}
+
+/// What is of submodules in what `git diff-tree -z --raw` printed: new ids, and where.
+fn changed(raw: &[u8]) -> Vec<(String, String)> {
+    let raw = String::from_utf8_lossy(raw);
+    let mut parts = raw.split('\0');
+    let mut changed = Vec::new();
+    while let (Some(what), Some(path)) = (parts.next(), parts.next()) {
+        // `:<old mode> <new mode> <old id> <new id> <status>`
+        let mut words = what.split(' ').skip(1);
+        if let (Some(mode), Some(id)) = (words.next(), words.nth(1))
+            && is_of_submodules(mode, path)
+        {
+            changed.push((id.to_owned(), path.to_owned()));
+        }
+    }
+    changed
 }
 
 /// An entry of a tree.

@@ -15,7 +15,7 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
-use nix::sys::resource::Resource;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::AccessFlags;
 use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
 
@@ -54,11 +54,14 @@ pub struct Confinement {
     pub writable: Vec<PathBuf>,
     /// How many bytes of memory of its own it may have, files that it maps apart.
     pub memory: Option<u64>,
+    /// How many seconds of a processor; it is killed then.
+    pub processor: Option<u64>,
 }
 
 const READ: &str = "--read=";
 const WRITE: &str = "--write=";
 const MEMORY: &str = "--memory=";
+const PROCESSOR: &str = "--processor=";
 
 impl Confinement {
     /// The arguments of [`NAME`] that say so; the program and its own come next.
@@ -77,11 +80,11 @@ impl Confinement {
             .writable
             .iter()
             .map(|path| said(WRITE, path.as_os_str()));
-        let memory = self
-            .memory
-            .map(|most| said(MEMORY, most.to_string().as_ref()));
+        let number =
+            |option, most: Option<u64>| most.map(|most| said(option, most.to_string().as_ref()));
         read.chain(write)
-            .chain(memory)
+            .chain(number(MEMORY, self.memory))
+            .chain(number(PROCESSOR, self.processor))
             .chain(["--".into()])
             .collect()
     }
@@ -100,9 +103,11 @@ impl Confinement {
                 confinement.readable.push(path(read));
             } else if let Some(write) = bytes.strip_prefix(WRITE.as_bytes()) {
                 confinement.writable.push(path(write));
-            } else {
-                let most = argument.to_str()?.strip_prefix(MEMORY)?;
+            } else if let Some(most) = argument.to_str()?.strip_prefix(MEMORY) {
                 confinement.memory = Some(most.parse().ok()?);
+            } else {
+                let most = argument.to_str()?.strip_prefix(PROCESSOR)?;
+                confinement.processor = Some(most.parse().ok()?);
             }
         }
     }
@@ -111,6 +116,11 @@ impl Confinement {
     fn enter(&self, program: &OsStr) -> Result<(), Failure> {
         if let Some(most) = self.memory {
             lower_limit(Resource::RLIMIT_DATA, most).at(Step::Limits, "bounding memory")?;
+        }
+        if let Some(most) = self.processor {
+            // The soft limit comes first: its signal says what it was.
+            setrlimit(Resource::RLIMIT_CPU, most, most + 5)
+                .at(Step::Limits, "bounding the time of a processor")?;
         }
         capabilities::drop_all()?;
         rustix::thread::set_no_new_privs(true).at(Step::Capabilities, "setting no_new_privs")?;
@@ -220,6 +230,7 @@ mod tests {
             readable: vec!["/a b".into(), "/--write=/c".into()],
             writable: vec!["/d".into()],
             memory: Some(1 << 30),
+            processor: Some(60),
         };
         let said = confinement
             .arguments()

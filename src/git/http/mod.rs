@@ -163,16 +163,27 @@ impl Web {
         }
     }
 
-    /// The whole of an answer's body, of which there is `most` bytes.
+    /// How long a transfer may stand still.
+    pub(super) fn stall(&self) -> Duration {
+        self.stall
+    }
+
+    /// The whole of an answer's body, of which there is `most` bytes, and which is there soon.
     pub(super) async fn body(&self, mut answer: Response, most: usize) -> Result<Vec<u8>, Failed> {
-        let mut body = Vec::new();
-        while let Some(piece) = self.piece(&mut answer).await? {
-            body.extend_from_slice(&piece);
-            if body.len() > most {
-                return Err(Failed::Broken(format!("it answers more than {most} bytes")));
+        let whole = async {
+            let mut body = Vec::new();
+            while let Some(piece) = self.piece(&mut answer).await? {
+                body.extend_from_slice(&piece);
+                if body.len() > most {
+                    return Err(Failed::Broken(format!("it answers more than {most} bytes")));
+                }
             }
-        }
-        Ok(body)
+            Ok(body)
+        };
+        let slow = |_| Failed::Broken("its answer comes too slowly".to_owned());
+        tokio::time::timeout(self.stall, whole)
+            .await
+            .map_err(slow)?
     }
 
     /// What a host said, fit to be shown: one line of it.

@@ -30,7 +30,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use tokio::io::AsyncReadExt as _;
 
 pub use error::LfsError;
-pub(super) use outgoing::{check_outgoing, unknown_outgoing};
+pub(super) use outgoing::{no_large_files, outgoing};
 
 use super::Mirrors;
 use super::error::GitError;

@@ -60,7 +60,7 @@ pub(in crate::git) struct Pointer {
     pub(super) path: PathBuf,
     pub(super) object: Object,
     /// The pointer itself.
-    pub(super) blob: String,
+    pub(in crate::git) blob: String,
     pub(super) executable: bool,
 }
 

@@ -4,7 +4,7 @@
 //! Whatever a server says, an object gets no more bytes than its pointer has, and no other ones.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
@@ -299,8 +299,16 @@ impl Transfers<'_> {
             }
             _ => return Err(Failed::Broken(format!("it answered {status}")).into()),
         }
+        // Slower than this it is as good as broken: others wait for this mirror's large files.
+        let (mut since, mut then) = (Instant::now(), part.length);
         while let Some(piece) = self.web.piece(&mut answer).await? {
             part.write(&piece).await?;
+            if since.elapsed() >= self.web.stall() {
+                if part.length < then + PROGRESS {
+                    return Err(Failed::Broken("it comes too slowly".to_owned()).into());
+                }
+                (since, then) = (Instant::now(), part.length);
+            }
         }
         Ok(None)
     }
