@@ -24,7 +24,11 @@ fuzz_target!(|bytes: &[u8]| {
     if let Some(branch) = git::branch_of(bytes) {
         assert!(!branch.contains(|char: char| char.is_ascii_control() || char == ' '));
     }
-    if let Some(full) = git::full_name("main", bytes) {
-        assert!(full == "refs/heads/main" || full == "refs/tags/main");
+    // What it is asked for is no option and no expression of git's.
+    if let Some(names) = str::from_utf8(bytes).ok().and_then(git::full_names) {
+        for full in names {
+            assert!(full.starts_with("refs/heads/") || full.starts_with("refs/tags/"));
+            assert!(!full.contains(|char: char| char.is_ascii_control() || " ~^:".contains(char)));
+        }
     }
 });
