@@ -12,6 +12,9 @@ use support::{Derrick, GitServer, Launch, Scratch, SshServer, TlsServer, Upstrea
 
 const TOKEN: &str = "canary-9b41d7c2e8f05a36";
 
+/// One that no test has in the environment of anything.
+const TOKEN_OF_SSH: &str = "canary-e60f3b9ad8c2714f";
+
 fn config(upstream: &Upstream, fields: &Value) -> Launch {
     let mut repository = fields.clone();
     repository["url"] = upstream.url.clone().into();
@@ -701,12 +704,12 @@ fn a_push_points_to_no_large_file_that_the_workspace_was_not_given() {
 #[test]
 fn an_ssh_host_says_where_large_files_are_and_what_opens_them() {
     let server = SshServer::start();
-    let objects = LfsServer::token_alone(TOKEN);
+    let objects = LfsServer::token_alone(TOKEN_OF_SSH);
     let big = content(1, 40_000);
     let upstream = server.repository("project", &[(".gitattributes", ATTRIBUTES)]);
     let path = upstream.bare.display().to_string();
     upstream.commit(&[("one.bin", &objects.keep(&big))]);
-    let opens = support::lfs_server::basic(TOKEN);
+    let opens = support::lfs_server::basic(TOKEN_OF_SSH);
     server.add_program(
         "git-lfs-authenticate",
         &format!(
@@ -733,7 +736,7 @@ fn an_ssh_host_says_where_large_files_are_and_what_opens_them() {
         .start();
     let workspace = derrick.create();
     assert_eq!(digest(&workspace, "/project/one.bin"), pointer(&big).0);
-    assert_nowhere(TOKEN, &derrick, &workspace);
+    assert_nowhere(TOKEN_OF_SSH, &derrick, &workspace);
     let batch = &objects.requests()[0];
     assert!(batch.target == "/x/info/lfs/objects/batch" && batch.authorization.is_some());
     assert_eq!((&batch.exposed, batch.holders.len()), (&Vec::new(), 0));
