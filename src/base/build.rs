@@ -267,15 +267,25 @@ pub(super) async fn run_as(
     directory: &Path,
     env: &[&BTreeMap<String, String>],
 ) -> Result<Ended, SetupError> {
-    let exec = Exec {
+    let exec = exec_as(user, program, directory, env);
+    Ok(exec::run(sandbox, exec, None).await?)
+}
+
+/// A command as `user`, root if absent.
+pub(super) fn exec_as(
+    user: Option<&str>,
+    program: Program,
+    directory: &Path,
+    env: &[&BTreeMap<String, String>],
+) -> Exec {
+    Exec {
         program,
         directory: directory.to_string_lossy().into_owned(),
         environment: environment(env),
         terminal: None,
         user: user.map(str::to_owned),
         open_files: None,
-    };
-    Ok(exec::run(sandbox, exec, None).await?)
+    }
 }
 
 /// The environment of a command: what every command has, then each of `over` on top. What goes with

@@ -15,14 +15,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::SetupError;
 use super::asking::{ANSWERING, WORKING};
-use super::build::{Build, OUTPUT_END, environment, pipe_for_archive, run_as, run_in};
+use super::build::{Build, OUTPUT_END, exec_as, pipe_for_archive, run_as, run_in};
 use super::submodules::{Above, Bringing, Moved, Update};
 use crate::config::{History, Repository, WorkspaceConfig};
 use crate::git::{
     self, Bundle, CommitId, GitError, Have, LargeFiles, Mirrors, Resolved, Submodule,
 };
 use crate::init::files::protocol::{Creation, FileRequest, Links, Owner, Parents};
-use crate::init::protocol::{Attempt, Exec, Program, Refusal};
+use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::unpack::Compression;
 use crate::pool::exec::{self, Bounds, Cause, Ended, Streams};
 use crate::pool::files::FileError;
@@ -228,14 +228,7 @@ async fn run_within_time(
     env: &[&BTreeMap<String, String>],
     (path, limit): (&Path, Duration),
 ) -> Result<Ended, SetupError> {
-    let exec = Exec {
-        program,
-        directory: directory.to_string_lossy().into_owned(),
-        environment: environment(env),
-        terminal: None,
-        user: user.map(str::to_owned),
-        open_files: None,
-    };
+    let exec = exec_as(user, program, directory, env);
     let bounds = Bounds {
         deadline: Some(Instant::now() + limit),
         kill: CancellationToken::new(),
