@@ -5,14 +5,20 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use serde_json::json;
-use support::{Derrick, GitServer, Launch, Mode, Scratch, bare, binary, git, mode};
+use support::{
+    Derrick, GUARD, GitServer, Launch, Mode, Scratch, bare, binary, descendants, fixture, git, mode,
+};
 
 /// Programs that stand before the host's own in derrick's `PATH`, and write down that they were called.
 struct Watched {
@@ -472,4 +478,80 @@ fn the_git_that_takes_in_what_was_handed_out_has_its_quarantine_and_nothing_else
             "2"
         ]
     );
+}
+
+/// What the kernel says of a process, by the names that it has for it.
+fn status_of(pid: i32) -> BTreeMap<String, String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let lines = status.lines().filter_map(|line| line.split_once(":\t"));
+    let lines = lines.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    lines.collect()
+}
+
+/// The same of one by which the spawner has something read that a workspace wrote, once both its filters are there.
+/// There is one until `ended` says that there is none any more.
+fn status_of_reader(derrick: &Derrick, ended: impl Fn() -> bool) -> BTreeMap<String, String> {
+    let filters = |status: &BTreeMap<String, String>| -> u32 {
+        let number = status.get("Seccomp_filters");
+        number.map_or(0, |number| number.parse().expect("a number"))
+    };
+    let bound = filters(&status_of(derrick.pid())) + 2;
+    let until = Instant::now() + GUARD;
+    loop {
+        let over = ended();
+        let all = descendants(derrick.pid()).into_iter().map(status_of);
+        let mut readers = all.filter(|status| status.get("Name").is_some_and(|it| it == READER));
+        if let Some(status) = readers.find(|status| filters(status) >= bound) {
+            return status;
+        }
+        assert!(!over && Instant::now() < until, "nobody was seen who reads");
+    }
+}
+
+/// What such a process is called.
+const READER: &str = "derrick-reader";
+
+#[test]
+fn what_reads_files_of_a_workspace_can_do_nothing_else() {
+    let derrick = Derrick::start(json!({
+        "name": "test",
+        "base": { "type": "tarball", "path": fixture("busybox.tar") },
+    }));
+    let workspace = derrick.create();
+    // Much to do, as each is in a patch; and more than fits into a pipe and what is behind it.
+    workspace.ok("for n in 1 2 3 4; do truncate -s 250M /large-$n; done");
+    workspace.ok("head -c 33554432 /dev/urandom > /random");
+    let path = format!("/workspaces/{}/changes?format=patch", workspace.id);
+    let api = derrick.api.clone();
+    let asked = std::thread::spawn(move || api.get(&path));
+    let of_changes = status_of_reader(&derrick, || asked.is_finished());
+    asked.join().expect("it ends").expect(200);
+
+    let taken = workspace.post("snapshots", &json!({})).expect(201).json();
+    let taken = taken["id"].as_str().expect("an id");
+    let mut stream = TcpStream::connect(derrick.api.address()).expect("it listens");
+    let address = derrick.api.address();
+    write!(
+        stream,
+        "GET /snapshots/{taken}/export HTTP/1.1\r\nhost: {address}\r\n\r\n"
+    )
+    .expect("it listens");
+    // Nobody takes the answer, so it goes on until this is dropped.
+    stream.read_exact(&mut [0; 12]).expect("an answer");
+    let of_export = status_of_reader(&derrick, || false);
+
+    let capabilities = match mode() {
+        // CAP_DAC_READ_SEARCH, and CAP_SYS_ADMIN for an overlay's marks.
+        Mode::Root => "0000000000200004",
+        _ => "0000000000000004",
+    };
+    for status in [of_changes, of_export] {
+        let of = |name: &str| status[name].as_str();
+        assert_eq!(of("CapEff"), capabilities);
+        assert_eq!(of("CapPrm"), capabilities);
+        for set in ["CapInh", "CapBnd", "CapAmb"] {
+            assert_eq!(of(set), "0000000000000000", "{set}");
+        }
+        assert_eq!(of("NoNewPrivs"), "1");
+    }
 }

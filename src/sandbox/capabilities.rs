@@ -69,6 +69,14 @@ pub fn drop_all_but_kept() -> Result<Vec<String>, Failure> {
 /// # Errors
 /// The failed step.
 pub fn drop_all() -> Result<(), Failure> {
+    drop_all_but(&[])
+}
+
+/// As [`drop_all`], but for those of `kept` that the process has. What it starts has none.
+///
+/// # Errors
+/// The failed step.
+pub(super) fn drop_all_but(kept: &[Capability]) -> Result<(), Failure> {
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false) {
         for number in 0..=last_capability() {
             drop_from_bounding(number).at(
@@ -77,15 +85,20 @@ pub fn drop_all() -> Result<(), Failure> {
             )?;
         }
     }
-    for which in [
-        CapSet::Ambient,
-        CapSet::Inheritable,
-        CapSet::Effective,
-        CapSet::Permitted,
-    ] {
+    let held = caps::read(None, CapSet::Permitted).map_err(io::Error::other);
+    let held = held.at(Step::Capabilities, "reading the permitted set")?;
+    let kept = kept.iter().copied().filter(|one| held.contains(one));
+    let kept: CapsHashSet = kept.collect();
+    for which in [CapSet::Ambient, CapSet::Inheritable] {
         caps::clear(None, which).map_err(io::Error::other).at(
             Step::Capabilities,
             format_args!("clearing the {which:?} set"),
+        )?;
+    }
+    for which in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, which, &kept).map_err(io::Error::other).at(
+            Step::Capabilities,
+            format_args!("setting the {which:?} set"),
         )?;
     }
     Ok(())

@@ -74,6 +74,15 @@ impl Failure {
     }
 }
 
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> Self {
+        match failure.errno {
+            0 => Self::other(failure),
+            errno => Self::from_raw_os_error(errno),
+        }
+    }
+}
+
 /// Says at which step, and doing what, a call failed.
 pub trait At<T> {
     /// Turns an error into a `Failure`; `attempt` is a phrase such as `mounting the overlay`.

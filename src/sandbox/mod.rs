@@ -4,7 +4,8 @@
 //! `mounts` build what the sandbox sees; `network`, `cgroups`, `limits`, `capabilities`, `landlock` and
 //! `seccomp` take away what it may do. All of it is called from `spawner` and `init` alone, in
 //! processes of one thread, but for what the kernel counts in `cgroups`, which the provider reads. `confined` is
-//! a program of its own: a git of the host's with some of these restrictions.
+//! a program of its own, a git of the host's with some of these restrictions, and `reader` has what a child of
+//! the spawner's keeps that reads what a workspace wrote.
 //! Nothing here knows tokio, HTTP or the config file.
 
 pub mod capabilities;
@@ -20,6 +21,7 @@ pub mod namespaces;
 pub mod network;
 pub mod overlay;
 pub mod probe;
+pub mod reader;
 pub mod seccomp;
 pub mod spec;
 pub mod without;

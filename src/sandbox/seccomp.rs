@@ -26,8 +26,8 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, sock_fil
 use super::{Failure, Profile, Step};
 use arguments::Rules;
 use calls::{
-    ALLOWED, ALLOWED_ON_X86_64, ALLOWED_UNDER_TWO_NAMES, Architecture, Call, FOR_NAMESPACES,
-    FORBIDDEN, FORBIDDEN_ON_X86_64,
+    ALLOWED, ALLOWED_ON_X86_64, ALLOWED_UNDER_TWO_NAMES, Architecture, COPYING, Call,
+    FOR_NAMESPACES, FORBIDDEN, FORBIDDEN_ON_X86_64, READING,
 };
 
 /// A compiled profile: built once, installed in each sandbox. The first program is installed first; the last one
@@ -35,6 +35,15 @@ use calls::{
 #[derive(Debug, Clone)]
 pub struct Filters {
     programs: Vec<BpfProgram>,
+}
+
+/// What a child of the spawner's does with what workspaces wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// It looks at files of open directories, and writes to what is open already.
+    Reading,
+    /// It makes others of them.
+    Copying,
 }
 
 impl Filters {
@@ -62,11 +71,39 @@ impl Filters {
         for (errno, rules) in arguments::rules(profile, architecture)? {
             programs.push(program_by_arguments(rules, errno, architecture)?);
         }
-        programs.push(program_by_number(
-            &runs(profile, architecture),
-            architecture,
-        ));
+        let runs = runs(&answers(profile), NO_SUCH_CALL, architecture);
+        programs.push(program_by_number(&runs, architecture));
         Ok(Self { programs })
+    }
+
+    /// Compiles what a process of the id `own` may call that does this `work` and no other. Everything else gives
+    /// `EPERM`: it is no program that would look for another way.
+    ///
+    /// # Errors
+    /// A failure if it cannot be compiled.
+    pub fn of_work(work: Work, own: u32) -> Result<Self, Failure> {
+        let failed = |error: String| {
+            let detail = format!("compiling the filters for {work:?}: {error}");
+            Failure::new(Step::Seccomp, detail)
+        };
+        let architecture = Architecture::native()
+            .ok_or_else(|| failed(format!("there is none for {}", std::env::consts::ARCH)))?;
+        Self::of_work_for(work, own, architecture).map_err(|error| failed(error.to_string()))
+    }
+
+    fn of_work_for(
+        work: Work,
+        own: u32,
+        architecture: Architecture,
+    ) -> Result<Self, seccompiler::Error> {
+        let rules = arguments::of_work(work, own, architecture)?;
+        let runs = runs(work.answers(), NOT_PERMITTED, architecture);
+        Ok(Self {
+            programs: vec![
+                program_by_arguments(rules, libc::EPERM, architecture)?,
+                program_by_number(&runs, architecture),
+            ],
+        })
     }
 
     /// Binds the calling process and all that it starts, as far as arguments are looked at: nothing that
@@ -124,9 +161,27 @@ fn answers(profile: Profile) -> [(SeccompAnswer, &'static [Call]); 6] {
     ]
 }
 
+impl Work {
+    /// The same for who does this alone.
+    fn answers(self) -> &'static [(SeccompAnswer, &'static [Call])] {
+        let all = &[
+            (ALLOW, READING),
+            (ALLOW, ALLOWED_UNDER_TWO_NAMES),
+            (ALLOW, COPYING),
+        ];
+        match self {
+            Self::Reading => &all[..2],
+            Self::Copying => all,
+        }
+    }
+}
+
 /// Every number there can be, in runs of one answer. x32's numbers have bit 30 and fall in the last.
-fn runs(profile: Profile, architecture: Architecture) -> Vec<Run> {
-    let answers = answers(profile);
+fn runs(
+    answers: &[(SeccompAnswer, &[Call])],
+    unlisted: SeccompAnswer,
+    architecture: Architecture,
+) -> Vec<Run> {
     let listed: BTreeMap<u32, SeccompAnswer> = answers
         .iter()
         .flat_map(|(answer, calls)| {
@@ -136,7 +191,7 @@ fn runs(profile: Profile, architecture: Architecture) -> Vec<Run> {
         .collect();
     let mut runs = vec![Run {
         first: 0,
-        answer: NO_SUCH_CALL,
+        answer: unlisted,
     }];
     let mut add = |first, answer| match runs.last_mut() {
         Some(last) if last.answer == answer => {}
@@ -146,12 +201,12 @@ fn runs(profile: Profile, architecture: Architecture) -> Vec<Run> {
     let mut next = 0;
     for (number, answer) in listed {
         if number > next {
-            add(next, NO_SUCH_CALL);
+            add(next, unlisted);
         }
         add(number, answer);
         next = number + 1;
     }
-    add(next, NO_SUCH_CALL);
+    add(next, unlisted);
     runs
 }
 

@@ -7,7 +7,7 @@ use std::ffi::{CStr, CString};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -20,6 +20,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::sandbox::disk::copy_sparse;
+use crate::sandbox::identity::Identity;
+use crate::sandbox::reader;
 
 /// Directories that are held open on the way down; those above are found again through `..`.
 const KEPT_OPEN: usize = 64;
@@ -41,35 +43,54 @@ const COPIED: [&[u8]; 4] = [
 /// Where, beside the copy, each file of several names has one until all are copied.
 const LINKS: &CStr = c"links";
 
-/// Copies the directory `from` to `tree` in the directory `into`, where neither that nor `links` is.
-///
-/// Each directory is opened below the one before it without following a link, and whatever is made is
-/// named by an entry of an open directory.
-pub(super) fn copy(from: &Path, into: &Path) -> io::Result<()> {
-    let (Some(parent), Some(name)) = (from.parent(), from.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let name = CString::new(name.as_bytes())?;
-    let parent = openat(CWD, parent, DIRECTORY, Mode::empty())?;
-    copy_below(parent, &name, into)
+/// A directory that is to be copied, and where to.
+pub(super) struct Places {
+    parents: Pair,
+    name: CString,
+    from: OwnedFd,
 }
 
-/// The same with the directory `name` in `parent`.
-pub(super) fn copy_below(parent: OwnedFd, name: &CStr, into: &Path) -> io::Result<()> {
-    let parents = Pair {
-        from: parent,
-        to: openat(CWD, into, DIRECTORY, Mode::empty())?,
-    };
-    let mut copy = Copy::begin(&parents.to)?;
-    let status = statat(&parents.from, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    mkdirat(&parents.to, c"tree", Mode::RWXU)?;
-    let top = Pair {
-        from: openat(&parents.from, name, DIRECTORY, Mode::empty())?,
-        to: openat(&parents.to, c"tree", DIRECTORY, Mode::empty())?,
-    };
-    copy.walk(top)?;
-    set_attributes(&parents, name, c"tree", &status)?;
-    copy.finish(&parents.to)
+impl Places {
+    /// The directory `from`, and `tree` in the directory `into`, where neither that nor `links` is.
+    pub(super) fn open(from: &Path, into: &Path) -> io::Result<Self> {
+        let (Some(parent), Some(name)) = (from.parent(), from.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let parent = openat(CWD, parent, DIRECTORY, Mode::empty())?;
+        Self::open_in(parent, CString::new(name.as_bytes())?, into)
+    }
+
+    /// The same of the directory `name` in `parent`.
+    pub(super) fn open_in(parent: OwnedFd, name: CString, into: &Path) -> io::Result<Self> {
+        Ok(Self {
+            from: openat(&parent, &name, DIRECTORY, Mode::empty())?,
+            name,
+            parents: Pair {
+                from: parent,
+                to: openat(CWD, into, DIRECTORY, Mode::empty())?,
+            },
+        })
+    }
+
+    /// Copies, with nothing but these from here on.
+    ///
+    /// Each directory is opened below the one before it without following a link, and whatever is made is
+    /// named by an entry of an open directory.
+    pub(super) fn copy(self, identity: Identity) -> io::Result<()> {
+        let parents = self.parents;
+        let into = parents.to.as_fd();
+        reader::confine(identity, &[self.from.as_fd()], Some(into))?;
+        let mut copy = Copy::begin(&parents.to)?;
+        let status = fstat(&self.from)?;
+        mkdirat(&parents.to, c"tree", Mode::RWXU)?;
+        let top = Pair {
+            from: self.from,
+            to: openat(&parents.to, c"tree", DIRECTORY, Mode::empty())?,
+        };
+        copy.walk(top)?;
+        set_attributes(&parents, &self.name, c"tree", &status)?;
+        copy.finish(&parents.to)
+    }
 }
 
 pub(super) const DIRECTORY: OFlags = OFlags::RDONLY
@@ -407,7 +428,14 @@ mod tests {
 
         let into = outside.path().join("into");
         std::fs::create_dir(&into).expect("directory");
-        copy(&tree, &into).expect("copied");
+        let identity = match is_root {
+            true => Identity::Ranges,
+            false => Identity::Single,
+        };
+        let places = Places::open(&tree, &into).expect("they open");
+        // What binds a process binds a thread, if it is all that runs there.
+        let copied = std::thread::spawn(move || places.copy(identity));
+        copied.join().expect("it ends").expect("copied");
 
         assert_eq!(
             std::fs::read_dir(&into).expect("listed").count(),

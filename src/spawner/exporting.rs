@@ -20,8 +20,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::{EntryType, Header};
 
+use super::bounds;
 use super::copying::{DIRECTORY, is_dots, open_below};
-use super::merging::{Found, Layers, Merged, Names, allow_open_files, exists, is_in_any};
+use super::merging::{Found, Layers, Merged, Names, exists, is_in_any};
 use super::protocol::Export;
 use crate::init::files::archive::{Sink, describe_pieces, pieces};
 use crate::init::unpack::{SNAPSHOT_HEAD, UnpackLimits, WHITEOUT, WHITEOUT_OPAQUE, may_travel};
@@ -42,6 +43,11 @@ const LARGEST: usize = 64 * 1024;
 /// Files with several names whose first names are remembered, and bytes of those names.
 const REMEMBERED: (usize, usize) = (1_000_000, 128 << 20);
 
+/// What it may take. It writes to pipes alone.
+pub(super) fn bound() -> io::Result<()> {
+    bounds::of_a_reader(0)
+}
+
 /// Writes a line to `report`, empty unless there is something that cannot be exported, and then all to `tar`.
 pub(super) fn export(
     chains: &[(usize, Chain)],
@@ -50,7 +56,6 @@ pub(super) fn export(
     tar: OwnedFd,
     report: OwnedFd,
 ) -> io::Result<()> {
-    allow_open_files()?;
     let mut report = File::from(report);
     let look = |place: &mut dyn Place| -> Result<(), Refusal> {
         for ((_, chain), at) in chains.iter().zip(&export.at) {

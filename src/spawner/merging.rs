@@ -8,7 +8,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -17,11 +17,12 @@ use rustix::fs::{
     fremovexattr, fsetxattr, mkdirat, mknodat, openat, openat2, statat,
 };
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use super::bounds::allow_open_files;
 use super::copying::{Copy, DIRECTORY, Pair, is_dots, open_below, set_attributes};
 use crate::sandbox::identity::Identity;
 use crate::sandbox::overlay::Chain;
+use crate::sandbox::reader;
 
 /// Directories below each other, at most.
 const DEEPEST: usize = 10_000;
@@ -39,6 +40,8 @@ const LARGEST: usize = 64 * 1024;
 pub(super) fn merge(chains: &[(usize, Chain)], into: &Path, identity: Identity) -> io::Result<()> {
     allow_open_files()?;
     let into = openat(CWD, into, DIRECTORY, Mode::empty())?;
+    let layers: Vec<_> = chains.iter().flat_map(|(_, chain)| chain.all()).collect();
+    reader::confine(identity, &layers, Some(into.as_fd()))?;
     mkdirat(&into, c"tree", Mode::RWXU)?;
     let tree = openat(&into, c"tree", DIRECTORY, Mode::empty())?;
     for (number, chain) in chains {
@@ -53,16 +56,6 @@ pub(super) fn merge(chains: &[(usize, Chain)], into: &Path, identity: Identity) 
         merge.copy.finish(&into)?;
     }
     Ok(())
-}
-
-/// Each directory that is open on the way down holds some.
-pub(super) fn allow_open_files() -> io::Result<()> {
-    let most = getrlimit(Resource::Nofile).maximum;
-    let limit = Rlimit {
-        current: most,
-        maximum: most,
-    };
-    Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
 /// What an overlay calls the attributes in which it notes things.
@@ -574,6 +567,8 @@ fn mark(directory: &OwnedFd, name: &CStr, value: Option<&[u8]>) -> io::Result<()
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Resource, getrlimit};
+
     use super::*;
 
     /// Says that this is the process of a test that has few descriptors.

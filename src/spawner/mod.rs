@@ -5,6 +5,7 @@
 //! once and attends the next one while a child is about its part. It ends when the provider's end of
 //! its socket closes.
 
+mod bounds;
 pub mod changes;
 mod copying;
 mod exporting;
@@ -32,6 +33,7 @@ use crate::sandbox::overlay::{self, Scratch};
 use crate::sandbox::seccomp::Filters;
 use crate::sandbox::{
     At, Failure, Merge, Profile, Restriction, SandboxSpec, Step, Storage, limits, namespaces,
+    reader,
 };
 use crate::sys::channel::{Channel, Peer, Received};
 use crate::sys::events::Events;
@@ -40,7 +42,7 @@ use crate::sys::process::{
     take_standard_input, unshare,
 };
 use changes::protocol::Inquiry;
-use copying::DIRECTORY;
+use copying::{DIRECTORY, Places};
 use protocol::{Export, Hello, Reply, Request, RequestId};
 use removers::Removers;
 
@@ -197,7 +199,8 @@ impl Spawner {
                 return provider.send(&Reply::to(id, killed), &[]);
             }
             Request::Copy(id, from, into) => {
-                let copy = || copying::copy(&from, &into);
+                let identity = self.identity;
+                let copy = || Places::open(&from, &into)?.copy(identity);
                 (id, self.begin_child(id, "copying a directory", &[], copy))
             }
             Request::CopyOut(id, into) => {
@@ -236,6 +239,8 @@ impl Spawner {
         work: impl FnOnce() -> io::Result<()>,
     ) -> Result<(), Failure> {
         let child = fork_child(self.one, || {
+            // Told apart from the spawner where processes are looked at. It is only a name.
+            let _ = rustix::thread::set_name(c"derrick-reader");
             // What runs in sandboxes that nobody holds goes first.
             let _ = rustix::process::nice(NICE);
             match let_go_of_all_but(keep).and_then(|()| work()) {
@@ -257,7 +262,8 @@ impl Spawner {
     ) -> Result<(), Failure> {
         let written = rustix::fs::openat(self.written(init)?, c".", DIRECTORY, Mode::empty());
         let written = written.at(Step::Upper, "opening what a sandbox wrote")?;
-        let copy = || copying::copy_below(written.try_clone()?, c"upper", into);
+        let identity = self.identity;
+        let copy = || Places::open_in(written.try_clone()?, c"upper".into(), into)?.copy(identity);
         self.begin_child(id, "copying what a sandbox wrote", &[written.as_fd()], copy)
     }
 
@@ -320,10 +326,12 @@ impl Spawner {
                 chain.layers.insert(0, upper);
             }
         }
-        let layers = opened.iter().flat_map(|(_, chain)| chain.all());
-        let keep: Vec<_> = layers.chain([spool.as_fd()]).collect();
+        let layers: Vec<_> = opened.iter().flat_map(|(_, chain)| chain.all()).collect();
+        let keep = [&layers[..], &[spool.as_fd()]].concat();
         self.begin_child(id, "telling what changed", &keep, || {
             hide_everything(one)?;
+            changes::bound()?;
+            reader::confine(identity, &layers, None)?;
             changes::answer(&opened, inquiry, identity, spool.try_clone()?.into())
         })
     }
@@ -340,10 +348,12 @@ impl Spawner {
         };
         let (one, identity) = (self.one, self.identity);
         let opened = overlay::open_chains(one, &mut self.scratch, &export.layers, identity)?;
-        let layers = opened.iter().flat_map(|(_, chain)| chain.all());
-        let keep: Vec<_> = layers.chain([tar.as_fd(), report.as_fd()]).collect();
+        let layers: Vec<_> = opened.iter().flat_map(|(_, chain)| chain.all()).collect();
+        let keep = [&layers[..], &[tar.as_fd(), report.as_fd()]].concat();
         self.begin_child(id, "writing an archive", &keep, || {
             hide_everything(one)?;
+            exporting::bound()?;
+            reader::confine(identity, &layers, None)?;
             exporting::export(
                 &opened,
                 export,
@@ -565,7 +575,7 @@ fn hide_everything(one: OneThread) -> io::Result<()> {
     )?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY;
     let nothing = overlay::new_filesystem("tmpfs", &[("size", "4k")], attributes)?;
-    overlay::enter(&nothing).map_err(|failure| io::Error::from_raw_os_error(failure.errno))
+    Ok(overlay::enter(&nothing)?)
 }
 
 /// Sends init its next word. One that is not there to take it has said why, and that is the cause.

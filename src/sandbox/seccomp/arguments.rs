@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use libc::c_int;
 use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
+use super::Work;
 use super::calls::{Architecture, number};
 use crate::sandbox::Profile;
 
@@ -114,6 +115,58 @@ fn not_permitted(
     // Init has the ids of root inside, which alone would let its limits be changed.
     let init = low_is(0, SeccompCmpOp::Eq, 1_u64)?;
     rules.insert(number!(prlimit64, architecture), vec![rule(&[init])?]);
+    Ok(rules)
+}
+
+/// What fcntl(2) is asked for: to duplicate, and what there is. By others the kernel would send signals.
+const FCNTL: &[u64] = &[
+    libc::F_DUPFD as u64,
+    libc::F_DUPFD_CLOEXEC as u64,
+    libc::F_GETFD as u64,
+    libc::F_SETFD as u64,
+    libc::F_GETFL as u64,
+];
+
+/// The first advice of madvise(2) that is about the memory of the machine: `MADV_HWPOISON`.
+const OF_THE_MACHINE: u64 = 100;
+
+/// `FICLONE` of ioctl_ficlone(2).
+const FICLONE: u64 = 0x4004_9409;
+
+/// What is refused to a process of this id that does this work.
+pub(super) fn of_work(
+    work: Work,
+    own: u32,
+    architecture: Architecture,
+) -> Result<Rules, seccompiler::Error> {
+    let executable = || {
+        let executable = libc::PROT_EXEC as u64;
+        let masked = SeccompCmpOp::MaskedEq(executable);
+        rule(&[condition(2, SeccompCmpArgLen::Qword, masked, executable)?])
+    };
+    let mut rules = Rules::from([
+        (number!(mmap, architecture), vec![executable()?]),
+        (number!(mprotect, architecture), vec![executable()?]),
+        (
+            number!(fcntl, architecture),
+            vec![rule(&none_of(1, FCNTL)?)?],
+        ),
+        (
+            number!(madvise, architecture),
+            vec![rule(&[low_is(2, SeccompCmpOp::Ge, OF_THE_MACHINE)?])?],
+        ),
+        // abort(3), by which it is told that there was no memory.
+        (
+            number!(tgkill, architecture),
+            vec![rule(&[low_is(0, SeccompCmpOp::Ne, own)?])?],
+        ),
+    ]);
+    if work == Work::Copying {
+        rules.insert(
+            number!(ioctl, architecture),
+            vec![rule(&none_of(1, &[FICLONE])?)?],
+        );
+    }
     Ok(rules)
 }
 

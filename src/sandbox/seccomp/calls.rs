@@ -135,6 +135,24 @@ pub(super) const ALLOWED_ON_X86_64: &[Call] = x86_64_alone![
     stat, symlink, time, unlink, uretprobe, utime, utimes, vfork,
 ];
 
+/// All that is let through where something is only read: files of open directories, memory, and an end; `sendfile`
+/// is how a file gets into an archive. Except for the arguments that the rules of `arguments` take back.
+#[rustfmt::skip]
+pub(super) const READING: &[Call] = both![
+    brk, clock_gettime, close, dup, exit, exit_group, fcntl, fgetxattr, flistxattr, fstat, futex,
+    getdents64, getpid, getrandom, gettid, lseek, madvise, mmap, mprotect, mremap, munmap, openat,
+    openat2, pread64, read, readlinkat, readv, restart_syscall, rt_sigaction, rt_sigprocmask,
+    rt_sigreturn, sched_yield, sendfile, sigaltstack, statx, tgkill, write, writev,
+];
+
+/// Likewise, what making a copy takes besides.
+#[rustfmt::skip]
+pub(super) const COPYING: &[Call] = both![
+    copy_file_range, fchmodat, fchownat, fremovexattr, fsetxattr, ftruncate, ioctl, lgetxattr,
+    linkat, llistxattr, lsetxattr, mkdirat, mknodat, pwrite64, renameat, renameat2, symlinkat,
+    unlinkat, utimensat,
+];
+
 /// Calls that give `EPERM`: keys, modules, clocks, other processes' descriptors, and interfaces that
 /// kernel exploits begin with.
 #[rustfmt::skip]

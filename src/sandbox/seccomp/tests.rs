@@ -47,8 +47,11 @@ fn known(architecture: Architecture, name: &str) -> Option<u32> {
 
 #[test]
 fn every_name_is_that_of_a_call_on_each_architecture_or_on_none_but_x86_64() {
-    for (_, calls) in answers(Profile::Standard) {
-        for call in calls {
+    for (_, calls) in answers(Profile::Standard)
+        .iter()
+        .chain(Work::Copying.answers())
+    {
+        for call in *calls {
             for architecture in ARCHITECTURES {
                 let number = call.number(architecture);
                 assert_eq!(number, known(architecture, call.name), "{}", call.name);
@@ -515,6 +518,117 @@ fn rules_of_packet_filters_cannot_be_replaced_by_root_of_a_network_namespace() {
             asked.expect("setsockopt", &[3, 41, option], ALLOW);
         }
         asked.expect("setsockopt", &[3, 1, 64], ALLOW);
+    }
+}
+
+/// Calls by arguments of a process with this id that reads what a workspace wrote.
+const OWN: u32 = 4711;
+const BY_ARGUMENTS_OF_A_READER: &[(&str, &[u64], SeccompAnswer)] = &[
+    // Memory to write to, and to run.
+    ("mmap", &[0, 4096, 3], ALLOW),
+    ("mmap", &[0, 4096, 5], NOT_PERMITTED),
+    ("mprotect", &[0, 4096, 1], ALLOW),
+    ("mprotect", &[0, 4096, 7], NOT_PERMITTED),
+    // F_DUPFD_CLOEXEC, F_GETFD, F_GETFL; F_SETFL, F_SETOWN, F_SETSIG, F_SETLEASE, F_SETPIPE_SZ, F_NOTIFY.
+    ("fcntl", &[3, 1030], ALLOW),
+    ("fcntl", &[3, 1], ALLOW),
+    ("fcntl", &[3, 3], ALLOW),
+    ("fcntl", &[3, 4], NOT_PERMITTED),
+    ("fcntl", &[3, 8], NOT_PERMITTED),
+    ("fcntl", &[3, 10], NOT_PERMITTED),
+    ("fcntl", &[3, 1024], NOT_PERMITTED),
+    ("fcntl", &[3, 1031], NOT_PERMITTED),
+    ("fcntl", &[3, 1026], NOT_PERMITTED),
+    // MADV_DONTNEED; MADV_HWPOISON, MADV_SOFT_OFFLINE.
+    ("madvise", &[0, 4096, 4], ALLOW),
+    ("madvise", &[0, 4096, 100], NOT_PERMITTED),
+    ("madvise", &[0, 4096, 101], NOT_PERMITTED),
+    // Itself, another, all.
+    ("tgkill", &[4711, 4711, 6], ALLOW),
+    ("tgkill", &[1, 1, 9], NOT_PERMITTED),
+    ("tgkill", &[0xffff_ffff, 1, 9], NOT_PERMITTED),
+];
+
+#[test]
+fn who_reads_what_a_workspace_wrote_calls_what_that_takes_and_nothing_else() {
+    let both = [Work::Reading, Work::Copying];
+    let all = both.map(|work| ARCHITECTURES.map(|architecture| (work, architecture)));
+    for (work, architecture) in all.into_iter().flatten() {
+        let filters = Filters::of_work_for(work, OWN, architecture).expect("it compiles");
+        let ask = |number, arguments: &[u64]| {
+            answer_of(
+                &filters.programs,
+                &Event::new(architecture, number, arguments),
+            )
+        };
+        let calls = work.answers().iter().flat_map(|(_, calls)| calls.iter());
+        let listed: BTreeSet<u32> = calls.filter_map(|call| call.number(architecture)).collect();
+        let last = u32::MAX - 2000..=u32::MAX;
+        // x32's among them.
+        for number in (0..2000).chain(0x4000_0000..0x4000_07d0).chain(last) {
+            if !listed.contains(&number) {
+                assert_eq!(ask(number, &[]), NOT_PERMITTED, "{number}");
+            }
+        }
+        let number = |name| known(architecture, name).unwrap_or_else(|| panic!("{name}"));
+        for name in [
+            "socket",
+            "execve",
+            "execveat",
+            "clone",
+            "clone3",
+            "unshare",
+            "setns",
+            "mount",
+            "open_tree",
+            "move_mount",
+            "ptrace",
+            "process_vm_writev",
+            "pidfd_open",
+            "pidfd_getfd",
+            "kill",
+            "io_uring_setup",
+            "keyctl",
+            "add_key",
+            "bpf",
+            "userfaultfd",
+            "perf_event_open",
+            "open_by_handle_at",
+            "memfd_create",
+            "truncate",
+            "fchmod",
+            "fchdir",
+            "chroot",
+            "setuid",
+            "capset",
+            "prctl",
+            "seccomp",
+            "prlimit64",
+        ] {
+            assert_eq!(ask(number(name), &[]), NOT_PERMITTED, "{name}");
+        }
+        for (name, arguments, expected) in BY_ARGUMENTS_OF_A_READER {
+            let answer = ask(number(name), arguments);
+            assert_eq!(answer, *expected, "{name} {arguments:?} {architecture:?}");
+        }
+        let expected = match work {
+            Work::Reading => NOT_PERMITTED,
+            Work::Copying => ALLOW,
+        };
+        for name in ["unlinkat", "mkdirat", "fsetxattr", "fchownat"] {
+            assert_eq!(ask(number(name), &[]), expected, "{name} {work:?}");
+        }
+        // FICLONE; TIOCSTI.
+        let ioctl = number("ioctl");
+        assert_eq!(ask(ioctl, &[3, 0x4004_9409]), expected, "{work:?}");
+        assert_eq!(ask(ioctl, &[3, 0x5412]), NOT_PERMITTED, "{work:?}");
+        let foreign = Event {
+            architecture: 0x4000_0003,
+            number: 3,
+            arguments: [0; 6],
+        };
+        let answer = answer_of(&filters.programs, &foreign);
+        assert_eq!(answer, libc::SECCOMP_RET_KILL_PROCESS);
     }
 }
 

@@ -29,14 +29,15 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::Resource;
 
 use self::content::Object;
 use self::protocol::{Answer, Form, Inquiry, Outcome};
 use self::renames::Renames;
 pub use self::report::{Changes, Entry, GitDirectory};
 use self::walk::Walk;
-use super::merging::{Layers, allow_open_files};
+use super::bounds::{self, MOST_MEMORY};
+use super::merging::Layers;
 use crate::sandbox::identity::Identity;
 use crate::sandbox::overlay::Chain;
 
@@ -49,8 +50,8 @@ const LONGEST: Duration = Duration::from_secs(120);
 /// Processor time, in seconds: for what takes long by itself.
 const LONGEST_AT_WORK: u64 = 150;
 
-/// Memory that one answer may take.
-const MOST_MEMORY: u64 = 1 << 30;
+/// Bytes that there may be after it: what came of it.
+const MOST_AFTER_IT: u64 = 4096;
 
 /// Zeros of this length and place in an answer take no room in its file.
 const BLOCK: usize = 4096;
@@ -85,42 +86,15 @@ struct Overlaid<'a> {
     layers: Layers,
 }
 
+/// What an answer may take.
+pub(super) fn bound() -> io::Result<()> {
+    bounds::of_a_reader(LARGEST_ANSWER + MOST_AFTER_IT)?;
+    // At the first a signal says why it ends, and the second is for all others.
+    bounds::limit(Resource::Cpu, LONGEST_AT_WORK, LONGEST_AT_WORK + 5)
+}
+
 /// Writes the answer to `spool`: the content, then an [`Answer`] as JSON, then its length in four bytes.
 pub(super) fn answer(
-    chains: &[(usize, Chain)],
-    inquiry: &Inquiry,
-    identity: Identity,
-    spool: File,
-) -> io::Result<()> {
-    allow_open_files()?;
-    // At the first a signal says why it ends, and the second is for all others.
-    bound(Resource::Cpu, LONGEST_AT_WORK, LONGEST_AT_WORK + 5)?;
-    bound(Resource::As, MOST_MEMORY, MOST_MEMORY)?;
-    bound(Resource::Core, 0, 0)?;
-    write(chains, inquiry, identity, spool)
-}
-
-/// What came of an inquiry that failed with this errno, if that is one of a limit.
-#[must_use]
-pub fn outcome_of(errno: i32) -> Option<Outcome> {
-    match errno {
-        libc::ETIME => Some(Outcome::TookTooLong(LONGEST_AT_WORK)),
-        libc::ENOMEM => Some(Outcome::TookTooMuch(MOST_MEMORY)),
-        _ => None,
-    }
-}
-
-/// What a child reached that was killed by this signal, as an errno; 0 if it is none of its limits.
-pub(super) fn errno_of_death(signal: Option<i32>) -> i32 {
-    match signal {
-        Some(libc::SIGXCPU) => libc::ETIME,
-        // What could not allocate aborts.
-        Some(libc::SIGABRT) => libc::ENOMEM,
-        _ => 0,
-    }
-}
-
-fn write(
     chains: &[(usize, Chain)],
     inquiry: &Inquiry,
     identity: Identity,
@@ -168,14 +142,24 @@ fn write(
     file.write_all(&length.to_le_bytes())
 }
 
-fn bound(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
-    let before = rustix::process::getrlimit(resource).maximum;
-    let least = |most: u64| Some(before.map_or(most, |before| before.min(most)));
-    let limit = Rlimit {
-        current: least(soft),
-        maximum: least(hard),
-    };
-    Ok(setrlimit(resource, limit)?)
+/// What came of an inquiry that failed with this errno, if that is one of a limit.
+#[must_use]
+pub fn outcome_of(errno: i32) -> Option<Outcome> {
+    match errno {
+        libc::ETIME => Some(Outcome::TookTooLong(LONGEST_AT_WORK)),
+        libc::ENOMEM => Some(Outcome::TookTooMuch(MOST_MEMORY)),
+        _ => None,
+    }
+}
+
+/// What a child reached that was killed by this signal, as an errno; 0 if it is none of its limits.
+pub(super) fn errno_of_death(signal: Option<i32>) -> i32 {
+    match signal {
+        Some(libc::SIGXCPU) => libc::ETIME,
+        // What could not allocate aborts.
+        Some(libc::SIGABRT) => libc::ENOMEM,
+        _ => 0,
+    }
 }
 
 /// Writes the content; how many changes were left out.

@@ -126,7 +126,7 @@ impl Case {
         };
         let spool = tempfile::tempfile().expect("a file");
         let written = spool.try_clone().expect("a descriptor");
-        write(&[(0, chain)], &inquiry, Identity::Single, spool).expect("it is told");
+        answer(&[(0, chain)], &inquiry, Identity::Single, spool).expect("it is told");
         let mut all =
             vec![0; usize::try_from(written.metadata().expect("stat").len()).expect("small")];
         written.read_exact_at(&mut all, 0).expect("read");
