@@ -2,8 +2,10 @@
 //! open, and no other way to anything.
 //!
 //! It keeps its user, who may own files of the host's, so landlock has it read below its own directories alone, and
-//! write, if it makes a copy, below one. The filter of system calls holds also where the kernel has no landlock. Who
-//! only reads has an empty root besides, a network of its own, and mounts that are read-only.
+//! write, if it makes a copy, below one. It knows no owners, modes and attributes, so who copies could change those by
+//! a path. The filter of system calls holds also where the kernel has no landlock. Who only reads has an empty root
+//! besides, a network of its own, and mounts that are read-only, but for that of a workspace's own files where they
+//! are in memory or on an image.
 
 use std::os::fd::BorrowedFd;
 
