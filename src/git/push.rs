@@ -11,9 +11,8 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::Duration;
-
-use tokio::sync::Semaphore;
 
 use super::error::GitError;
 use super::handed::Handed;
@@ -25,6 +24,7 @@ use super::submodules;
 use super::upstream::Access;
 use crate::config::Repository;
 use crate::sandbox::confined::Confinement;
+use crate::turns::Gate;
 
 /// The most objects that a push may bring.
 const MOST_OBJECTS: u64 = 500_000;
@@ -43,8 +43,8 @@ const MOST_MEMORY: u64 = 1 << 30;
 /// The most time of a processor that each step of looking at it may have, in seconds.
 const MOST_PROCESSOR: u64 = 60;
 
-/// Pushes whose objects are looked at at once: small ones can be made to need memory and time.
-static LOOKING: Semaphore = Semaphore::const_new(2);
+/// Pushes whose objects are looked at at once, two of one owner's: small ones can be made to need memory and time.
+pub(super) static LOOKING: LazyLock<Gate> = LazyLock::new(|| Gate::new(3));
 
 /// How long looking at all objects may take.
 const CHECKING: Duration = Duration::from_secs(300);
@@ -68,6 +68,8 @@ pub struct Outgoing {
     pub bundle: Option<(File, Handed)>,
     /// The upstream's branch, without `refs/heads/`.
     pub branch: String,
+    /// The workspace's owner, among whom there are turns.
+    pub owner: Option<String>,
 }
 
 /// What a push did.
@@ -123,8 +125,7 @@ pub(super) async fn push(
             bases.push(base);
         }
     }
-    let closed = |closed| GitError::io("look at commits", io::Error::other(closed));
-    let place = LOOKING.acquire().await.map_err(closed)?;
+    let place = LOOKING.enter(outgoing.owner.as_deref()).await;
     let mut own = HashSet::new();
     if let Some((bundle, handed)) = outgoing.bundle {
         let said = [(outgoing.name.into_bytes(), outgoing.tip.clone())];

@@ -79,6 +79,7 @@ impl Workspace {
             bases,
             bundle,
             branch: to,
+            owner: self.owner(),
         })
     }
 
