@@ -329,6 +329,8 @@ fn a_git_that_is_none_is_found_out_and_ended() {
             "\u{fffd}[2Jwhy",
         ),
         ("kill -9 $$".to_owned(), "137"),
+        // lacks what it needs itself, which is another thing than no git,
+        ("no-such-program".to_owned(), "no-such-program"),
         // or never stops.
         (
             "case \"$*\" in *bundle*) exit 1;; esac; exec yes".to_owned(),

@@ -30,6 +30,9 @@ pub(super) const WORKING: Duration = Duration::from_secs(600);
 /// The exit code of a command whose program is not there, as shells have it.
 const NOT_FOUND: i32 = 127;
 
+/// What is said with it where that is git. A git that ends with it itself says something else.
+const NO_GIT: &str = "derrick: git: ";
+
 /// The most that an answer may be, in bytes.
 const LONGEST_ANSWER: u64 = 64 * 1024;
 
@@ -343,10 +346,11 @@ impl Inside<'_> {
             Status::Code(code) => code,
             Status::Signal(signal) => 128 + signal,
         };
-        if exit_code == NOT_FOUND {
+        let said = keeper.said.end(OUTPUT_END);
+        if exit_code == NOT_FOUND && said.starts_with(NO_GIT) {
             return Err(AskError::NoGit);
         }
-        Ok((exit_code, keeper.said.end(OUTPUT_END), keeper.kept))
+        Ok((exit_code, said, keeper.kept))
     }
 }
 

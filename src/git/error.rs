@@ -6,7 +6,7 @@
 use std::io;
 
 use super::lfs::LfsError;
-use super::process::{Ended, Failure};
+use super::process::{Ended, Failure, NO_SPACE, NotStarted};
 use super::upstream::Access;
 use crate::config::ConfigError;
 
@@ -257,7 +257,7 @@ impl GitError {
     pub(super) fn local(attempt: &str, failure: Failure) -> Self {
         let attempt = attempt.to_owned();
         match failure.ended {
-            Ended::NotStarted(source) => Self::not_started(attempt, source),
+            Ended::NotStarted(why) => Self::not_started(attempt, why),
             _ if failure.says(NO_SPACE) => Self::NoSpace { attempt },
             _ => Self::Other {
                 attempt,
@@ -270,8 +270,8 @@ impl GitError {
     pub(super) fn remote(attempt: &str, access: &Access, failure: Failure) -> Self {
         let url = access.upstream().url().to_owned();
         let attempt = format!("{attempt} {url}");
-        if let Ended::NotStarted(source) = failure.ended {
-            return Self::not_started(attempt, source);
+        if let Ended::NotStarted(why) = failure.ended {
+            return Self::not_started(attempt, why);
         }
         let detail = failure.detail(DETAIL);
         // The order matters: git's last line is often "could not read from remote repository",
@@ -307,15 +307,13 @@ impl GitError {
         }
     }
 
-    fn not_started(attempt: String, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::NotFound => Self::NotInstalled { program: "git" },
-            _ => Self::io(attempt, source),
+    fn not_started(attempt: String, why: NotStarted) -> Self {
+        match why {
+            NotStarted::Lacking(program) => Self::NotInstalled { program },
+            NotStarted::Refused(source) => Self::io(attempt, source),
         }
     }
 }
-
-const NO_SPACE: &[&str] = &["no space left on device", "disk quota exceeded"];
 
 const PROXY_REFUSED: &[&str] = &[
     "returned error: 407",

@@ -59,6 +59,19 @@ const SSH: &str = "ssh -oBatchMode=yes -oConnectTimeout=30 -oServerAliveInterval
                    -oForwardAgent=no -oClearAllForwardings=yes -oControlMaster=no -oControlPath=none \
                    -oStrictHostKeyChecking=yes -oUpdateHostKeys=no";
 
+/// What git says where the disk is full.
+pub(super) const NO_SPACE: &[&str] = &["no space left on device", "disk quota exceeded"];
+
+/// What git says where it could not go on for want of something else, of whatever the question was. What a limit
+/// refuses that derrick has it keep to (`attempting to allocate … over limit`) is none of it.
+const WANT: &[&str] = &[
+    "out of memory",
+    "cannot allocate memory",
+    "resource temporarily unavailable",
+    "too many open files",
+    "died of signal",
+];
+
 /// What git adds to every failure of a connection, whatever the reason.
 const ADVICE: &[&str] = &[
     "Please make sure you have the correct access rights",
@@ -97,8 +110,8 @@ impl Client {
     pub(super) fn ssh(&self, access: &Access) -> Call {
         let mut call = self.remote(access, None);
         let command = format!("{SSH}{}", access.ssh_options());
-        let mut words = command.split_ascii_whitespace();
-        call.program = words.next().unwrap_or("ssh").to_owned();
+        call.program = "ssh";
+        let words = command.split_ascii_whitespace().skip(1);
         call.arguments = words.map(OsString::from).collect();
         call
     }
@@ -187,7 +200,7 @@ impl Client {
 
     fn call(&self) -> Call {
         let mut call = Call {
-            program: "git".to_owned(),
+            program: "git",
             arguments: Vec::new(),
             settings: Vec::new(),
             variables: Vec::new(),
@@ -260,7 +273,7 @@ pub(super) enum Input {
 /// A git process to be started.
 #[derive(Debug)]
 pub(super) struct Call {
-    program: String,
+    program: &'static str,
     arguments: Vec<OsString>,
     settings: Vec<(String, String)>,
     variables: Vec<(OsString, OsString)>,
@@ -340,6 +353,11 @@ impl Call {
         self
     }
 
+    /// Whether git has to do with less than the host has.
+    pub(super) fn is_confined(&self) -> bool {
+        self.confinement.is_some()
+    }
+
     /// Has git do without everything but this.
     pub(super) fn confined(mut self, confinement: Confinement) -> Self {
         self.confinement = Some(confinement);
@@ -380,13 +398,13 @@ impl Call {
 
     async fn start(self, stdout: Stdio) -> Result<Seen, Failure> {
         let mut command = match &self.confinement {
-            None => Command::new(&self.program),
+            None => Command::new(self.program),
             Some(confinement) => {
                 let mut command = Command::new("/proc/self/exe");
                 command
                     .arg0(confined::NAME)
                     .args(confinement.arguments())
-                    .arg(&self.program);
+                    .arg(self.program);
                 command
             }
         };
@@ -403,8 +421,9 @@ impl Call {
             Input::Held(file) => (file.into(), None),
         };
         command.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
+        let program = self.program;
         let not_started = |error| Failure {
-            ended: Ended::NotStarted(error),
+            ended: Ended::NotStarted(NotStarted::of(program, error)),
             said: String::new(),
             plain: Plain(String::new()),
         };
@@ -473,14 +492,20 @@ impl Failure {
         &self.said
     }
 
-    /// Whether git ended by itself, and not for want of space: its status answers a question then.
+    /// Whether git ended by itself, and not for want of anything: its status answers a question then.
     pub(super) fn is_an_answer(&self) -> bool {
         let code = match &self.ended {
             Ended::With(status) => status.code(),
             _ => None,
         };
-        let exited = code.is_some_and(|code| code != confined::FAILED);
-        exited && !self.says(&["no space left on device", "disk quota exceeded"])
+        // Those from 125 on are of what was to become git, and of what was killed; git itself dies with 128.
+        let exited = code.is_some_and(|code| code < confined::FAILED || code == 128);
+        exited && !self.says(NO_SPACE) && !self.is_in_want()
+    }
+
+    /// Whether there was not enough memory, or of processes or open files: for git itself, or for what it started.
+    pub(super) fn is_in_want(&self) -> bool {
+        self.says(WANT)
     }
 
     /// Whether it was ended because it had had its time of a processor.
@@ -518,8 +543,14 @@ impl Failure {
 
     #[cfg(test)]
     pub(super) fn saying(said: &str) -> Self {
+        Self::ending(128 << 8, said)
+    }
+
+    /// With a status as of wait(2).
+    #[cfg(test)]
+    fn ending(status: i32, said: &str) -> Self {
         Self {
-            ended: Ended::With(ExitStatus::from_raw(128 << 8)),
+            ended: Ended::With(ExitStatus::from_raw(status)),
             said: said.to_owned(),
             plain: Plain(said.to_owned()),
         }
@@ -532,9 +563,32 @@ pub(super) enum Ended {
     With(ExitStatus),
     /// It said nothing for too long and was killed.
     Stalled,
-    NotStarted(io::Error),
+    NotStarted(NotStarted),
     /// It cannot be waited for, or printed more than it may.
     Lost(io::Error),
+}
+
+/// Why there was no process.
+#[derive(Debug)]
+pub(super) enum NotStarted {
+    /// No directory of `PATH` has the program.
+    Lacking(&'static str),
+    Refused(io::Error),
+}
+
+impl NotStarted {
+    /// The kernel says the same of a program whose interpreter is not there, or that is being replaced just now.
+    fn of(program: &'static str, error: io::Error) -> Self {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let is_there = || {
+            let mut places = std::env::split_paths(&path);
+            places.any(|place| place.join(program).symlink_metadata().is_ok())
+        };
+        match error.kind() {
+            io::ErrorKind::NotFound if !is_there() => Self::Lacking(program),
+            _ => Self::Refused(error),
+        }
+    }
 }
 
 /// A process with its children; dropping it kills them all.
@@ -672,5 +726,69 @@ mod tests {
             Failure::saying("").detail(10),
             "git ended with exit status: 128"
         );
+    }
+    #[test]
+    fn a_git_that_was_kept_from_answering_has_not_said_no() {
+        for (status, said, is_an_answer) in [
+            (1 << 8, "", true),
+            (128 << 8, "fatal: Not a valid object name x", true),
+            (128 << 8, "remote: Out of memory\nfatal: odd", true),
+            // A limit that derrick sets is one on what is looked at.
+            (
+                128 << 8,
+                "fatal: attempting to allocate 300000000 over limit 268435456",
+                true,
+            ),
+            (
+                128 << 8,
+                "fatal: Out of memory, malloc failed (tried to allocate 9 bytes)",
+                false,
+            ),
+            (
+                128 << 8,
+                "error: cannot fork() for rev-list: Resource temporarily unavailable",
+                false,
+            ),
+            (
+                128 << 8,
+                "fatal: mmap failed: Cannot allocate memory",
+                false,
+            ),
+            (1 << 8, "error: index-pack died of signal 9", false),
+            (
+                128 << 8,
+                "fatal: write error: No space left on device",
+                false,
+            ),
+            // It was not there, could not be executed, or was not to be had as it is confined.
+            (125 << 8, "", false),
+            (126 << 8, "", false),
+            (127 << 8, "", false),
+            // What a shell that stands for git says of one that was killed, and what the kernel says of it.
+            (137 << 8, "", false),
+            (libc::SIGKILL, "", false),
+        ] {
+            let failure = Failure::ending(status, said);
+            assert_eq!(failure.is_an_answer(), is_an_answer, "{status} {said}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_not_installed_only_where_it_is_nowhere() {
+        let not_found = || io::Error::from(io::ErrorKind::NotFound);
+        for (program, error, is_lacking) in [
+            ("no-such-program-anywhere", not_found(), true),
+            // As one that is being replaced, or whose interpreter is not there.
+            ("git", not_found(), false),
+            (
+                "no-such-program-anywhere",
+                io::ErrorKind::PermissionDenied.into(),
+                false,
+            ),
+        ] {
+            let why = NotStarted::of(program, error);
+            let lacking = matches!(why, NotStarted::Lacking(lacking) if lacking == program);
+            assert_eq!(lacking, is_lacking, "{program}: {why:?}");
+        }
     }
 }

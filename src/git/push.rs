@@ -457,10 +457,8 @@ impl Quarantine {
             match tokio::time::timeout(CHECKING, leads.output()).await {
                 Ok(Ok(_)) => follows = true,
                 Ok(Err(failure)) if failure.is_an_answer() => {}
-                Ok(Err(failure)) => {
-                    return Err(GitError::local("compare commits", failure).into());
-                }
-                Err(_) => return Err(too_long("compare them with what is there")),
+                Ok(Err(failure)) => return Err(unable(COMPARE, failure)),
+                Err(_) => return Err(too_long(COMPARE)),
             }
         }
         if !follows {
@@ -518,7 +516,7 @@ impl Quarantine {
             Ok(walked) => {
                 walked.map_err(|failure| GitError::local("list what is there", failure))?;
             }
-            Err(_) => return Err(too_long("compare them with what is there")),
+            Err(_) => return Err(too_long(COMPARE)),
         }
         let unknown = blocking("read a list", move || {
             let mut list = list;
@@ -537,19 +535,37 @@ impl Quarantine {
 
     /// Runs git over what the workspace handed out.
     async fn within_time(&self, call: Call, attempt: &str) -> Result<Vec<u8>, PushError> {
+        let is_confined = call.is_confined();
         match tokio::time::timeout(CHECKING, call.output()).await {
             Ok(Ok(printed)) => Ok(printed),
             Ok(Err(failure)) if failure.is_an_answer() => Err(PushError::Unfit(format!(
                 "git could not {attempt}: {}",
                 failure.detail(DETAIL)
             ))),
-            Ok(Err(failure)) if failure.is_out_of_time() => Err(PushError::Unfit(format!(
-                "git could not {attempt} within {MOST_PROCESSOR} s of a processor"
-            ))),
+            Ok(Err(failure)) if is_confined => Err(unable(attempt, failure)),
             Ok(Err(failure)) => Err(GitError::local(attempt, failure).into()),
             Err(_) => Err(too_long(attempt)),
         }
     }
+}
+
+const COMPARE: &str = "compare them with what is there";
+
+/// What kept a git from its end that is confined: mostly the bounds that it has, since what was handed out says how
+/// much it needs.
+fn unable(attempt: &str, failure: Failure) -> PushError {
+    if failure.is_out_of_time() {
+        return PushError::Unfit(format!(
+            "git could not {attempt} within {MOST_PROCESSOR} s of a processor"
+        ));
+    }
+    if failure.is_in_want() {
+        return PushError::Unfit(format!(
+            "git could not {attempt} with {MOST_MEMORY} bytes of memory, or with what this host has: {}",
+            failure.detail(DETAIL)
+        ));
+    }
+    GitError::local(attempt, failure).into()
 }
 
 fn too_long(attempt: &str) -> PushError {
