@@ -1,4 +1,4 @@
-//! HTTP requests of the provider's own, to servers of large files.
+//! HTTP requests of the provider's own: to servers of large files, and where a redirect is to be followed.
 //!
 //! They go where git's own requests go, by the same proxy and with the same trust, and tell as little: a
 //! repository's credentials are for its own origin alone. Redirects are followed here, one by one, and not by
@@ -26,6 +26,8 @@ const CONNECTING: Duration = Duration::from_secs(30);
 
 /// The most of what a host says that an error repeats, in bytes.
 const DETAIL: usize = 300;
+
+const PREPARE: &str = "prepare requests over http";
 
 /// What requests for one repository have in common.
 #[derive(Debug)]
@@ -71,10 +73,7 @@ pub(super) enum Failed {
 impl Web {
     pub(super) async fn new(access: &Access, client: &process::Client) -> Result<Self, GitError> {
         let authorities = access.authorities().map(Path::to_owned);
-        let tls = blocking("prepare requests for large files", move || {
-            trust::settings(authorities)
-        })
-        .await?;
+        let tls = blocking(PREPARE, move || trust::settings(authorities)).await?;
         let mut builder = Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
@@ -84,12 +83,12 @@ impl Web {
             .no_proxy();
         for proxy in proxies(access, |name| std::env::var(name).ok()) {
             builder = builder.proxy(proxy.map_err(|_| GitError::Other {
-                attempt: "use the proxy for large files".to_owned(),
+                attempt: "use the proxy".to_owned(),
                 detail: "its URL is none; see proxy, proxy_env and proxy_file".to_owned(),
             })?);
         }
         let built = builder.build().map_err(|error| GitError::Other {
-            attempt: "prepare requests for large files".to_owned(),
+            attempt: PREPARE.to_owned(),
             detail: error.without_url().to_string(),
         })?;
         Ok(Self {

@@ -1,6 +1,10 @@
 //! What an upstream says that it has, and where it is, which may be elsewhere after a redirect.
 
+use reqwest::header::HeaderMap;
+use reqwest::{Method, Url};
+
 use super::super::error::GitError;
+use super::super::http::{Credentials, Failed, Request, Web};
 use super::super::upstream::Access;
 use super::{Mirror, Refs, WriteLock, lines, text};
 
@@ -41,7 +45,7 @@ impl Mirror {
             .await;
         match first {
             Err(failure) if access.has_header() && failure.says(REDIRECTS) => {
-                let moved = self.follow(lock, &access).await?;
+                let moved = self.follow(&access).await?;
                 let answer = list(&moved)?
                     .arg("--")
                     .arg(moved.upstream().url())
@@ -56,37 +60,47 @@ impl Mirror {
         }
     }
 
-    /// Finds out where the host redirects to, and whether the credentials may go there.
-    ///
-    /// Version 0 of git's protocol lists references in one GET; curl takes the header off that
-    /// when it follows a redirect to another host, and there is no second request.
-    async fn follow(&self, lock: &WriteLock, access: &Access) -> Result<Access, GitError> {
+    /// Finds out where the host redirects to, as far as the credentials may go: another origin is not asked.
+    async fn follow(&self, access: &Access) -> Result<Access, GitError> {
         let url = access.upstream().url();
-        let probe = self
-            .remote(lock, access)?
-            .setting("protocol.version", "0")
-            .setting("http.followRedirects", "initial")
-            .args(["ls-remote", "--", url, "HEAD"]);
-        let said = match probe.messages().await {
-            Ok(said) => said,
-            Err(failure) => failure.said().to_owned(),
+        let unknown = |detail: &str| GitError::Unreachable {
+            url: url.to_owned(),
+            detail: detail.to_owned(),
         };
-        let to = said
-            .lines()
-            .find_map(|line| line.strip_prefix("warning: redirecting to "));
-        let Some(to) = to else {
-            let detail = "it redirects to a place that cannot be found out".to_owned();
-            return Err(GitError::Unreachable {
-                url: url.to_owned(),
-                detail,
-            });
-        };
-        access.redirected(to).ok_or_else(|| GitError::Redirected {
+        let elsewhere = |to: &str| GitError::Redirected {
             url: url.to_owned(),
             to: to.to_owned(),
-        })
+        };
+        let asked = Url::parse(&format!("{}{LIST}", url.trim_end_matches('/')))
+            .map_err(|_| unknown("its URL is none"))?;
+        let web = Web::new(access, &self.client).await?;
+        let request = Request {
+            method: Method::GET,
+            url: asked.clone(),
+            headers: HeaderMap::new(),
+            body: None,
+            credentials: Credentials::Repository,
+        };
+        let answer = web.send(&request, |to| to.origin() == asked.origin());
+        match answer.await {
+            Ok(answer) => {
+                let to = answer.url().as_str().strip_suffix(LIST);
+                let to =
+                    to.ok_or_else(|| unknown("it redirects to something that is no repository"))?;
+                access.redirected(to).ok_or_else(|| elsewhere(to))
+            }
+            Err(Failed::NotAllowed(to)) => {
+                let (path, _) = LIST.split_once('?').unwrap_or((LIST, ""));
+                Err(elsewhere(to.strip_suffix(path).unwrap_or(&to)))
+            }
+            Err(Failed::Broken(detail) | Failed::Unreached(_, detail)) => Err(unknown(&detail)),
+            Err(Failed::Git(error)) => Err(error),
+        }
     }
 }
+
+/// What git asks for first, after a repository's URL: see gitprotocol-http(5).
+const LIST: &str = "/info/refs?service=git-upload-pack";
 
 impl Advertised {
     /// Reads the answer of `git ls-remote --symref`.
