@@ -767,6 +767,28 @@ fn an_ssh_host_says_where_large_files_are_and_what_opens_them() {
         .map(|request| request.method.clone())
         .collect();
     assert_eq!(methods, ["POST", "POST", "GET"]);
+
+    // Where it says for how long it is true, nobody waits for a refusal.
+    let last = content(3, 40_000);
+    upstream.commit(&[("one.bin", &objects.keep(&last))]);
+    let asked = scratch.join("asked-again");
+    server.add_program(
+        "git-lfs-authenticate",
+        &format!(
+            r#"if mkdir '{}' 2>/dev/null; then opens='{over}' in=1; else opens='{opens}' in=60; fi
+               echo '{{"href":"{}/x/info/lfs","header":{{"Authorization":"'"$opens"'"}},"expires_in":'$in'}}'"#,
+            asked.display(),
+            objects.origin()
+        ),
+    );
+    let before = objects.requests().len();
+    assert_eq!(
+        digest(&derrick.create(), "/project/one.bin"),
+        pointer(&last).0
+    );
+    let requests = &objects.requests()[before..];
+    let methods = requests.iter().map(|request| request.method.as_str());
+    assert_eq!(methods.collect::<Vec<_>>(), ["POST", "GET"]);
 }
 
 #[test]

@@ -3,10 +3,12 @@
 //! `.lfsconfig` is whoever's who commits, and servers say where each file is: both lead only to the repository's
 //! own host and to what the config allows beside that.
 
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
-use std::collections::BTreeMap;
 
 use super::super::error::GitError;
 use super::super::http::{Credentials, without_query};
@@ -113,8 +115,25 @@ pub(super) struct Endpoint {
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
     pub(super) credentials: Credentials,
-    /// Whether the ssh host said so, for a time.
-    pub(super) by_ssh: bool,
+    pub(super) lasting: Lasting,
+}
+
+/// For how long a server is what it was said to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lasting {
+    Always,
+    /// An ssh host said so: until the server refuses what opens it, and no longer than this, if it is known.
+    ForATime(Option<Instant>),
+}
+
+/// So long before its end something is not begun with: the clocks differ, and a request takes its time.
+const MARGIN: Duration = Duration::from_secs(5);
+
+impl Lasting {
+    /// Whether it is over.
+    pub(super) fn is_over(self) -> bool {
+        matches!(self, Self::ForATime(Some(end)) if Instant::now() + MARGIN >= end)
+    }
 }
 
 impl Endpoint {
@@ -141,7 +160,7 @@ impl Endpoint {
                 url: url.ok_or_else(|| not_allowed(shown))?,
                 headers: HeaderMap::new(),
                 credentials: Credentials::Repository,
-                by_ssh: false,
+                lasting: Lasting::Always,
             }));
         }
         match upstream.transport() {
@@ -150,7 +169,7 @@ impl Endpoint {
                 url: derived(upstream.url()).ok_or_else(|| odd(upstream, "its URL is none"))?,
                 headers: HeaderMap::new(),
                 credentials: Credentials::Repository,
-                by_ssh: false,
+                lasting: Lasting::Always,
             })),
             Transport::Ssh => by_ssh(mirror, access, allowed, operation).await.map(Some),
         }
@@ -224,13 +243,36 @@ fn url_of(settings: &[u8]) -> Option<String> {
     value("lfs.url").or_else(|| value("remote.origin.lfsurl"))
 }
 
-/// What `git-lfs-authenticate` answers.
+/// What `git-lfs-authenticate` answers; see docs/api/server-discovery.md of git-lfs.
 #[derive(Debug, Default, Deserialize)]
 struct Authenticated {
     #[serde(default)]
     href: Option<String>,
     #[serde(default)]
     header: BTreeMap<String, String>,
+    /// Seconds.
+    #[serde(default)]
+    expires_in: Option<f64>,
+    /// RFC 3339.
+    #[serde(default)]
+    expires_at: Option<String>,
+}
+
+impl Authenticated {
+    /// For how long it is true from `now` on, if that is said; the seconds count where both are. An end that is
+    /// past is none: hosts that know of none say so, and another clock may be wrong.
+    fn lasts(&self, now: SystemTime) -> Option<Duration> {
+        let told = self
+            .expires_in
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+            .filter(|lasts| !lasts.is_zero());
+        told.or_else(|| {
+            let end = humantime::parse_rfc3339(self.expires_at.as_deref()?).ok()?;
+            end.duration_since(now)
+                .ok()
+                .filter(|lasts| !lasts.is_zero())
+        })
+    }
 }
 
 /// Asks the ssh host for a server and what opens it.
@@ -248,11 +290,13 @@ pub(super) async fn by_ssh(
         call = call.args(["-p", &port]);
     }
     let command = format!("git-lfs-authenticate {} {operation}", quoted(&path));
+    let asked = Instant::now();
     let answer = call.args(["--", &target, &command]).output().await;
     let answer = answer
         .map_err(|failure| GitError::remote("ask for the large files of", access, failure))?;
     let answer: Authenticated = serde_json::from_slice(&answer)
         .map_err(|_| odd(upstream, "git-lfs-authenticate says no JSON"))?;
+    let lasts = answer.lasts(SystemTime::now());
     let url = match answer.href.as_deref().filter(|href| !href.is_empty()) {
         Some(href) => Url::parse(href.trim_end_matches('/')).ok(),
         None => host_of(upstream)
@@ -272,7 +316,8 @@ pub(super) async fn by_ssh(
         url,
         headers: headers(&answer.header),
         credentials: Credentials::Own,
-        by_ssh: true,
+        // What no clock reaches has no end.
+        lasting: Lasting::ForATime(lasts.and_then(|lasts| asked.checked_add(lasts))),
     })
 }
 
@@ -409,6 +454,49 @@ mod tests {
         let settings = b"core.hooksPath\n/x\0remote.origin.lfsurl\nhttps://b\0alone\0";
         assert_eq!(url_of(settings).as_deref(), Some("https://b"));
         assert_eq!(url_of(b"lfs.fetchinclude\n*\0"), None);
+    }
+
+    #[test]
+    fn what_an_ssh_host_says_is_true_for_as_long_as_it_says() {
+        let now = humantime::parse_rfc3339("2026-02-03T04:05:06Z").expect("a time");
+        for (said, lasts) in [
+            ("{}", None),
+            (r#"{"expires_in":60}"#, Some(60)),
+            (
+                r#"{"expires_in":60.0,"expires_at":"2026-02-03T04:05:07Z"}"#,
+                Some(60),
+            ),
+            (r#"{"expires_at":"2026-02-03T04:07:06Z"}"#, Some(120)),
+            (
+                r#"{"expires_in":0,"expires_at":"2026-02-03T04:07:06Z"}"#,
+                Some(120),
+            ),
+            (r#"{"expires_in":null,"expires_at":null}"#, None),
+            // Hosts that know of no end, and those that are wrong.
+            (
+                r#"{"expires_in":0,"expires_at":"0001-01-01T00:00:00Z"}"#,
+                None,
+            ),
+            (
+                r#"{"expires_in":-1,"expires_at":"2026-02-03T04:05:06Z"}"#,
+                None,
+            ),
+            (r#"{"expires_in":1e300,"expires_at":"tomorrow"}"#, None),
+        ] {
+            let answer: Authenticated = serde_json::from_str(said).expect(said);
+            assert_eq!(answer.lasts(now), lasts.map(Duration::from_secs), "{said}");
+        }
+        for (lasting, is_over) in [
+            (Lasting::Always, false),
+            (Lasting::ForATime(None), false),
+            (Lasting::ForATime(Some(Instant::now() + MARGIN)), true),
+            (
+                Lasting::ForATime(Some(Instant::now() + MARGIN * 100)),
+                false,
+            ),
+        ] {
+            assert_eq!(lasting.is_over(), is_over, "{lasting:?}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::super::mirror::Mirror;
 use super::super::upstream::Access;
 use super::LfsError;
 use super::batch::{self, Action, Said};
-use super::endpoint::{self, Allowed, Endpoint};
+use super::endpoint::{self, Allowed, Endpoint, Lasting};
 use super::pointer::{Oid, Pointer};
 use super::store::{Held, Part, Store, Unfit};
 
@@ -107,17 +107,21 @@ impl Transfers<'_> {
         Ok(expired.into_iter().flatten().collect())
     }
 
-    /// Asks what to do with these objects. What an ssh host said of its server may have come to its end: the
-    /// host is asked once more then.
+    /// Asks what to do with these objects. Where what an ssh host said of its server is over, or the server takes
+    /// it for that, the host is asked once more.
     pub(super) async fn ask(
         &mut self,
         operation: &str,
         wanted: &[Pointer],
     ) -> Result<BTreeMap<Oid, Said>, GitError> {
+        let is_over = self.endpoint.lasting.is_over();
+        if is_over {
+            self.ask_ssh(operation).await?;
+        }
         let (mut status, mut body) = self.ask_once(operation, wanted).await?;
-        if status == StatusCode::UNAUTHORIZED && self.endpoint.by_ssh {
-            let (mirror, access, allowed) = (self.mirror, self.access, self.allowed);
-            self.endpoint = endpoint::by_ssh(mirror, access, allowed, operation).await?;
+        let is_for_a_time = matches!(self.endpoint.lasting, Lasting::ForATime(_));
+        if status == StatusCode::UNAUTHORIZED && is_for_a_time && !is_over {
+            self.ask_ssh(operation).await?;
             (status, body) = self.ask_once(operation, wanted).await?;
         }
         let (url, endpoint) = (self.url(), self.shown());
@@ -127,6 +131,13 @@ impl Transfers<'_> {
             404 | 410 => Err(LfsError::NoServer { url, endpoint }.into()),
             _ => Err(self.odd(&format!("{status} {}", String::from_utf8_lossy(&body)))),
         }
+    }
+
+    /// Has the ssh host say again where the server is and what opens it.
+    async fn ask_ssh(&mut self, operation: &str) -> Result<(), GitError> {
+        let (mirror, access, allowed) = (self.mirror, self.access, self.allowed);
+        self.endpoint = endpoint::by_ssh(mirror, access, allowed, operation).await?;
+        Ok(())
     }
 
     /// What the server answers, which may be that it has a fault.
