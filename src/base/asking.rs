@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::build::environment;
+use super::patience::Patience;
 use super::repositories::Inside;
 use super::{SetupError, build::OUTPUT_END};
 use crate::init::protocol::{Exec, Program, Status};
@@ -181,7 +182,7 @@ impl Inside<'_> {
         sandbox: &'a Sandbox,
         path: &'a Path,
     ) -> Result<Inside<'a>, AskError> {
-        Inside::of(sandbox, path)
+        Inside::of(sandbox, path, &Patience::new())
             .await
             .map_err(|error| match error {
                 SetupError::GitInside { path, output } => {

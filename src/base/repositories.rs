@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use tokio::net::unix::pipe;
-use tokio::time::Instant;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 
 use super::SetupError;
 use super::asking::{ANSWERING, WORKING};
 use super::build::{Build, OUTPUT_END, exec_as, pipe_for_archive, run_as, run_in};
+use super::patience::{Patience, TooLong, Wait};
 use super::submodules::{Above, Bringing, Moved, Update};
 use crate::config::{History, Repository, WorkspaceConfig};
 use crate::git::{
@@ -96,7 +96,7 @@ impl Checkout {
         submodules: &Moved,
     ) -> Result<bool, SetupError> {
         let repository = &self.repository;
-        let inside = Inside::of(build.sandbox(), &repository.path).await?;
+        let inside = Inside::of(build.sandbox(), &repository.path, &Patience::new()).await?;
         let known = (vec![old.clone()], Some(old));
         take_in(mirrors, &inside, repository, &self.at, known).await?;
         let commands = git::checkout_commands(&self.at);
@@ -219,45 +219,16 @@ pub(super) async fn owner_for(build: &Build, user: &str) -> Result<Option<Owner>
     }
 }
 
-/// Runs a command as `user`, root if absent, in a directory, and kills it where it takes too long: a workspace may
-/// have put anything in the place of any program. It is for the repository at `path`.
-async fn run_within_time(
-    user: Option<&str>,
-    sandbox: &Sandbox,
-    (program, directory): (Program, &Path),
-    env: &[&BTreeMap<String, String>],
-    (path, limit): (&Path, Duration),
-) -> Result<Ended, SetupError> {
-    let exec = exec_as(user, program, directory, env);
-    let bounds = Bounds {
-        deadline: Some(Instant::now() + limit),
-        kill: CancellationToken::new(),
+/// What a command line does, for people: a program, and of git what it is to do.
+fn named(command: &[String]) -> String {
+    let Some((program, arguments)) = command.split_first() else {
+        return String::new();
     };
-    let mut output = Output::default();
-    let started = exec::start(sandbox, exec, Vec::new(), Streams::Merged).await?;
-    let end = started.to_end(sandbox, &mut output, &bounds).await?;
-    if end.cause == Cause::Deadline {
-        let seconds = limit.as_secs();
-        return Err(SetupError::GitInside {
-            path: path.to_owned(),
-            output: format!("it took more than {seconds} s and was killed"),
-        });
-    }
-    let status = end.exit.status;
-    Ok(Ended { output, status })
-}
-
-/// The number of the user to whom the repository at `path` belongs, whoever made it so.
-async fn owner_of(sandbox: &Sandbox, path: &Path) -> Result<String, SetupError> {
-    let request = FileRequest::Stat(path.as_os_str().as_encoded_bytes().into(), Links::Follow);
-    match sandbox.change_files(None, request).await {
-        Ok(Some(entry)) => Ok(entry.uid.to_string()),
-        Ok(None) => Err(FileError::Garbled.into()),
-        Err(error @ FileError::Failed(_)) => Err(SetupError::GitInside {
-            path: path.to_owned(),
-            output: error.to_string(),
-        }),
-        Err(error) => Err(error.into()),
+    // Its settings come first, each with a word before it.
+    let mut pairs = arguments.chunks(2);
+    match pairs.find(|pair| pair[0] != "-c") {
+        Some(pair) if program == "git" => format!("{program} {}", pair[0]),
+        _ => program.clone(),
     }
 }
 
@@ -269,21 +240,46 @@ pub(crate) struct Inside<'a> {
     owner: String,
     /// On top of that of every command.
     environment: BTreeMap<String, String>,
+    patience: Patience,
 }
 
 impl<'a> Inside<'a> {
-    /// The repository at `path`.
+    /// The repository at `path`, for as long as there is `patience` with what is asked of it.
     ///
     /// # Errors
     /// `GitInside` where there is nothing.
-    pub(crate) async fn of(sandbox: &'a Sandbox, path: &'a Path) -> Result<Self, SetupError> {
-        let owner = owner_of(sandbox, path).await?;
-        Ok(Self {
+    pub(crate) async fn of(
+        sandbox: &'a Sandbox,
+        path: &'a Path,
+        patience: &Patience,
+    ) -> Result<Self, SetupError> {
+        let mut inside = Self {
             sandbox,
             path,
-            owner,
+            owner: String::new(),
             environment: BTreeMap::new(),
-        })
+            patience: patience.clone(),
+        };
+        inside.owner = inside.find_owner().await?;
+        Ok(inside)
+    }
+
+    /// The number of the user to whom it belongs, whoever made it so.
+    async fn find_owner(&self) -> Result<String, SetupError> {
+        let path = self.path.as_os_str().as_encoded_bytes().into();
+        let request = FileRequest::Stat(path, Links::Follow);
+        match self
+            .wait_for(self.sandbox.change_files(None, request))
+            .await?
+        {
+            Ok(Some(entry)) => Ok(entry.uid.to_string()),
+            Ok(None) => Err(FileError::Garbled.into()),
+            Err(error @ FileError::Failed(_)) => Err(SetupError::GitInside {
+                path: self.path.to_owned(),
+                output: error.to_string(),
+            }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// A submodule of it at `path`, which belongs to the same user, whoever made what is there.
@@ -293,6 +289,7 @@ impl<'a> Inside<'a> {
             path,
             owner: self.owner.clone(),
             environment: git::here_environment(),
+            patience: self.patience.clone(),
         }
     }
 
@@ -329,23 +326,70 @@ impl<'a> Inside<'a> {
     }
 
     async fn run_for(&self, command: Vec<String>, limit: Duration) -> Result<Ended, SetupError> {
-        let program = (Program::Arguments(command), self.path);
-        let (who, env) = (Some(self.owner.as_str()), &self.environment);
-        run_within_time(who, self.sandbox, program, &[env], (self.path, limit)).await
+        let (who, env) = (Some(self.owner.as_str()), [&self.environment]);
+        let wait = self.patience.wait(limit);
+        self.run_within_time(who, (command, self.path), &env, wait)
+            .await
     }
 
     /// Runs a command that is not of the repository, in the root directory, as its owner.
     pub(super) async fn run_outside(&self, command: Vec<String>) -> Result<Ended, SetupError> {
-        let program = Program::Arguments(command);
-        let who = Some(self.owner.as_str());
-        run_within_time(
-            who,
-            self.sandbox,
-            (program, Path::new("/")),
-            &[],
-            (self.path, WORKING),
-        )
-        .await
+        let (who, wait) = (Some(self.owner.as_str()), self.patience.wait(WORKING));
+        self.run_within_time(who, (command, Path::new("/")), &[], wait)
+            .await
+    }
+
+    /// Removes what is at `path` in the sandbox, as `user`, root if absent, also where no time is left.
+    pub(super) async fn clear(&self, user: Option<&str>, path: &str) -> Result<(), SetupError> {
+        let remove = ["rm", "-rf", "--", path].map(str::to_owned).to_vec();
+        let wait = Ok(self.patience.wait_for_clearing(WORKING));
+        self.run_within_time(user, (remove, Path::new("/")), &[], wait)
+            .await
+            .map(drop)
+    }
+
+    /// Runs a command as `user`, root if absent, in a directory, and kills it where it takes too long: a workspace
+    /// may have put anything in the place of any program.
+    async fn run_within_time(
+        &self,
+        user: Option<&str>,
+        (command, directory): (Vec<String>, &Path),
+        env: &[&BTreeMap<String, String>],
+        wait: Result<Wait<'_>, TooLong>,
+    ) -> Result<Ended, SetupError> {
+        let name = named(&command);
+        let wait = wait.map_err(|why| self.too_long(&name, &why))?;
+        let exec = exec_as(user, Program::Arguments(command), directory, env);
+        let bounds = Bounds {
+            deadline: Some(wait.deadline()),
+            kill: CancellationToken::new(),
+        };
+        let mut output = Output::default();
+        let started = exec::start(self.sandbox, exec, Vec::new(), Streams::Merged).await?;
+        let end = started.to_end(self.sandbox, &mut output, &bounds).await?;
+        if end.cause == Cause::Deadline {
+            return Err(self.too_long(&name, &wait.too_long()));
+        }
+        let status = end.exit.status;
+        Ok(Ended { output, status })
+    }
+
+    /// Waits for what the sandbox does with files, which has limits of its own, for as long as there is patience.
+    pub(super) async fn wait_for<T>(
+        &self,
+        files: impl Future<Output = T>,
+    ) -> Result<T, SetupError> {
+        let too_long = |why| self.too_long("work on files", &why);
+        let wait = self.patience.wait(Duration::MAX).map_err(too_long)?;
+        let done = tokio::time::timeout_at(wait.deadline(), files).await;
+        done.map_err(|_| too_long(wait.too_long()))
+    }
+
+    fn too_long(&self, what: &str, why: &TooLong) -> SetupError {
+        SetupError::GitInside {
+            path: self.path.to_owned(),
+            output: format!("{what}: {why}"),
+        }
     }
 
     /// Whether one of git's commands succeeds.
@@ -377,8 +421,16 @@ impl<'a> Inside<'a> {
         Ok(None)
     }
 
+    /// The commit that git says is checked out; none where it says nothing in time.
+    pub(crate) async fn head_if_told(&self) -> Result<Option<CommitId>, SetupError> {
+        match self.head().await {
+            Err(SetupError::GitInside { .. }) => Ok(None),
+            told => told,
+        }
+    }
+
     /// The commit that git says is checked out.
-    pub(crate) async fn head(&self) -> Result<Option<CommitId>, SetupError> {
+    pub(super) async fn head(&self) -> Result<Option<CommitId>, SetupError> {
         let ended = self.look(git::head_command()).await?;
         let printed = String::from_utf8_lossy(&ended.output.into_bytes())
             .trim()
@@ -432,14 +484,16 @@ pub(crate) async fn take_in(
         parents: Parents::Make,
     };
     let request = FileRequest::Replace(path.as_bytes().into(), creation);
-    let bundle = sandbox.replace_file(None, request).await?;
+    let bundle = inside
+        .wait_for(sandbox.replace_file(None, request))
+        .await??;
     let sink = bundle
         .file
         .try_clone()
         .map_err(SetupError::host("writing a bundle"))?;
     let written = mirrors.bundle(repository, resolved, &have, sink).await;
     match written {
-        Ok(Bundle::Written) => drop(bundle.commit().await?),
+        Ok(Bundle::Written) => drop(inside.wait_for(bundle.commit()).await??),
         // The file that was to hold it has no name yet, and never was.
         Ok(Bundle::NothingNew) => return Ok(before),
         Err(error) => return Err(error.into()),
@@ -447,12 +501,12 @@ pub(crate) async fn take_in(
     let fetched = inside.run(git::fetch_command(&path)).await;
     // The repository's own note of where it came from leads nowhere; where it is, is its owner's to say.
     let note = at.join(".git/FETCH_HEAD").to_string_lossy().into_owned();
+    let mut cleared = Ok(());
     for (user, leftover) in [(None, &path), (Some(inside.owner()), &note)] {
-        let remove = ["rm", "-f", "--", leftover].map(str::to_owned);
-        let remove = (Program::Arguments(remove.to_vec()), Path::new("/"));
-        run_within_time(user, sandbox, remove, &[], (at, WORKING)).await?;
+        cleared = cleared.and(inside.clear(user, leftover).await);
     }
     let fetched = fetched?;
+    cleared?;
     if fetched.exit_code() == 0 {
         Ok(before)
     } else {
@@ -472,13 +526,10 @@ async fn put_large_files(inside: &Inside<'_>, large: LargeFiles) -> Result<(), S
     let directory = inside.path.join(".git/lfs/objects");
     let directory = directory.as_os_str().as_encoded_bytes().into();
     let owner = Some(inside.owner.clone());
-    let (written, unpacked) = tokio::join!(
-        large.write(writer),
-        inside
-            .sandbox
-            .unpack_files(owner, directory, Compression::Plain, content),
-    );
-    match (written, unpacked) {
+    let sandbox = inside.sandbox;
+    let unpacked = sandbox.unpack_files(owner, directory, Compression::Plain, content);
+    let both = async { tokio::join!(large.write(writer), unpacked) };
+    match inside.wait_for(both).await? {
         // The unpacker says why it read no further: what the workspace has there is its own.
         (_, Err(error @ (FileError::Archive { .. } | FileError::Failed(_))))
             if !error.is_no_space() =>
@@ -491,5 +542,23 @@ async fn put_large_files(inside: &Inside<'_>, large: LargeFiles) -> Result<(), S
         (_, Err(error)) => Err(error.into()),
         (Err(error), Ok(_)) => Err(error.into()),
         (Ok(()), Ok(_)) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_took_too_long_has_a_name() {
+        for (command, name) in [
+            (git::fetch_command("/tmp/x"), "git fetch"),
+            (git::head_command(), "git rev-parse"),
+            (git::refresh_large_command(), "git update-index"),
+            (git::shallow_command(), "cat"),
+            (Vec::new(), ""),
+        ] {
+            assert_eq!(named(&command), name, "{command:?}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::SetupError;
 use super::build::OUTPUT_END;
 use super::repositories::{Inside, take_in};
-use crate::git::{self, CommitId, Mirrors, Submodule};
+use crate::git::{self, CommitId, Mirrors, Resolved, Submodule};
 use crate::init::files::protocol::{FileKind, FileRequest, Flaw, Links, Page};
 use crate::pool::SandboxError;
 use crate::pool::files::{FileError, Got};
@@ -170,22 +170,47 @@ impl Bringing<'_> {
         let brought = old.filter(|old| !made && known.contains(old)).cloned();
         let known = (known, brought.as_ref());
         let taken = take_in(self.mirrors, inside, repository, at, known).await;
-        if taken.is_err() && made {
-            unmake(inside).await?;
+        if let Err(error) = taken {
+            if made {
+                // Why it did not come says more.
+                drop(unmake(inside).await);
+            }
+            return Err(error);
         }
-        taken?;
-        let not_updated = match self.update {
-            Update::None => return Ok(Above::Right),
-            _ if above == Above::Elsewhere => Some(ELSEWHERE.to_owned()),
-            Update::Reset => inside.run_all(git::checkout_commands(at)).await?,
-            Update::FastForward => forward(inside, head, one).await?,
+        if self.update == Update::None {
+            return Ok(Above::Right);
+        }
+        let not_updated = match above {
+            Above::Right => self.check_out(inside, head, at, one).await,
+            _ => Ok(Some(ELSEWHERE.to_owned())),
         };
-        one.head = inside.head().await?;
+        // What it has it has, though it may not be able to check it out.
+        let not_updated = match not_updated.map_err(blamed_inside) {
+            Ok(not_updated) => not_updated,
+            Err(Ok(why)) => Some(why),
+            Err(Err(error)) => return Err(error),
+        };
+        one.head = inside.head_if_told().await?;
         one.not_updated = not_updated.as_deref().map(end);
         Ok(match one.not_updated {
             None => Above::Right,
             Some(_) => Above::Elsewhere,
         })
+    }
+
+    /// Checks out what came, as far as that is wanted; why not.
+    async fn check_out(
+        &self,
+        inside: &Inside<'_>,
+        head: Option<CommitId>,
+        at: &Resolved,
+        one: &FetchedSubmodule,
+    ) -> Result<Option<String>, SetupError> {
+        match self.update {
+            Update::None => Ok(None),
+            Update::Reset => inside.run_all(git::checkout_commands(at)).await,
+            Update::FastForward => forward(inside, head, one).await,
+        }
     }
 }
 
@@ -247,7 +272,10 @@ async fn look(parent: &Inside<'_>, submodule: &Submodule) -> Result<Place, Setup
     };
     let request = FileRequest::Get(at.as_os_str().as_encoded_bytes().into(), Some(first));
     let user = Some(parent.owner().to_owned());
-    match parent.sandbox().get_file(user, request).await {
+    match parent
+        .wait_for(parent.sandbox().get_file(user, request))
+        .await?
+    {
         Ok(Got::Directory(entries, _)) if entries.is_empty() => Ok(Place::Empty),
         Ok(_) => {
             let taken = format!("{} has other files and is no repository", at.display());
@@ -267,7 +295,8 @@ enum Seen {
 async fn kind(inside: &Inside<'_>, path: &Path) -> Result<Seen, SetupError> {
     let request = FileRequest::Stat(path.as_os_str().as_encoded_bytes().into(), Links::Keep);
     let user = Some(inside.owner().to_owned());
-    match inside.sandbox().change_files(user, request).await {
+    let found = inside.sandbox().change_files(user, request);
+    match inside.wait_for(found).await? {
         Ok(Some(entry)) => Ok(Seen::Kind(entry.kind)),
         Ok(None) => Err(FileError::Garbled.into()),
         Err(FileError::Failed(failure)) if failure.flaw == Flaw::Errno(libc::ENOENT) => {
@@ -326,8 +355,7 @@ async fn make(
 /// Removes the repository that was made.
 async fn unmake(inside: &Inside<'_>) -> Result<(), SetupError> {
     let git = inside.path().join(".git").to_string_lossy().into_owned();
-    let remove = ["rm".to_owned(), "-rf".to_owned(), "--".to_owned(), git];
-    inside.run_outside(remove.to_vec()).await.map(drop)
+    inside.clear(Some(inside.owner()), &git).await
 }
 
 /// The end of what was said.

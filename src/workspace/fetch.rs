@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use super::events::Event;
 use super::{Workspace, WorkspaceError};
 pub use crate::base::Update;
-use crate::base::{Above, Bringing, FetchedSubmodule, Inside, SetupError, Setups, take_in};
+use crate::base::{
+    Above, Bringing, FetchedSubmodule, Inside, Patience, SetupError, Setups, take_in,
+};
 use crate::config::Repository;
 use crate::git::{self, CommitId, Submodule};
 
@@ -57,8 +59,9 @@ impl Workspace {
         update: Update,
     ) -> Result<Vec<FetchedRepository>, WorkspaceError> {
         let mut fetched = Vec::new();
+        let patience = Patience::new();
         for one in wanted {
-            let one = self.fetch_one(setups, one, update).await?;
+            let one = self.fetch_one(setups, one, update, &patience).await?;
             if one.old_commit.as_ref() != Some(&one.new_commit) {
                 self.events().tell(Event::Fetched {
                     path: one.path.to_string_lossy().into_owned(),
@@ -76,6 +79,7 @@ impl Workspace {
         setups: &Setups,
         wanted: &Wanted,
         update: Update,
+        patience: &Patience,
     ) -> Result<FetchedRepository, WorkspaceError> {
         let repository = &wanted.repository;
         let mirrors = setups.mirrors();
@@ -97,7 +101,7 @@ impl Workspace {
             )
         };
         let sandbox = self.sandbox().await?;
-        let inside = Inside::of(&sandbox, &repository.path).await?;
+        let inside = Inside::of(&sandbox, &repository.path, patience).await?;
         let had = (known.iter().cloned().collect(), known.as_ref());
         let told = take_in(mirrors, &inside, repository, &resolved, had).await?;
         let new_commit = resolved.commit.clone();
@@ -106,17 +110,19 @@ impl Workspace {
         } else {
             told
         };
-        let not_updated = match update {
-            Update::None => None,
-            Update::FastForward => {
-                let command = git::fast_forward_command(&new_commit);
-                inside.run_all(vec![command]).await?
-            }
-            Update::Reset => inside.run_all(git::checkout_commands(&resolved)).await?,
+        let commands = match update {
+            Update::None => Vec::new(),
+            Update::FastForward => vec![git::fast_forward_command(&new_commit)],
+            Update::Reset => git::checkout_commands(&resolved),
+        };
+        let not_updated = match inside.run_all(commands).await {
+            // The commits are there by now.
+            Err(SetupError::GitInside { output, .. }) => Some(output),
+            ended => ended?,
         };
         let head = match update {
             Update::None => None,
-            Update::FastForward | Update::Reset => inside.head().await?,
+            Update::FastForward | Update::Reset => inside.head_if_told().await?,
         };
         let before = match old_commit.as_ref().or(known.as_ref()) {
             Some(before) if repository.submodules => {
