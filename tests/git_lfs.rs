@@ -316,6 +316,39 @@ fn a_fetch_brings_a_submodule_s_large_files_also_of_a_commit_that_is_there_as_hi
 }
 
 #[test]
+fn a_submodule_that_could_not_be_fetched_gets_its_large_files_by_a_later_fetch() {
+    let server = LfsServer::before(GitServer::open(), None);
+    let (one, two) = (content(1, 50_000), content(2, 60_000));
+    let sub = server.repository("sub", &[("small", "1\n")]);
+    let first = sub.commit(&[("big.bin", &server.keep(&one))]);
+    let second = sub.commit(&[("big.bin", &server.keep(&two))]);
+    let top = server.repository("top", &[("small", "1\n")]);
+    name(&top, &second);
+    let derrick = config(&top, &json!({ "submodules": true })).start();
+    let workspace = derrick.create();
+    // It is there as history, and its large files cannot come.
+    name(&top, &first);
+    let objects = "/project/libs/sub/.git/lfs/objects";
+    workspace.ok(&format!("mv {objects} /aside; echo x > {objects}"));
+    let fetch = |update: &str| {
+        let mut fetched = workspace.fetch_with(&json!({ "update": update }));
+        fetched["repositories"][0]["submodules"][0].take()
+    };
+    for _ in 0..2 {
+        let fetched = fetch("none");
+        assert!(fetched["not_fetched"].is_string(), "{fetched}");
+    }
+    workspace.ok(&format!("rm {objects}; mv /aside {objects}"));
+    let fetched = fetch("reset");
+    assert_eq!(
+        (&fetched["not_fetched"], &fetched["not_updated"]),
+        (&Value::Null, &Value::Null)
+    );
+    let big = digest(&workspace, "/project/libs/sub/big.bin");
+    assert_eq!(big, pointer(&one).0);
+}
+
+#[test]
 fn a_transfer_that_is_cut_is_gone_on_with() {
     let server = LfsServer::before(GitServer::open(), None);
     let big = content(1, 1_000_000);

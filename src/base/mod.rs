@@ -43,5 +43,5 @@ pub use setup::Setups;
 pub(crate) use setup::{limits, requests};
 pub use stack::Stack;
 pub use store::{Digest, Layer, LayerStore};
-pub(crate) use submodules::{Above, Bringing};
+pub(crate) use submodules::{Above, Bringing, commits_of};
 pub use submodules::{FetchedSubmodule, Update};

@@ -16,7 +16,7 @@ use super::SetupError;
 use super::asking::{ANSWERING, WORKING};
 use super::build::{Build, OUTPUT_END, exec_as, pipe_for_archive, run_as, run_in};
 use super::patience::{Patience, TooLong, Wait};
-use super::submodules::{Above, Bringing, Moved, Update};
+use super::submodules::{Above, Bringing, Moved, Update, commits_of};
 use crate::config::{History, Repository, WorkspaceConfig};
 use crate::git::{
     self, Bundle, CommitId, GitError, Have, LargeFiles, Mirrors, Resolved, Submodule,
@@ -103,10 +103,13 @@ impl Checkout {
         if inside.run_all(commands).await?.is_some() {
             return Ok(false);
         }
+        let before = submodules.before.as_deref().unwrap_or_default();
         let bringing = Bringing {
             mirrors,
             update: Update::Reset,
-            before: Submodule::by_place(submodules.before.as_deref().unwrap_or_default()),
+            before: Submodule::by_place(before),
+            // A setup that lacked any of it would not have come to its end.
+            brought: commits_of(before),
         };
         let brought = bringing.below(&inside, Above::Right, &submodules.now);
         let brought = brought.await?;

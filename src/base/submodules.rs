@@ -61,6 +61,8 @@ pub(crate) struct Bringing<'a> {
     pub(crate) update: Update,
     /// What was named before, by where it is in the workspace.
     pub(crate) before: BTreeMap<&'a Path, &'a Submodule>,
+    /// The commits that came last with their large files, likewise: what was named may not have come.
+    pub(crate) brought: BTreeMap<PathBuf, CommitId>,
 }
 
 /// What became of the repository that some belong to.
@@ -158,18 +160,18 @@ impl Bringing<'_> {
             }
         };
         let head = inside.head().await?;
+        let (repository, at) = (submodule.repository(), submodule.at());
+        let brought = self.brought.get(&repository.path);
         let candidates = [
             head.as_ref(),
             one.old_commit.as_ref(),
             Some(&one.new_commit),
+            brought,
         ];
         let known = inside.known(candidates.into_iter().flatten()).await?;
-        let (repository, at) = (submodule.repository(), submodule.at());
-        // Those of the commit before it came with that, if there was a place for it.
-        let old = one.old_commit.as_ref();
-        let brought = old.filter(|old| !made && known.contains(old)).cloned();
-        let known = (known, brought.as_ref());
-        let taken = take_in(self.mirrors, inside, repository, at, known).await;
+        // What is there in its place now may be another repository.
+        let brought = brought.filter(|commit| !made && known.contains(commit));
+        let taken = take_in(self.mirrors, inside, repository, at, (known, brought)).await;
         if let Err(error) = taken {
             if made {
                 // Why it did not come says more.
@@ -368,6 +370,14 @@ fn end(said: &str) -> String {
         "" => "git inside said nothing".to_owned(),
         said => said.to_owned(),
     }
+}
+
+/// The commits that these name, and those below them, by where they are in the workspace.
+pub(crate) fn commits_of(submodules: &[Submodule]) -> BTreeMap<PathBuf, CommitId> {
+    let named = Submodule::by_place(submodules).into_iter();
+    named
+        .map(|(place, submodule)| (place.to_owned(), submodule.at().commit.clone()))
+        .collect()
 }
 
 /// Submodules of a repository now, and of the commit that a setup before this one checked out.

@@ -3,13 +3,14 @@
 //! The provider updates its mirror with its credentials; what is new goes in as a bundle, which the
 //! workspace's own git takes in, confined. The provider runs no git on a tree that an agent touched.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::events::Event;
 use super::{Workspace, WorkspaceError};
 pub use crate::base::Update;
 use crate::base::{
-    Above, Bringing, FetchedSubmodule, Inside, Patience, SetupError, Setups, take_in,
+    Above, Bringing, FetchedSubmodule, Inside, Patience, SetupError, Setups, commits_of, take_in,
 };
 use crate::config::Repository;
 use crate::git::{self, CommitId, Submodule};
@@ -134,12 +135,18 @@ impl Workspace {
             mirrors,
             update,
             before: Submodule::by_place(&before),
+            brought: self.brought(setups, repository).await?,
         };
         let above = match not_updated {
             None => Above::Right,
             Some(_) => Above::Elsewhere,
         };
         let submodules = bringing.below(&inside, above, &submodules).await?;
+        if repository.lfs {
+            let brought = submodules.iter().filter(|one| one.not_fetched.is_none());
+            let brought = brought.map(|one| (one.path.clone(), one.new_commit.clone()));
+            self.set_brought(generation, brought.collect())?;
+        }
         Ok(FetchedRepository {
             url: repository.url.clone(),
             path: repository.path.clone(),
@@ -150,5 +157,27 @@ impl Workspace {
             not_updated,
             submodules,
         })
+    }
+
+    /// The commits of submodules that came last with their large files, by where they are, if there are such files.
+    async fn brought(
+        &self,
+        setups: &Setups,
+        repository: &Repository,
+    ) -> Result<BTreeMap<PathBuf, CommitId>, SetupError> {
+        if !repository.lfs || !repository.submodules {
+            return Ok(BTreeMap::new());
+        }
+        let (first, later) = {
+            let record = self.record();
+            let first = record.stack.commits.get(&repository.path).cloned();
+            (first, record.brought.clone())
+        };
+        let mut brought = match first {
+            Some(first) => commits_of(&setups.known_submodules(repository, &first).await?),
+            None => BTreeMap::new(),
+        };
+        brought.extend(later);
+        Ok(brought)
     }
 }

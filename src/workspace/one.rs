@@ -205,6 +205,7 @@ impl Workspace {
             owner: asked.owner,
             lease: Lease::begin(&asked.lease),
             commits: stack.commits.clone(),
+            brought: BTreeMap::new(),
             stack,
             home: None,
             frozen: None,
@@ -915,6 +916,24 @@ impl Workspace {
             }
             let before = record.commits.insert(path.to_owned(), commit.clone());
             Ok(before.unwrap_or_else(|| commit.clone()))
+        })
+    }
+
+    /// Notes submodules that were brought with their large files into the files of `generation`, by their paths.
+    pub(super) fn set_brought(
+        &self,
+        generation: u64,
+        brought: BTreeMap<PathBuf, CommitId>,
+    ) -> Result<(), WorkspaceError> {
+        if brought.is_empty() {
+            return Ok(());
+        }
+        self.try_change_record(|record| {
+            if record.generation != generation {
+                return Err(WorkspaceError::Moved);
+            }
+            record.brought.extend(brought);
+            Ok(())
         })
     }
 

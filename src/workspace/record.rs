@@ -63,6 +63,10 @@ pub(super) struct Record {
     pub(super) storage: Storage,
     /// The commit of each repository that its remote-tracking references are known to have.
     pub(super) commits: BTreeMap<PathBuf, CommitId>,
+    /// The commit of each submodule that a fetch brought last with its large files, by its path. Others are as the
+    /// setup left them.
+    #[serde(default)]
+    pub(super) brought: BTreeMap<PathBuf, CommitId>,
 }
 
 /// A snapshot on its way.
@@ -133,6 +137,7 @@ impl Record {
             fence: None,
             fenced: None,
             commits: beginning.stack.commits.clone(),
+            brought: BTreeMap::new(),
             stack: beginning.stack,
             range: beginning.range,
             ids: beginning.ids,
