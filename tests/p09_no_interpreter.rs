@@ -17,7 +17,8 @@ use std::time::Instant;
 
 use serde_json::json;
 use support::{
-    Derrick, GUARD, GitServer, Launch, Mode, Scratch, bare, binary, descendants, fixture, git, mode,
+    Derrick, GUARD, GitServer, Launch, Mode, Scratch, bare, binary, descendants, fixture, git,
+    mode, submodules,
 };
 
 /// Programs that stand before the host's own in derrick's `PATH`, and write down that they were called.
@@ -173,6 +174,85 @@ fn attack(poison: &str, naive: &str) {
     derrick.api.workspace(&id).reset();
     assert!(!mark.exists(), "something of the workspace's was executed");
     // The archive has what the poison itself says.
+    let said = said.replace(&poison, "");
+    let names_alone = said.replace(&*secret.to_string_lossy(), "");
+    assert!(!names_alone.contains("canary-"), "{said}");
+    only_on_its_own(&watched.calls(), &derrick);
+}
+
+/// The same of a submodule's checkout, in workspaces that fetch submodules, by each way of bringing them up to date.
+fn attack_by_a_submodule(poison: &str, naive: &str) {
+    let bait = Bait::new();
+    let (mark, secret) = (bait.mark(), bait.secret());
+    let poison = poison
+        .replace("$MARK", &mark.to_string_lossy())
+        .replace("$SECRET", &secret.to_string_lossy());
+
+    let server = GitServer::open();
+    let inner = server.repository("inner", &[("file", "x\n")]);
+    let upstream = server.repository("project", &[("own", "x\n")]);
+    let named = [("libs/m", "../inner.git", &inner)];
+    submodules::name(&upstream, &named);
+    let on_the_host = format!(
+        "export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null
+         export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
+         git clone -q --recurse-submodules {} {1} && cd {1}/libs/m
+         {{ {poison}\n}} > /dev/null 2>&1
+         {{ {naive}\n}} < /dev/null 2>&1; true",
+        upstream.url,
+        bait.scratch.join("checkout").display()
+    );
+    let printed = bare::sh(&on_the_host);
+    assert!(
+        mark.exists() || printed.contains("canary"),
+        "it does no harm: {printed}"
+    );
+    let _ = fs::remove_file(&mark);
+
+    let watched = Watched::new();
+    let mut derrick = Launch::new(json!({
+        "name": "test",
+        "workdir": "/project",
+        "repositories": [{
+            "url": upstream.url, "path": "/project", "submodules": true, "push": ["**"],
+        }],
+    }))
+    .environment("PATH", &watched.path())
+    .start();
+    let id = {
+        let workspace = derrick.create();
+        workspace.sh(&format!("cd libs/m\n{poison}"));
+        workspace.id
+    };
+    let before = watched.calls();
+    assert!(
+        before.iter().any(|call| call.starts_with("git ")),
+        "{before:?}"
+    );
+    let mut said = String::new();
+    for (number, update) in ["none", "fast-forward", "reset"].into_iter().enumerate() {
+        submodules::change(&inner, "file", &format!("{number}\n"));
+        submodules::name(&upstream, &named);
+        let workspace = derrick.api.workspace(&id);
+        let fetched = workspace.post("fetch", &json!({ "update": update }));
+        // What became of the submodule it tells; that may be that it could not be brought.
+        let fetched = fetched.text();
+        assert!(fetched.contains("/project/libs/m"), "{fetched}");
+        said += &fetched;
+        for query in ["", "?format=patch", "?format=tar"] {
+            let changes = workspace.path(&format!("changes{query}"));
+            said += &workspace.api.get(&changes).text();
+        }
+        said += &workspace.api.get(&workspace.path("bundle")).text();
+        said += &workspace
+            .post("push", &json!({ "to": "handed-out" }))
+            .text();
+        // A setup goes on from the last one.
+        said += &derrick.create().describe().to_string();
+        derrick.restart();
+    }
+    derrick.api.workspace(&id).reset();
+    assert!(!mark.exists(), "something of the workspace's was executed");
     let said = said.replace(&poison, "");
     let names_alone = said.replace(&*secret.to_string_lossy(), "");
     assert!(!names_alone.contains("canary-"), "{said}");
@@ -338,6 +418,57 @@ fn submodules_of_a_repository() {
         ""
     );
     assert!(!Path::new("/evil").exists());
+}
+
+// I-06: programs in a submodule's own config, attributes and hooks
+#[test]
+fn programs_in_the_config_of_a_submodule() {
+    attack_by_a_submodule(
+        "git config core.fsmonitor 'touch $MARK; false'; git config core.sshCommand 'touch $MARK'
+         git config filter.evil.clean 'touch $MARK; cat'; git config filter.evil.smudge 'touch $MARK; cat'
+         echo '* filter=evil' > .gitattributes; git config core.hooksPath hooks; mkdir -p hooks
+         for hook in post-index-change reference-transaction post-checkout post-merge pre-auto-gc; do
+             printf '#!/bin/sh\ntouch $MARK\n' > hooks/$hook; chmod +x hooks/$hook
+         done
+         git config uploadpack.packObjectsHook 'touch $MARK'; git config alias.fetch '!touch $MARK'
+         git config credential.helper '!touch $MARK'; git config core.gitProxy 'touch $MARK'
+         git config protocol.ext.allow always; git remote set-url origin 'ext::touch $MARK'",
+        "git status; git fetch",
+    );
+}
+
+// I-06: what the repository above says of a submodule: a program that brings it up to date
+#[test]
+fn a_program_that_updates_a_submodule() {
+    attack_by_a_submodule(
+        "cd ../.. && git config submodule.libs/m.update '!touch $MARK;:'
+         git config submodule.libs/m.url 'ext::touch $MARK'; git config protocol.ext.allow always",
+        "git -C libs/m commit -q --allow-empty -m own; git submodule update",
+    );
+}
+
+// I-06, I-07: a submodule's git directory that is a link, or is named by a file
+#[test]
+fn a_git_directory_of_a_submodule_that_is_elsewhere() {
+    for poison in [
+        "rm -rf .git; ln -s $SECRET/.git .git",
+        "rm -rf .git; echo 'gitdir: $SECRET/.git' > .git",
+    ] {
+        attack_by_a_submodule(poison, "git log");
+    }
+}
+
+// I-06, I-07: a submodule with another repository's objects, work tree and parent
+#[test]
+fn a_submodule_that_borrows_from_another_repository() {
+    attack_by_a_submodule(
+        "git_dir=$(git rev-parse --absolute-git-dir)
+         echo $SECRET/.git/objects > $git_dir/objects/info/alternates
+         git update-ref refs/heads/stolen $(cat $SECRET/.git/refs/heads/main)",
+        "git log stolen",
+    );
+    attack_by_a_submodule("git config core.worktree $SECRET", "git status");
+    attack_by_a_submodule("cd .. && rm -rf m && ln -s $SECRET m", "git -C m log");
 }
 
 // I-10: files that a program on the host trusts later
