@@ -17,10 +17,12 @@ use utoipa::ToSchema;
 
 use crate::sandbox;
 pub use credentials::Credentials;
+pub use filter::Filter;
 pub use secret::Secret;
 pub use tree::Position;
 
 mod credentials;
+mod filter;
 mod push;
 mod reader;
 mod rules;
@@ -144,6 +146,10 @@ pub struct Repository {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maximum" = 100_000))]
     pub depth: Option<NonZeroU32>,
+    /// Which files are not had of its upstream and stay outside, as in git's partial clones, but for those of the
+    /// commit that is checked out; none if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<Filter>,
     /// Whether its submodules come with it, and theirs, each at the commit that is named.
     #[serde(default)]
     pub submodules: bool,
@@ -543,6 +549,12 @@ impl Repository {
         })
     }
 
+    /// Whether files of its history stay with its upstream.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.filter.is_some() && self.history != History::None
+    }
+
     /// A submodule of this one, as if the config had it: with what opens `opened_by`, and the way there.
     #[must_use]
     pub(crate) fn submodule(
@@ -563,6 +575,8 @@ impl Repository {
             history: self.history,
             // Their commits are rarely the last ones of a branch.
             depth: None,
+            // As `git clone` has it.
+            filter: None,
             push: Vec::new(),
             submodules: true,
             submodule_urls: None,

@@ -4,6 +4,7 @@
 //! repositories of others, and what root would write there, their owner could not change.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,9 +19,7 @@ use super::build::{Build, OUTPUT_END, exec_as, pipe_for_archive, run_as, run_in}
 use super::patience::{Patience, TooLong, Wait};
 use super::submodules::{Above, Bringing, Moved, Update, commits_of};
 use crate::config::{History, Repository, WorkspaceConfig};
-use crate::git::{
-    self, Bundle, CommitId, GitError, Have, LargeFiles, Mirrors, Resolved, Submodule,
-};
+use crate::git::{self, Bundle, CommitId, GitError, Have, Mirrors, Resolved, Submodule};
 use crate::init::files::protocol::{Creation, FileRequest, Links, Owner, Parents};
 use crate::init::protocol::{Attempt, Program, Refusal};
 use crate::init::unpack::Compression;
@@ -477,7 +476,12 @@ pub(crate) async fn take_in(
     }
     let before = have.commit(&resolved.reference).cloned();
     let large = mirrors.large_files(repository, resolved, brought).await?;
-    put_large_files(inside, large).await?;
+    if !large.is_empty() {
+        put(inside, "lfs/objects", |sink| large.write(sink)).await?;
+    }
+    if let Some(files) = mirrors.new_files(repository, resolved, brought).await? {
+        put(inside, "objects/pack", |sink| files.write(sink)).await?;
+    }
     have.extend(known);
     let path = format!("/tmp/.derrick-{}.bundle", uuid::Uuid::now_v7());
     let creation = Creation {
@@ -517,21 +521,22 @@ pub(crate) async fn take_in(
     }
 }
 
-/// Puts large files where git inside finds them when it checks them out, as whom the repository belongs to.
-async fn put_large_files(inside: &Inside<'_>, large: LargeFiles) -> Result<(), SetupError> {
-    if large.is_empty() {
-        return Ok(());
-    }
-    let host = SetupError::host("making a pipe for large files");
+/// Unpacks what `write` writes below a directory of a repository's own, as whom the repository belongs to.
+async fn put<W: Future<Output = Result<(), GitError>>>(
+    inside: &Inside<'_>,
+    place: &str,
+    write: impl FnOnce(File) -> W,
+) -> Result<(), SetupError> {
+    let host = SetupError::host("making a pipe for files of a repository");
     let (reader, writer) = pipe_for_archive().map_err(&host)?;
     let content = pipe::Receiver::from_owned_fd(reader).map_err(&host)?;
     let content = ReaderStream::with_capacity(content, 256 * 1024).boxed();
-    let directory = inside.path.join(".git/lfs/objects");
+    let directory = inside.path.join(".git").join(place);
     let directory = directory.as_os_str().as_encoded_bytes().into();
     let owner = Some(inside.owner.clone());
     let sandbox = inside.sandbox;
     let unpacked = sandbox.unpack_files(owner, directory, Compression::Plain, content);
-    let both = async { tokio::join!(large.write(writer), unpacked) };
+    let both = async { tokio::join!(write(writer), unpacked) };
     match inside.wait_for(both).await? {
         // The unpacker says why it read no further: what the workspace has there is its own.
         (_, Err(error @ (FileError::Archive { .. } | FileError::Failed(_))))

@@ -320,6 +320,13 @@ impl Setups {
         if !depths.is_empty() {
             determinants["depths"] = serde_json::json!(depths);
         }
+        let filters = config.repositories.iter();
+        let filters: Vec<_> = filters
+            .filter_map(|repository| Some((&repository.path, repository.filter?)))
+            .collect();
+        if !filters.is_empty() {
+            determinants["filters"] = serde_json::json!(filters);
+        }
         if !submodules.is_empty() {
             determinants["submodules"] = serde_json::json!(submodules);
         }

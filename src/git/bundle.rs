@@ -14,7 +14,7 @@ use super::inside::{COMMITS, Have};
 use super::mirror::{Mirror, Refs, blocking};
 use super::process::{Failure, Input};
 use super::reference::{CommitId, Reference, Resolved};
-use crate::config::History;
+use crate::config::Repository;
 
 /// Whether there was anything to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +27,19 @@ pub enum Bundle {
 
 pub(super) async fn write(
     mirror: &Mirror,
-    history: History,
+    repository: &Repository,
     at: &Resolved,
     have: &Have,
     sink: File,
 ) -> Result<Bundle, GitError> {
     let failed =
         |failure: Failure| GitError::local(&format!("bundle {}", mirror.upstream.url()), failure);
-    let _held = mirror.hold().await?;
-    let mut refs = history::references(mirror, history, at).await?;
+    let lock = match mirror.extent.filter {
+        Some(_) => Some(mirror.lock().await?),
+        None => mirror.lock_of_depth().await?,
+    };
+    let _lease = mirror.lease().await?;
+    let mut refs = history::references(mirror, repository.history, at).await?;
     // In the receiver it would be taken for the remote's HEAD.
     refs.remove(b"refs/heads/HEAD".as_slice());
     if at.reference == Reference::Commit && !have.has_commit(&at.commit) {
@@ -48,7 +52,7 @@ pub(super) async fn write(
     }
     let known = Known::of(mirror, have).await.map_err(failed)?;
     let mut wanted = Vec::new();
-    if mirror.depth.is_some() {
+    if mirror.extent.depth.is_some() {
         let had: Vec<CommitId> = known.commits.iter().flat_map(|id| id.parse()).collect();
         let graph = mirror.graph(had.iter().chain([&at.commit])).await?;
         if !graph.connects([at.commit.clone()], had, have.ends()) {
@@ -61,12 +65,12 @@ pub(super) async fn write(
         }
     }
     let header = header(&refs, &known.commits);
-    for id in refs.values() {
-        wanted.extend([id.as_bytes(), b"\n"].concat());
+    let mut range: String = refs.values().map(|id| format!("{id}\n")).collect();
+    range.extend(known.objects.iter().map(|id| format!("^{id}\n")));
+    if let (Some(_), Some(lock)) = (mirror.extent.filter, &lock) {
+        mirror.fill_if_needed(lock, repository, &range).await?;
     }
-    for id in &known.objects {
-        wanted.extend([b"^", id.as_bytes(), b"\n"].concat());
-    }
+    wanted.extend(range.into_bytes());
     let sink = blocking("write a bundle", move || {
         let mut sink = sink;
         sink.write_all(&header)?;
@@ -79,10 +83,11 @@ pub(super) async fn write(
             "pack-objects",
             "--stdout",
             "--revs",
-            "--thin",
             "--delta-base-offset",
             "--progress",
         ])
+        // Of a partial clone nobody knows which files it has to build on.
+        .args(mirror.extent.filter.is_none().then_some("--thin"))
         .input(Input::Bytes(wanted));
     pack.output_into(sink).await.map_err(failed)?;
     Ok(Bundle::Written)

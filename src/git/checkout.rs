@@ -17,7 +17,8 @@ use super::error::GitError;
 use super::history;
 use super::lfs;
 use super::mending::Mending;
-use super::mirror::{Mirror, Refs, blocking};
+use super::mirror::{Mirror, Refs, blocking, partial_settings};
+use super::partial;
 use super::process::Call;
 use super::reference::{CommitId, Reference, Resolved, is_ref_name};
 use super::submodules::{self, Submodule};
@@ -196,9 +197,20 @@ impl Place {
     ) -> Result<(), GitError> {
         let refs = history::references(mirror, history, at).await?;
         let wanted = refs.values().map(String::as_str);
+        let wanted = wanted.chain([at.commit.as_str()]);
         let boundary = history::boundary(mirror, history, at).await?;
-        self.fill(mirror, wanted.chain([at.commit.as_str()]), &boundary)
-            .await?;
+        match mirror.extent.filter {
+            None => self.fill(mirror, wanted, &boundary).await?,
+            Some(filter) => {
+                let packs = self.git_dir().join("objects/pack");
+                partial::pack(mirror, filter, (wanted, &at.commit), &boundary, &packs).await?;
+                for (key, value) in partial_settings(filter) {
+                    self.run(mirror, &["config", "--local", "--replace-all", key, &value])
+                        .await?;
+                }
+            }
+        }
+        self.furnish(&boundary).await?;
         let (git, packed) = (self.git_dir(), packed_refs(&refs, at));
         blocking("write a checkout's references", move || {
             std::fs::write(git.join("packed-refs"), packed)
@@ -230,6 +242,7 @@ impl Place {
         let tree = String::from_utf8_lossy(&tree).trim().to_owned();
         self.fill(mirror, std::iter::once(tree.as_str()), &[])
             .await?;
+        self.furnish(&[]).await?;
         let date = mirror
             .git()
             .args(["show", "--no-patch", "--format=@%ct +0000"])
@@ -289,7 +302,7 @@ impl Place {
             .map_err(|failure| failed(mirror, failure))
     }
 
-    /// Gives the repository what `wanted` leads to, and the empty places that scripts expect.
+    /// Gives the repository what `wanted` leads to.
     async fn fill(
         &self,
         mirror: &Mirror,
@@ -299,7 +312,11 @@ impl Place {
         let prefix = self.git_dir().join("objects/pack/pack");
         history::pack(mirror, wanted, boundary, &prefix)
             .await
-            .map_err(|failure| failed(mirror, failure))?;
+            .map_err(|failure| failed(mirror, failure))
+    }
+
+    /// Notes where the history ends, and makes the empty places that scripts expect.
+    async fn furnish(&self, boundary: &[CommitId]) -> Result<(), GitError> {
         let git = self.git_dir();
         let shallow: String = boundary.iter().map(|id| format!("{id}\n")).collect();
         blocking("fill a checkout", move || {

@@ -106,6 +106,15 @@ pub enum GitError {
         /// The repository.
         url: String,
     },
+    /// The host does not give out what a filter left out.
+    #[error(
+        "{url} does not give out files by their ids, which a filter needs; a server that speaks git's protocol 2 \
+         does, or one with uploadpack.allowAnySHA1InWant; or leave filter out"
+    )]
+    NotByTheirIds {
+        /// The repository.
+        url: String,
+    },
     /// What is new does not follow on what a workspace has, as far as it is known.
     #[error(
         "the new commit of {url} does not follow on what the workspace has, as far as their history is known: a \

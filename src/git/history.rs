@@ -76,7 +76,7 @@ pub(super) async fn boundary(
     history: History,
     at: &Resolved,
 ) -> Result<Vec<CommitId>, GitError> {
-    match mirror.depth {
+    match mirror.extent.depth {
         Some(depth) if history != History::None => {
             let graph = mirror.graph([&at.commit]).await?;
             Ok(graph.boundary(&at.commit, depth))

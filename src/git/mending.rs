@@ -5,7 +5,7 @@
 
 use super::Mirrors;
 use super::error::GitError;
-use super::mirror::{Identity, Mirror};
+use super::mirror::{Identity, Mirror, files_of};
 use super::reference::CommitId;
 use super::upstream::Access;
 use crate::config::Repository;
@@ -76,8 +76,12 @@ impl<'a> Mending<'a> {
         }
         self.again = Again::Never;
         let lock = self.mirror.lock().await?;
+        let files = files_of([self.commit]);
         if self.mirror.identity().await != self.tried {
-            // Somebody else has made it anew.
+            // Somebody else has made it anew, for another commit maybe.
+            self.mirror
+                .fill_if_needed(&lock, self.repository, &files)
+                .await?;
             return Ok(true);
         }
         if !self.mirror.is_damaged().await {

@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`reference`](Reference) (what is looked at), `upstream` (where it comes from),
 //! `credentials` (what a program says that opens it), `process` (how git is run), `mirror`, `mending` (what
-//! is done about a damaged one), `history` (what of a mirror a workspace gets), `submodules`, `lfs` (large files,
+//! is done about a damaged one), `history` (what of a mirror a workspace gets), `partial` (and without which files), `submodules`, `lfs` (large files,
 //! by `http`), `checkout`, `bundle`, `inside` (what a workspace's own git is to run), `handed` (what comes out of
 //! it), `push`, `error`.
 
@@ -22,6 +22,7 @@ mod inside;
 mod lfs;
 mod mending;
 mod mirror;
+mod partial;
 mod process;
 mod push;
 mod reference;
@@ -33,7 +34,6 @@ mod upstream;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Seek as _;
-use std::num::NonZeroU32;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -53,6 +53,7 @@ pub use inside::{
     shallow_command, stage_command,
 };
 pub use lfs::{LargeFiles, LfsError, Room, filter_settings};
+pub use partial::NewFiles;
 pub use push::{Outgoing, PushError, Pushed};
 pub use reference::{CommitId, InvalidCommitId, Reference, Resolved};
 pub use submodules::Submodule;
@@ -61,7 +62,7 @@ use crate::config::{History, Repository};
 use crate::init::files::protocol::Owner;
 use checkout::Staging;
 use mending::Mending;
-use mirror::{Mirror, blocking};
+use mirror::{Extent, Mirror, blocking, files_of};
 use process::Client;
 use upstream::{Access, Upstream};
 
@@ -120,7 +121,8 @@ impl Mirrors {
         if let Some(commit) = pinned(repository) {
             // Also says that the mirror is in use, so that nobody takes it away now.
             let _lock = mirror.lock().await?;
-            if mirror.peeled(commit.as_str()).await?.as_ref() == Some(&commit) {
+            let there = mirror.peeled(commit.as_str()).await?.as_ref() == Some(&commit);
+            if there && !mirror.lacks(&files_of([&commit])).await? {
                 return Ok(Resolved {
                     commit,
                     reference: Reference::Commit,
@@ -252,7 +254,7 @@ impl Mirrors {
         loop {
             let sink = emptied(&sink).map_err(|error| GitError::io("write a bundle", error))?;
             let mirror = mending.mirror();
-            let written = bundle::write(mirror, repository.history, at, have, sink).await;
+            let written = bundle::write(mirror, repository, at, have, sink).await;
             if let Some(bundle) = mending.settle(written).await? {
                 return Ok(bundle);
             }
@@ -304,21 +306,22 @@ impl Mirrors {
 
     /// The mirror that a repository of the config has.
     fn mirror_for(&self, repository: &Repository) -> Result<Mirror, GitError> {
-        Ok(self.mirror_of_depth(&Upstream::parse(&repository.url)?, repository.depth))
+        let upstream = Upstream::parse(&repository.url)?;
+        Ok(self.mirror_of(&upstream, Extent::of(repository)))
     }
 
     /// The mirror of all that an upstream has.
     fn mirror(&self, upstream: &Upstream) -> Mirror {
-        self.mirror_of_depth(upstream, None)
+        self.mirror_of(upstream, Extent::WHOLE)
     }
 
-    fn mirror_of_depth(&self, upstream: &Upstream, depth: Option<NonZeroU32>) -> Mirror {
+    fn mirror_of(&self, upstream: &Upstream, extent: Extent) -> Mirror {
         let shared = &self.0;
         Mirror::new(
             Arc::clone(&shared.client),
             shared.dir.clone(),
-            (upstream.clone(), depth),
-            self.gate(mirror::digest(upstream, depth)),
+            (upstream.clone(), extent),
+            self.gate(extent.digest(upstream)),
         )
     }
 
@@ -369,7 +372,7 @@ fn pinned(repository: &Repository) -> Option<CommitId> {
 #[must_use]
 pub fn mirror_of(repository: &Repository) -> Option<String> {
     let upstream = Upstream::parse(&repository.url).ok()?;
-    Some(mirror::digest(&upstream, repository.depth))
+    Some(Extent::of(repository).digest(&upstream))
 }
 
 /// Gives the mirrors below `dir` to `take` that are not `wanted`, by their names, and that nobody has used

@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::error::GitError;
 use super::handed::Handed;
 use super::lfs;
-use super::mirror::{Mirror, blocking};
+use super::mirror::{Mirror, blocking, files_of};
 use super::process::{Call, Failure, Input};
 use super::reference::CommitId;
 use super::submodules;
@@ -115,16 +115,17 @@ pub(super) async fn push(
     let (access, there) = mirror
         .refresh(&lock, access, (&outgoing.branch, &outgoing.bases))
         .await?;
-    // The mirror's files stay where they are until all is pushed.
-    let _lease = mirror.lease().await?;
-    let quarantine = Quarantine::make(mirror, &outgoing.tip, scratch).await?;
-    drop(lock);
     let mut bases = Vec::new();
     for base in outgoing.bases {
         if mirror.peeled(base.as_str()).await?.as_ref() == Some(&base) {
             bases.push(base);
         }
     }
+    mirror.fill(&lock, &access, &files_of(&bases)).await?;
+    // The mirror's files stay where they are until all is pushed.
+    let _lease = mirror.lease().await?;
+    let quarantine = Quarantine::make(mirror, &outgoing.tip, scratch).await?;
+    drop(lock);
     let place = LOOKING.enter(outgoing.owner.as_deref()).await;
     let mut own = HashSet::new();
     if let Some((bundle, handed)) = outgoing.bundle {
@@ -510,6 +511,8 @@ impl Quarantine {
             .git()
             .with_shallow(&self.0.join("shallow"))
             .args(["rev-list", "--objects", "--no-object-names"])
+            // As where files of old commits stayed with the upstream.
+            .args(mirror.extent.filter.map(|_| "--missing=print"))
             .args(bases.iter().map(CommitId::as_str))
             .arg("--");
         match tokio::time::timeout(CHECKING, walk.output_into(sink)).await {
@@ -523,7 +526,7 @@ impl Quarantine {
             list.seek(SeekFrom::Start(0))?;
             let mut unknown: HashSet<String> = wanted.iter().cloned().collect();
             for id in BufReader::new(list).lines() {
-                unknown.remove(&id?);
+                unknown.remove(id?.trim_start_matches('?'));
             }
             Ok(wanted
                 .into_iter()

@@ -30,14 +30,14 @@ const LOOK: &str = "look for a branch or a tag";
 
 impl Workspace {
     /// Takes the repository at `path` out: a branch or a tag of it, `HEAD`, or all of these if `reference` is
-    /// absent, with all that it leads to.
+    /// absent, with all that it leads to and `have` does not.
     ///
     /// # Errors
     /// `Ask` where git inside does not, or there is none; `NoSuchReference`, `NoBundle`.
     pub async fn bundle(
         &self,
         path: &Path,
-        reference: Option<&str>,
+        (reference, have): (Option<&str>, &[CommitId]),
         place: Pass,
     ) -> Result<Bundled, WorkspaceError> {
         let sandbox = self.sandbox().await?;
@@ -47,7 +47,7 @@ impl Workspace {
             None => None,
         };
         let (file, size) = self
-            .take_bundle(&inside, wanted.as_deref(), &[], LARGEST)
+            .take_bundle(&inside, wanted.as_deref(), have, LARGEST)
             .await?;
         let (file, handed) = read(file).await?;
         drop(handed);

@@ -1,5 +1,7 @@
 //! A workspace's commits, taken out to be pushed to their upstream by the provider.
 
+use std::path::Path;
+
 use super::bundle::{full_name, read};
 use super::commit::{branch, id_of};
 use super::events::Event;
@@ -32,13 +34,7 @@ impl Workspace {
             let reason = "the config has the repository without its history".to_owned();
             return Err(git::PushError::Unfit(reason).into());
         }
-        let bases = {
-            let record = self.record();
-            let first = record.stack.commits.get(path).cloned();
-            let latest = record.commits.get(path).cloned();
-            let latest = latest.filter(|latest| first.as_ref() != Some(latest));
-            first.into_iter().chain(latest).collect::<Vec<CommitId>>()
-        };
+        let bases = self.bases(path);
         let sandbox = self.sandbox().await?;
         let inside = Inside::to_ask(&sandbox, path).await?;
         let from = from.unwrap_or("HEAD");
@@ -81,6 +77,16 @@ impl Workspace {
             branch: to,
             owner: self.owner(),
         })
+    }
+
+    /// Commits of the upstream of the repository at `path` that the workspace started from, or got last.
+    #[must_use]
+    pub fn bases(&self, path: &Path) -> Vec<CommitId> {
+        let record = self.record();
+        let first = record.stack.commits.get(path).cloned();
+        let latest = record.commits.get(path).cloned();
+        let latest = latest.filter(|latest| first.as_ref() != Some(latest));
+        first.into_iter().chain(latest).collect()
     }
 
     /// Pushes what was taken out.

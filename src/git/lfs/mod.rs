@@ -36,7 +36,7 @@ use super::Mirrors;
 use super::error::GitError;
 use super::http::Web;
 use super::mending::Mending;
-use super::mirror::{self, Lease, Mirror, blocking};
+use super::mirror::{Lease, Mirror, blocking};
 use super::process::Input;
 use super::reference::{CommitId, Resolved};
 use super::submodules::Submodule;
@@ -267,7 +267,7 @@ async fn download(
     if store.missing(pointers).await?.is_empty() {
         return Ok(());
     }
-    let digest = mirror::digest(&mirror.upstream, mirror.depth);
+    let digest = mirror.extent.digest(&mirror.upstream);
     let gate = mirrors.gate(format!("{digest}.lfs"));
     let _turn = gate.lock_owned().await;
     let held = store.lock().await?;

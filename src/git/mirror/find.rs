@@ -7,10 +7,11 @@ use super::super::process::Input;
 use super::super::reference::{CommitId, Reference, Resolved};
 use super::super::upstream::Access;
 use super::ask::{Advertised, Head};
-use super::{Mirror, Refs, WriteLock, answer, lines, text};
+use super::{Mirror, REMOTE, Refs, WriteLock, answer, files_of, lines, text};
 
 /// What git or the server says to a commit that cannot be had by its id.
-const NOT_GIVEN_OUT: &[&str] = &["not our ref", "unadvertised object", "find remote ref"];
+pub(super) const NOT_GIVEN_OUT: &[&str] =
+    &["not our ref", "unadvertised object", "find remote ref"];
 
 impl Mirror {
     /// Branches and tags that the mirror has.
@@ -46,7 +47,20 @@ impl Mirror {
             .map(str::to_owned)
     }
 
-    pub(super) async fn find(
+    /// Finds a reference, and has all files of its commit.
+    pub(super) async fn find_whole(
+        &self,
+        lock: &WriteLock,
+        access: &Access,
+        advertised: &Advertised,
+        reference: Option<&str>,
+    ) -> Result<Resolved, GitError> {
+        let found = self.find(lock, access, advertised, reference).await?;
+        self.fill(lock, access, &files_of([&found.commit])).await?;
+        Ok(found)
+    }
+
+    async fn find(
         &self,
         lock: &WriteLock,
         access: &Access,
@@ -55,7 +69,7 @@ impl Mirror {
     ) -> Result<Resolved, GitError> {
         let url = || self.upstream.url().to_owned();
         let mut refs = self.refs().await?;
-        if self.depth.is_some() {
+        if self.extent.depth.is_some() {
             // Others stay as they were when they were asked for.
             refs.retain(|name, id| advertised.refs.get(name) == Some(id));
         }
@@ -161,18 +175,17 @@ impl Mirror {
         {
             return Ok(commit);
         }
-        let depth = self.depth.map(|depth| format!("--depth={depth}"));
+        let depth = self.extent.depth.map(|depth| format!("--depth={depth}"));
         let call = self
             .fetching(lock, access, &self.path())?
             .args(depth)
-            .arg("--")
-            .args([access.upstream().url(), id]);
+            .args(["--", REMOTE, id]);
         match call.output().await {
             Ok(_) => {}
             Err(failure) if failure.says(NOT_GIVEN_OUT) => {}
             Err(failure) => return Err(GitError::remote("fetch a commit of", access, failure)),
         }
-        if self.depth.is_some() {
+        if self.extent.depth.is_some() {
             self.tidy_shallow().await?;
         }
         self.peeled(id)

@@ -13,6 +13,7 @@
 mod ask;
 mod files;
 mod find;
+mod partial;
 mod steps;
 mod thin;
 mod update;
@@ -31,13 +32,54 @@ use super::error::GitError;
 use super::process::{Call, Client, Failure, Input};
 use super::reference::{CommitId, Resolved};
 use super::upstream::{Access, Upstream};
+use crate::config::{Filter, Repository};
 use ask::Head;
 pub(super) use files::{blocking, take_unwanted};
 use files::{is_at, sweep, trusting};
-pub(super) use thin::{digest, ids};
+pub(super) use partial::{files_of, settings as partial_settings};
+pub(super) use thin::ids;
 
 /// How long to wait before asking again for a lock that another process holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What git calls the upstream in a mirror and in a checkout.
+pub(super) const REMOTE: &str = "origin";
+
+/// How much of its upstream a mirror has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// Of how many commits, if not of all.
+    pub(super) depth: Option<NonZeroU32>,
+    /// Without which files, those excepted that somebody wanted.
+    pub(super) filter: Option<Filter>,
+}
+
+impl Extent {
+    /// All that the upstream has.
+    pub(super) const WHOLE: Self = Self {
+        depth: None,
+        filter: None,
+    };
+
+    /// What a repository of the config asks for.
+    pub(super) fn of(repository: &Repository) -> Self {
+        Self {
+            depth: repository.depth,
+            filter: repository.filter,
+        }
+    }
+
+    /// Where a mirror of it is, by its upstream's digest.
+    pub(super) fn digest(self, upstream: &Upstream) -> String {
+        let depth = self.depth.map(|depth| format!("depth={depth}"));
+        let filter = self.filter.map(|filter| format!("filter={filter}"));
+        let parts: Vec<_> = depth.into_iter().chain(filter).collect();
+        match parts.is_empty() {
+            true => upstream.digest(),
+            false => upstream.digest_for(&parts.join(" ")),
+        }
+    }
+}
 
 /// Where references' names lead: full name to object id. Names are bytes to git.
 pub(super) type Refs = BTreeMap<Vec<u8>, String>;
@@ -47,8 +89,7 @@ pub(super) type Refs = BTreeMap<Vec<u8>, String>;
 pub(super) struct Mirror {
     pub(super) client: Arc<Client>,
     pub(super) upstream: Upstream,
-    /// Of how many commits, if not of all that the upstream has.
-    pub(super) depth: Option<NonZeroU32>,
+    pub(super) extent: Extent,
     /// The directory that holds all mirrors.
     dir: PathBuf,
     digest: String,
@@ -86,16 +127,15 @@ impl Mirror {
     pub(super) fn new(
         client: Arc<Client>,
         dir: PathBuf,
-        (upstream, depth): (Upstream, Option<NonZeroU32>),
+        (upstream, extent): (Upstream, Extent),
         gate: Arc<Mutex<()>>,
     ) -> Self {
-        let digest = thin::digest(&upstream, depth);
         Self {
             client,
+            digest: extent.digest(&upstream),
             upstream,
-            depth,
+            extent,
             dir,
-            digest,
             gate,
         }
     }
@@ -178,7 +218,7 @@ impl Mirror {
 
     /// The write lock of a mirror of a depth: while git fetches, its history may seem to end elsewhere.
     pub(super) async fn lock_of_depth(&self) -> Result<Option<WriteLock>, GitError> {
-        match self.depth {
+        match self.extent.depth {
             Some(_) => self.lock().await.map(Some),
             None => Ok(None),
         }
@@ -203,22 +243,22 @@ impl Mirror {
                 url: self.upstream.url().to_owned(),
             });
         }
-        match self.depth {
+        match self.extent.depth {
             Some(depth) => {
                 self.reach(lock, &access, &advertised, (reference, depth))
                     .await?;
             }
             None => self.update(lock, &access, &advertised).await?,
         }
-        match self.find(lock, &access, &advertised, reference).await {
+        match self.find_whole(lock, &access, &advertised, reference).await {
             Err(error @ GitError::Other { .. }) if self.is_damaged().await => {
                 self.replace_damaged(lock, &access, &advertised, &error)
                     .await?;
-                if let Some(depth) = self.depth {
+                if let Some(depth) = self.extent.depth {
                     self.reach(lock, &access, &advertised, (reference, depth))
                         .await?;
                 }
-                self.find(lock, &access, &advertised, reference).await
+                self.find_whole(lock, &access, &advertised, reference).await
             }
             found => found,
         }
@@ -233,7 +273,7 @@ impl Mirror {
         (branch, commits): (&str, &[CommitId]),
     ) -> Result<(Access, Refs), GitError> {
         let (access, advertised) = self.ask(lock, access).await?;
-        match self.depth {
+        match self.extent.depth {
             Some(depth) => {
                 self.reach_branch(lock, &access, &advertised, (branch, depth))
                     .await?;
@@ -252,15 +292,15 @@ impl Mirror {
         commit: &CommitId,
     ) -> Result<(), GitError> {
         let (access, advertised) = self.ask(lock, access).await?;
-        match self.depth {
+        match self.extent.depth {
             Some(depth) => {
                 self.reach_anew(lock, &access, &advertised, (Some(commit), depth))
                     .await?;
             }
             None => self.build(lock, &access, &advertised).await?,
         }
-        let found = self.commit_or_fetch(lock, &access, commit.as_str());
-        found.await.map(drop)
+        let commit = self.commit_or_fetch(lock, &access, commit.as_str()).await?;
+        self.fill(lock, &access, &files_of([&commit])).await
     }
 
     /// Whether git finds the mirror's own files missing or broken. Reads all of it.
@@ -295,15 +335,26 @@ impl Mirror {
             .input(Input::Held(lock.held()?)))
     }
 
-    /// A fetch from the upstream; its options, `--`, the URL and what is wanted come after it. Progress tells that
-    /// it is alive, and ends it by SIGPIPE when the provider is gone.
+    /// A fetch from the upstream, [`REMOTE`]; its options, `--`, that and what is wanted come after it. Progress
+    /// tells that it is alive, and ends it by SIGPIPE when the provider is gone.
     fn fetching(&self, lock: &WriteLock, access: &Access, into: &Path) -> Result<Call, GitError> {
-        Ok(self.remote(lock, access)?.in_git_dir(into).args([
+        let filter = self
+            .extent
+            .filter
+            .map(|filter| format!("--filter={filter}"));
+        let call = self
+            .remote(lock, access)?
+            .in_git_dir(into)
+            .setting(&format!("remote.{REMOTE}.url"), access.upstream().url())
+            // From git 2.48 on it would make a reference of that.
+            .setting(&format!("remote.{REMOTE}.followRemoteHEAD"), "never");
+        let fetch = [
             "fetch",
             "--progress",
             "--no-tags",
             "--no-recurse-submodules",
-        ]))
+        ];
+        Ok(call.args(fetch).args(filter))
     }
 
     fn beside(&self, extension: &str) -> PathBuf {

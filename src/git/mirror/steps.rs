@@ -13,7 +13,7 @@ use super::super::reference::is_ref_name;
 use super::super::upstream::Access;
 use super::ask::{Advertised, Head};
 use super::files::sweep;
-use super::{Mirror, WriteLock, answer, blocking, swept};
+use super::{Mirror, REMOTE, WriteLock, answer, blocking, swept};
 
 /// Steps in a row that bring nothing, after which the upstream is given up.
 const FAILURES: usize = 4;
@@ -81,6 +81,35 @@ impl<'a> Stride<'a> {
     }
 }
 
+/// All of something that comes at once or, where that breaks off, fewer at a time.
+pub(super) struct Portions<'a, T> {
+    stride: Stride<'a>,
+    left: &'a [T],
+}
+
+impl<'a, T> Portions<'a, T> {
+    pub(super) fn of(url: &'a str, all: &'a [T]) -> Self {
+        Self {
+            stride: Stride::of(url, all.len().max(1)),
+            left: all,
+        }
+    }
+
+    /// What is to come next.
+    pub(super) fn next(&self) -> Option<&'a [T]> {
+        let count = self.stride.next.min(self.left.len());
+        (count > 0).then(|| &self.left[..count])
+    }
+
+    /// Takes note of what became of it; its error if there is to be no other attempt.
+    pub(super) fn after(&mut self, step: Result<(), GitError>) -> Result<(), GitError> {
+        if step.is_ok() {
+            self.left = &self.left[self.stride.next.min(self.left.len())..];
+        }
+        self.stride.after(step)
+    }
+}
+
 impl Mirror {
     /// Brings the mirror in `into` what the upstream has: all at once or, where that breaks off, in steps. Where
     /// it fails, what has come stays.
@@ -124,18 +153,12 @@ impl Mirror {
         lock: &WriteLock,
         access: &Access,
         (into, options): (&Path, &[&str]),
-        mut left: Vec<&str>,
+        left: Vec<&str>,
     ) -> Result<(), GitError> {
-        let mut stride = Stride::of(self.upstream.url(), left.len().max(1));
-        while !left.is_empty() {
-            let count = stride.next.min(left.len());
-            let step = self
-                .fetch_some(lock, access, (into, options), &left[..count])
-                .await;
-            if step.is_ok() {
-                left.drain(..count);
-            }
-            stride.after(step)?;
+        let mut portions = Portions::of(self.upstream.url(), &left);
+        while let Some(names) = portions.next() {
+            let step = self.fetch_some(lock, access, (into, options), names);
+            portions.after(step.await)?;
         }
         Ok(())
     }
@@ -189,7 +212,7 @@ impl Mirror {
         let call = self
             .fetching(lock, access, into)?
             .args(options)
-            .args(["--stdin", "--", access.upstream().url()])
+            .args(["--stdin", "--", REMOTE])
             .input(Input::Bytes(list.into_bytes()));
         // It prints nothing there, and so holds the lock.
         match call.output_into(held).await {

@@ -6,7 +6,7 @@
 //! taken out again, so that what is there is connected.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io::{BufRead as _, BufReader, Seek as _};
+use std::io::BufRead as _;
 use std::num::NonZeroU32;
 use std::path::Path;
 
@@ -14,7 +14,6 @@ use super::super::error::GitError;
 use super::super::process::Input;
 use super::super::reference::{CommitId, Reference, is_ref_name};
 use super::super::upstream::Access;
-use super::super::upstream::Upstream;
 use super::ask::{Advertised, Head};
 use super::files::remove;
 use super::steps::shallow;
@@ -238,7 +237,7 @@ impl Mirror {
 
     /// Whether the commit is there with as much of its history as the mirror has of each.
     pub(super) async fn has_enough_of(&self, commit: &CommitId) -> Result<bool, GitError> {
-        match self.depth {
+        match self.extent.depth {
             Some(depth) => Ok(!self.graph([commit]).await?.falls_short(commit, depth)),
             None => Ok(true),
         }
@@ -252,26 +251,15 @@ impl Mirror {
     ) -> Result<Graph, GitError> {
         let from: String = from.into_iter().map(|id| format!("{id}\n")).collect();
         const LIST: &str = "list the mirror's commits";
-        // There may be more of them than is kept of what git prints.
-        let dir = self.dir.clone();
-        let (sink, list) = blocking(LIST, move || {
-            let list = tempfile::tempfile_in(dir)?;
-            Ok((list.try_clone()?, list))
-        })
-        .await?;
         let call = self
             .git()
             .args(["rev-list", "--parents", "--stdin"])
             .input(Input::Bytes(from.into_bytes()));
-        call.output_into(sink)
-            .await
-            .map_err(|failure| GitError::local(LIST, failure))?;
+        let list = self.list(call, LIST).await?;
         let ends = self.ends().await?;
         blocking(LIST, move || {
-            let mut list = list;
-            list.rewind()?;
             let mut parents = BTreeMap::new();
-            for line in BufReader::new(list).lines() {
+            for line in list.lines() {
                 let line = line?;
                 let mut ids = line.split(' ').filter_map(|id| id.parse().ok());
                 if let Some(commit) = ids.next() {
@@ -413,19 +401,13 @@ fn parents(printed: &[u8]) -> BTreeMap<CommitId, Vec<CommitId>> {
     found
 }
 
-/// Where a mirror of `depth` is, by its upstream's digest.
-pub(in crate::git) fn digest(upstream: &Upstream, depth: Option<NonZeroU32>) -> String {
-    match depth {
-        Some(depth) => upstream.digest_for(&format!("depth={depth}")),
-        None => upstream.digest(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::super::super::process::Client;
+    use super::super::super::upstream::Upstream;
+    use super::super::Extent;
     use super::*;
 
     fn id(name: char) -> CommitId {
@@ -453,7 +435,7 @@ mod tests {
         let mark = ("OF_A_TEST", String::new());
         let stall = std::time::Duration::from_millis(20);
         let client = Arc::new(Client::new(dir.path().to_owned(), mark, stall));
-        let of = (upstream, NonZeroU32::new(1));
+        let of = (upstream, Extent::WHOLE);
         let mirror = Mirror::new(client, dir.path().to_owned(), of, Arc::default());
         let path = mirror.path();
         assert!(matches!(mirror.format_of(&path).await, Ok(None)));

@@ -8,7 +8,7 @@ use super::super::error::GitError;
 use super::super::upstream::Access;
 use super::ask::{Advertised, Head};
 use super::files::remove;
-use super::{Mirror, WriteLock, blocking, swept};
+use super::{Mirror, REMOTE, WriteLock, blocking, partial, swept};
 
 /// Packs in a mirror, from which on the small ones are made one.
 const PACKS: usize = 50;
@@ -50,7 +50,7 @@ impl Mirror {
         error: &GitError,
     ) -> Result<(), GitError> {
         tracing::warn!(url = self.upstream.url(), %error, "the mirror is damaged, making it anew");
-        match self.depth {
+        match self.extent.depth {
             Some(depth) => {
                 self.reach_anew(lock, access, advertised, (None, depth))
                     .await
@@ -105,10 +105,14 @@ impl Mirror {
 
     pub(super) async fn init(&self, new: &Path, format: &str) -> Result<(), GitError> {
         let init = self.client.init_bare(new, format);
-        init.output()
-            .await
-            .map(drop)
-            .map_err(|failure| GitError::local("make a mirror", failure))
+        let failed = |failure| GitError::local("make a mirror", failure);
+        init.output().await.map_err(failed)?;
+        for (key, value) in self.extent.filter.into_iter().flat_map(partial::settings) {
+            let set = ["config", "--local", "--replace-all", key, value.as_str()];
+            let set = self.client.local(new).args(set);
+            set.output().await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     pub(super) async fn put_into_place(&self, new: PathBuf, old: PathBuf) -> Result<(), GitError> {
@@ -139,14 +143,17 @@ impl Mirror {
     ) -> Result<(), GitError> {
         let call = self
             .fetching(lock, access, into)?
-            .args(["--prune", "--"])
-            .arg(access.upstream().url())
+            .args(["--prune", "--", REMOTE])
             .args(["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]);
         match call.messages().await {
             // Not an error to git: it leaves those references out.
             Ok(said) if said.contains("shallow roots are not allowed") => {
                 let url = access.upstream().url().to_owned();
                 return Err(GitError::Shallow { url });
+            }
+            Ok(said) if said.contains("filtering not recognized by server") => {
+                let url = access.upstream().url();
+                tracing::warn!(url, "the upstream knows no filter and gives out all files");
             }
             Ok(_) => {}
             Err(failure) => return Err(swept(into, access, failure).await),
@@ -202,11 +209,12 @@ impl Mirror {
         })
         .await;
         if let Ok(Some(_alone)) = due {
-            let repack = self
-                .git()
-                .args(["repack", "-d", "-q", "--geometric=2"])
-                .output()
-                .await;
+            // By size git would take packs of what may be missing for others.
+            let how = match self.extent.filter {
+                None => "--geometric=2",
+                Some(_) => "-a",
+            };
+            let repack = self.git().args(["repack", "-d", "-q", how]).output().await;
             if let Err(failure) = repack {
                 // The mirror works as it is, only slower; git before 2.32 has no such option.
                 tracing::debug!(

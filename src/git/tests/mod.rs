@@ -3,6 +3,7 @@
 //! The prefix `upstream` is for what somebody else owns, `inside` for what ends up in a workspace.
 
 mod http;
+mod partial;
 mod push;
 mod steps;
 mod submodules;

@@ -111,6 +111,10 @@ impl Git {
         arguments: &[S],
         input: &[u8],
     ) -> (bool, String, String) {
+        // But for a clone, which brings what it checks out, what is promised stays where it is.
+        let is_clone = arguments
+            .first()
+            .is_some_and(|first| first.as_ref() == "clone");
         let mut child = Command::new(program)
             .args(arguments)
             .current_dir(self.path())
@@ -129,6 +133,7 @@ impl Git {
                 ("GIT_COMMITTER_NAME", "C"),
                 ("GIT_COMMITTER_EMAIL", "c@example.org"),
             ])
+            .envs((!is_clone).then_some(("GIT_NO_LAZY_FETCH", "1")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -41,8 +41,15 @@ impl HandOut for NsProvider {
         let workspace = self.get(id)?;
         self.check_room()?;
         let path = place(&self.config.repositories, path)?;
+        let mut configured = self.config.repositories.iter();
+        let is_partial = configured.any(|one| one.path == path && one.is_partial());
+        // Of what follows on these nothing stayed with the upstream.
+        let have = match is_partial {
+            true => workspace.bases(&path),
+            false => Vec::new(),
+        };
         let bundled = workspace
-            .bundle(&path, reference.as_deref(), place_for_it)
+            .bundle(&path, (reference.as_deref(), &have), place_for_it)
             .await;
         let bundled = bundled.map_err(|error| error_of(error, &path.to_string_lossy()))?;
         Ok(Bundled {
