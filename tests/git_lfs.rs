@@ -117,6 +117,38 @@ fn large_files_are_in_the_workspace_and_cost_the_network_once() {
 }
 
 #[test]
+fn a_partial_clone_has_the_large_files_of_its_commit() {
+    let server = LfsServer::before(GitServer::open(), None);
+    let upstream = server.repository("project", &[(".gitattributes", ATTRIBUTES)]);
+    git(
+        &upstream.bare,
+        &["config", "uploadpack.allowFilter", "true"],
+    );
+    let states: Vec<_> = (1..=3).map(|seed| content(seed, 100_000)).collect();
+    for state in &states[..2] {
+        upstream.commit(&[("large.bin", &server.keep(state)), ("file", "x\n")]);
+    }
+    let derrick = config(&upstream, &json!({ "filter": "blob:none" })).start();
+    let workspace = derrick.create();
+    let large = "/project/large.bin";
+    assert_eq!(digest(&workspace, large), pointer(&states[1]).0);
+    workspace.ok("cd /project && git fsck && test -z \"$(git status --porcelain)\"");
+    // The pointer before it stayed with the upstream, and what it points to as well.
+    let old = workspace.sh("git -C /project show HEAD~1:large.bin");
+    assert_eq!(old.exit_code, 128, "{}", old.output);
+    assert_eq!(server.requests().len(), 2);
+    upstream.commit(&[("large.bin", &server.keep(&states[2]))]);
+    let fetched = workspace.fetch_with(&json!({ "update": "fast-forward" }));
+    assert_eq!(
+        fetched["repositories"][0]["head"],
+        upstream.head(),
+        "{fetched}"
+    );
+    assert_eq!(digest(&workspace, large), pointer(&states[2]).0);
+    workspace.ok("cd /project && git fsck && test -z \"$(git status --porcelain)\"");
+}
+
+#[test]
 fn git_inside_knows_large_files_without_git_lfs() {
     let server = LfsServer::before(GitServer::open(), None);
     let (one, two) = (content(1, 200_000), content(2, 100_000));

@@ -235,3 +235,154 @@ fn what_does_not_connect_is_answered_so_and_a_new_workspace_has_it() {
     );
     assert_eq!(next.describe()["setup"]["anew"], "not_its_history");
 }
+
+fn fields(fetched: &Value) -> (String, String) {
+    let one = &fetched["repositories"][0];
+    let text = |field: &str| one[field].as_str().unwrap_or_default().to_owned();
+    (text("head"), text("not_updated"))
+}
+
+const MISSING: &str = "git rev-list --objects --missing=print --all HEAD | grep -c '^?'";
+
+#[test]
+fn a_partial_clone_is_fetched_committed_bundled_and_pushed() {
+    let server = GitServer::open();
+    let upstream = server.repository("project", &[("file", "first\n"), ("other", "x\n")]);
+    upstream.receive();
+    git(
+        &upstream.bare,
+        &["config", "uploadpack.allowFilter", "true"],
+    );
+    commits(&upstream, 20);
+    // Of a branch whose files nobody wanted.
+    upstream.git(&["switch", "--quiet", "--create", "side"]);
+    upstream.commit(&[("other", "of the side\n"), ("file", "of the side\n")]);
+    upstream.git(&["switch", "--quiet", "main"]);
+    let narrow = Narrow::before(server.port());
+    narrow.lets_through(usize::MAX, usize::MAX);
+    let fields_of = |history: &str| {
+        with(&json!({
+            "url": narrow.url(&upstream.url), "filter": "blob:none", "push": ["work"], "history": history,
+        }))
+    };
+    let derrick = Derrick::start(fields_of("full"));
+    let workspace = derrick.create();
+    let first = upstream.head();
+    let partial = narrow.sent();
+    workspace.ok(
+        "git fsck --strict && git log --all --name-only && test -z \"$(git status --porcelain)\"",
+    );
+    assert_eq!(workspace.ok(MISSING), "21\n");
+    let old = workspace.sh("git show HEAD~5:file");
+    assert_eq!(old.exit_code, 128, "{}", old.output);
+    // A second one costs no network.
+    let packs = server.packs();
+    assert_eq!(derrick.create().ok(MISSING), "21\n");
+    assert_eq!(server.packs(), packs);
+
+    // Changes, a commit, a bundle and a push.
+    workspace.ok("echo mine > other; echo new > new");
+    let changes = workspace
+        .api()
+        .get(&workspace.path("changes"))
+        .expect(200)
+        .json();
+    assert_eq!(
+        changes["changes"].as_array().map(Vec::len),
+        Some(2),
+        "{changes}"
+    );
+    let order =
+        json!({ "message": "mine", "author": { "name": "Grace", "email": "g@example.org" } });
+    let made = workspace.post("commit", &order).expect(200).json();
+    assert_eq!(made["parent"], first);
+    // What follows on the upstream's: the rest is not there.
+    let bundle = workspace.api().get(&workspace.path("bundle")).expect(200);
+    let file = upstream.bare.join("a.bundle");
+    std::fs::write(&file, &bundle.body).expect("writes");
+    let file = file.to_str().expect("a path is text");
+    git(&upstream.work, &["fetch", "--quiet", file, "main:theirs"]);
+    let theirs = git(&upstream.work, &["rev-parse", "theirs"]);
+    assert_eq!(made["commit"], theirs.trim());
+    git(&upstream.work, &["branch", "--quiet", "-D", "theirs"]);
+    let pushed = workspace
+        .post("push", &json!({ "to": "work" }))
+        .expect(200)
+        .json();
+    assert_eq!(
+        (&pushed["new_commit"], &pushed["commits"]),
+        (&made["commit"], &json!(1)),
+        "{pushed}"
+    );
+    git(&upstream.bare, &["fsck", "--strict"]);
+
+    // New commits come with their files, and others at request.
+    workspace.ok("git reset --quiet --hard HEAD~1");
+    commits(&upstream, 3);
+    let was = upstream.git(&["show", "main~9:file"]);
+    let last = upstream.commit(&[("file", &was)]);
+    let fetched = workspace.fetch_with(&json!({ "update": "fast-forward" }));
+    assert_eq!(fields(&fetched), (last.clone(), String::new()), "{fetched}");
+    let look = format!(
+        "git fsck --strict; git log -p {first}.. > /dev/null && git status --porcelain; cat file"
+    );
+    assert_eq!(workspace.ok(&look), was);
+    let older = git(&upstream.bare, &["rev-parse", "main~12"]);
+    for reference in ["side", older.trim()] {
+        let wish = json!({ "reference": reference, "update": "reset" });
+        let fetched = workspace.fetch_with(&wish);
+        assert_eq!(fields(&fetched).1, "", "{fetched}");
+        assert_eq!(
+            workspace.ok("git status --porcelain; git fsck --strict"),
+            ""
+        );
+        let content = git(&upstream.bare, &["show", &format!("{reference}:file")]);
+        assert_eq!(workspace.ok("cat file"), content);
+    }
+    // On what came last, with a file that nobody else's branch has so.
+    workspace.ok(&format!(
+        "git checkout --quiet -B mine {last}; echo mine > other; echo mine > file"
+    ));
+    let made = workspace.post("commit", &order).expect(200).json();
+    let wish = json!({ "branch": "mine", "to": "work" });
+    let refused = workspace.post("push", &wish).problem(409);
+    assert!(
+        refused["detail"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("rejected"),
+        "{refused}"
+    );
+    git(&upstream.bare, &["branch", "--quiet", "-D", "work"]);
+    let pushed = workspace.post("push", &wish).expect(200).json();
+    assert_eq!(pushed["new_commit"], made["commit"], "{pushed}");
+    git(&upstream.bare, &["fsck", "--strict"]);
+
+    // The next setup goes on from the last one, and a sealed one has its own.
+    let next = derrick.create();
+    assert_eq!(
+        next.ok("git rev-parse HEAD; git status --porcelain; git fsck"),
+        format!("{last}\n")
+    );
+    assert_eq!(next.describe()["setup"]["anew"], Value::Null);
+    let sealed = Derrick::start(fields_of("sealed"));
+    let names = "git fsck --strict; git branch --all --format '%(refname)'";
+    assert_eq!(
+        sealed.create().ok(names),
+        "refs/heads/main\nrefs/remotes/origin/HEAD\nrefs/remotes/origin/main\n"
+    );
+    let none = Derrick::start(fields_of("none"));
+    assert_eq!(none.create().sh(MISSING).output, "0\n");
+
+    // Less came than is there.
+    narrow.lets_through(usize::MAX, usize::MAX);
+    Derrick::start(with(
+        &json!({ "url": narrow.url(&upstream.url), "history": "full" }),
+    ))
+    .create();
+    assert!(
+        partial * 3 < narrow.sent(),
+        "{partial} of {}",
+        narrow.sent()
+    );
+}

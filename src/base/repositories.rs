@@ -132,26 +132,18 @@ impl Checkout {
         Ok(())
     }
 
-    /// Unpacks a fresh checkout, with its submodules, which then belongs to `owner`. `staging` is a directory for
-    /// what is on its way.
+    /// Unpacks a fresh checkout, with its submodules, which then belongs to `owner`.
     pub(super) async fn unpack(
         &self,
         mirrors: &Mirrors,
         build: &Build,
         (owner, submodules): (Owner, &[Submodule]),
-        staging: &Path,
     ) -> Result<(), SetupError> {
         let path = &self.repository.path;
         let (reader, writer) =
             pipe_for_archive().map_err(SetupError::host("making a pipe for a checkout"))?;
         let (written, unpacked) = tokio::join!(
-            mirrors.checkout(
-                &self.repository,
-                (&self.at, submodules),
-                owner,
-                staging,
-                writer
-            ),
+            mirrors.checkout(&self.repository, (&self.at, submodules), owner, writer),
             build.unpack(reader, Compression::Plain, path),
         );
         // Each side fails when the other does: that nobody read on is the unpacker's to explain, and

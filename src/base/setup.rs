@@ -64,7 +64,7 @@ impl Setups {
             .map_err(SetupError::host("opening the layer store"))?;
         let disk = state.clone();
         let room = Room::told_by(move || Ok(disk.disk()?.room()));
-        let mirrors = Mirrors::open(state.path("mirrors"), state.mark(), room);
+        let mirrors = Mirrors::open((state.path("mirrors"), state.staging()), state.mark(), room);
         let base = Bases {
             config: &config,
             state,
@@ -490,12 +490,7 @@ impl Setups {
             }
             let owner = owner.unwrap_or_default();
             checkout
-                .unpack(
-                    mirrors,
-                    build,
-                    (owner, &submodules.now),
-                    &self.shared.state.staging(),
-                )
+                .unpack(mirrors, build, (owner, &submodules.now))
                 .await?;
         }
         let output = self.run_script(build).await?;

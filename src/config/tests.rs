@@ -714,6 +714,50 @@ fn a_depth_counts_commits_and_goes_with_a_history_that_ends() {
 }
 
 #[test]
+fn a_filter_is_one_of_files() {
+    for (text, filter) in [
+        ("blob:none", "blob:none"),
+        ("blob:limit=0", "blob:none"),
+        ("blob:limit=1", "blob:limit=1"),
+        ("blob:limit=3k", "blob:limit=3072"),
+        ("blob:limit=2M", "blob:limit=2097152"),
+        ("blob:limit=1g", "blob:limit=1073741824"),
+    ] {
+        let text = with_repository(&format!(
+            r#""filter":"{text}","url":"https://h/x","path":"/a""#
+        ));
+        let config = read(&text).unwrap();
+        let read = config.repositories[0].filter.unwrap();
+        assert_eq!(read.to_string(), filter);
+    }
+    for odd in [
+        "",
+        "blob:limit=",
+        "blob:limit=k",
+        "blob:limit=+1",
+        "blob:limit=-1",
+        "blob:limit=1.5m",
+        "blob:limit=1kk",
+        "blob:limit=18446744073709551616",
+        "blob:limit=18446744073709551615k",
+        "tree:0",
+        "combine:blob:none+tree:0",
+        "sparse:oid=main:x",
+        "BLOB:NONE",
+        " blob:none",
+    ] {
+        let text = with_repository(&format!(
+            r#""filter":"{odd}","url":"https://h/x","path":"/a""#
+        ));
+        let error = read(&text).unwrap_err();
+        let (_, said) = error.split_once("repositories[0].").expect(&error);
+        let expected = "filter: is no filter of files; write \"blob:none\", or \"blob:limit=\" and a number of bytes, \
+                        which may end in k, m or g";
+        assert_eq!(said, expected, "{odd}");
+    }
+}
+
+#[test]
 fn submodules_are_allowed_by_beginnings_of_urls() {
     let odd = "submodule_urls: has what no URL begins with; write \"https://host/group/\", \"git@host:group/\" or a directory";
     for (fields, expected) in [

@@ -199,18 +199,20 @@ impl Place {
         let wanted = refs.values().map(String::as_str);
         let wanted = wanted.chain([at.commit.as_str()]);
         let boundary = history::boundary(mirror, history, at).await?;
+        self.furnish(&boundary).await?;
         match mirror.extent.filter {
             None => self.fill(mirror, wanted, &boundary).await?,
             Some(filter) => {
                 let packs = self.git_dir().join("objects/pack");
-                partial::pack(mirror, filter, (wanted, &at.commit), &boundary, &packs).await?;
+                let ends = self.git_dir().join("shallow");
+                let ends = (!boundary.is_empty()).then_some(ends.as_path());
+                partial::pack(mirror, filter, (wanted, &at.commit), ends, &packs).await?;
                 for (key, value) in partial_settings(filter) {
                     self.run(mirror, &["config", "--local", "--replace-all", key, &value])
                         .await?;
                 }
             }
         }
-        self.furnish(&boundary).await?;
         let (git, packed) = (self.git_dir(), packed_refs(&refs, at));
         blocking("write a checkout's references", move || {
             std::fs::write(git.join("packed-refs"), packed)

@@ -79,6 +79,8 @@ pub struct Mirrors(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     dir: PathBuf,
+    /// For what is on its way.
+    scratch: PathBuf,
     client: Arc<Client>,
     /// One gate for each mirror that was used, so that one task writes to it at a time.
     gates: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
@@ -90,15 +92,28 @@ struct Shared {
 impl Mirrors {
     /// Mirrors below `dir`, which is made with mode 0700 when the first is needed, and take no large files beyond
     /// `room`. Every git has the variable `mark` in its environment.
+    ///
+    /// What leaves them, or is to, is below `scratch` meanwhile, which is there, on the same file system, where
+    /// objects are linked and not copied. Only after a `kill -9` something is left in it.
     #[must_use]
-    pub fn open(dir: PathBuf, mark: (&'static str, String), room: Room) -> Self {
-        Self::with_stall(dir, mark, room, STALL)
+    pub fn open(
+        (dir, scratch): (PathBuf, PathBuf),
+        mark: (&'static str, String),
+        room: Room,
+    ) -> Self {
+        Self::with_stall((dir, scratch), mark, room, STALL)
     }
 
-    fn with_stall(dir: PathBuf, mark: (&'static str, String), room: Room, stall: Duration) -> Self {
+    fn with_stall(
+        (dir, scratch): (PathBuf, PathBuf),
+        mark: (&'static str, String),
+        room: Room,
+        stall: Duration,
+    ) -> Self {
         let client = Arc::new(Client::new(dir.clone(), mark, stall));
         Self(Arc::new(Shared {
             dir,
+            scratch,
             client,
             gates: Mutex::default(),
             ready: OnceCell::new(),
@@ -203,9 +218,7 @@ impl Mirrors {
     /// Writes a fresh checkout at `at`, `.git` included, to `sink` as a tar stream (GNU, with PAX
     /// records for long link targets): names relative to the repository's root, all owned by `owner`.
     ///
-    /// `at` has been resolved before, and `submodules` are its own. It is made in a directory below `scratch` that
-    /// is gone afterwards; only after a `kill -9` a `checkout-*` is left there. `scratch` should be on the mirrors'
-    /// file system, where objects are linked and not copied.
+    /// `at` has been resolved before, and `submodules` are its own.
     ///
     /// # Errors
     ///
@@ -215,12 +228,12 @@ impl Mirrors {
         repository: &Repository,
         (at, submodules): (&Resolved, &[Submodule]),
         owner: Owner,
-        scratch: &Path,
         sink: File,
     ) -> Result<(), GitError> {
         self.prepare().await?;
         let mut mending = Mending::of(self, repository, &at.commit).await?;
         let staging = loop {
+            let scratch = &self.0.scratch;
             let made = Staging::make(mending.mirror(), repository.history, at, scratch).await;
             if let Some(staging) = mending.settle(made).await? {
                 break staging;
@@ -261,8 +274,8 @@ impl Mirrors {
         }
     }
 
-    /// Pushes commits of a workspace to the upstream, after they were checked in a directory below `scratch` that
-    /// is gone afterwards. No branch is moved but forwards.
+    /// Pushes commits of a workspace to the upstream, after they were checked. No branch is moved but
+    /// forwards.
     ///
     /// # Errors
     /// Any [`PushError`]. Nothing was pushed then, as far as the upstream says.
@@ -270,12 +283,11 @@ impl Mirrors {
         &self,
         repository: &Repository,
         outgoing: Outgoing,
-        scratch: &Path,
     ) -> Result<Pushed, PushError> {
         self.prepare().await?;
         let access = Access::of(repository).await?;
         let mirror = self.mirror_for(repository)?;
-        push::push(&mirror, (access, repository), outgoing, scratch).await
+        push::push(&mirror, (access, repository), outgoing, &self.0.scratch).await
     }
 
     /// Whether all that `old` leads to is history of `new` as well, so that a checkout of `old` holds nothing

@@ -19,31 +19,19 @@ use super::process::{Call, Input};
 use super::reference::{CommitId, Resolved};
 use crate::config::{Filter, Repository};
 
-/// Writes one pack, with its index, below the directory `packs`: of what `wanted` leads to, behind `boundary` not,
-/// without the files that `filter` leaves out, but for those of `at`.
+/// Writes one pack, with its index, below the directory `packs`: of what `wanted` leads to, without the files that
+/// `filter` leaves out, but for those of `at`. `ends` is a file as git's `shallow`: what is behind it stays outside.
 pub(super) async fn pack(
     mirror: &Mirror,
     filter: Filter,
     (wanted, at): (impl Iterator<Item = &str>, &CommitId),
-    boundary: &[CommitId],
+    ends: Option<&Path>,
     packs: &Path,
 ) -> Result<(), GitError> {
     let wanted: String = wanted.map(|id| format!("{id}\n")).collect();
-    let boundary: String = boundary.iter().map(|id| format!("{id}\n")).collect();
-    let scratch = mirror.scratch_directory(LIST).await?;
-    // As git's file `shallow`.
-    let ends = scratch.path().join("ends");
-    let ends = match boundary.is_empty() {
-        true => None,
-        false => {
-            let path = ends.clone();
-            blocking(LIST, move || std::fs::write(path, boundary)).await?;
-            Some(ends)
-        }
-    };
     let list = |filter: &str| {
         let list = list(mirror).arg(filter).input(lines(&wanted));
-        match &ends {
+        match ends {
             Some(ends) => list.with_shallow(ends),
             None => list,
         }
@@ -95,7 +83,7 @@ impl Mirrors {
         self.prepare().await?;
         let mut mending = Mending::of(self, repository, &at.commit).await?;
         loop {
-            let packed = pack_new(mending.mirror(), &at.commit, old).await;
+            let packed = pack_new(mending.mirror(), (&at.commit, old), &self.0.scratch).await;
             if let Some(packs) = mending.settle(packed).await? {
                 return Ok(Some(NewFiles { packs }));
             }
@@ -105,15 +93,16 @@ impl Mirrors {
 
 async fn pack_new(
     mirror: &Mirror,
-    commit: &CommitId,
-    old: Option<&CommitId>,
+    (commit, old): (&CommitId, Option<&CommitId>),
+    scratch: &Path,
 ) -> Result<TempDir, GitError> {
     let _lease = mirror.lease().await?;
     let old = match old {
         Some(old) => mirror.peeled(old.as_str()).await?,
         None => None,
     };
-    let packs = mirror.scratch_directory(LIST).await?;
+    let scratch = scratch.to_owned();
+    let packs = blocking(LIST, move || tempfile::tempdir_in(scratch)).await?;
     let list = list_of_files(mirror, commit, old.as_ref());
     write(mirror, vec![list], packs.path()).await?;
     Ok(packs)

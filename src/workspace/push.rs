@@ -99,12 +99,8 @@ impl Workspace {
         repository: &Repository,
         outgoing: Outgoing,
     ) -> Result<Pushed, WorkspaceError> {
-        let scratch = self.state.staging();
         let branch = outgoing.branch.clone();
-        let pushed = setups
-            .mirrors()
-            .push(repository, outgoing, &scratch)
-            .await?;
+        let pushed = setups.mirrors().push(repository, outgoing).await?;
         self.events().tell(Event::Pushed {
             path: repository.path.to_string_lossy().into_owned(),
             branch,

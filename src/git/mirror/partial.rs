@@ -7,8 +7,6 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _};
 
-use tempfile::TempDir;
-
 use super::super::error::GitError;
 use super::super::process::{Call, Input};
 use super::super::reference::CommitId;
@@ -148,15 +146,6 @@ impl Mirror {
             Ok(BufReader::new(list))
         })
         .await
-    }
-
-    /// A directory that goes when it is dropped; of a provider that was killed it is left.
-    pub(in crate::git) async fn scratch_directory(
-        &self,
-        attempt: &'static str,
-    ) -> Result<TempDir, GitError> {
-        let dir = self.dir.clone();
-        blocking(attempt, move || tempfile::tempdir_in(dir)).await
     }
 
     /// A file without a name, for what git prints, twice.

@@ -196,6 +196,9 @@ fn serve(
         let length = body.len().to_string();
         headers.insert("content-length".to_owned(), length);
     }
+    if behaviour == "old" {
+        headers.remove("git-protocol");
+    }
     let lie = |answer: Vec<u8>| match behaviour {
         "lying" => narrow.lies(&answer),
         _ => answer,
@@ -620,7 +623,7 @@ async fn connections_that_fail_are_told_apart() {
     assert!(matches!(error, GitError::Transfer { .. }), "{error}");
     let dir = hosted.setting.dir.path().join("impatient");
     let impatient = Mirrors::with_stall(
-        dir,
+        (dir.clone(), dir),
         ("OF_A_TEST", String::new()),
         Room::boundless(),
         Duration::from_secs(1),
@@ -660,11 +663,7 @@ async fn git_is_killed_with_the_future_that_waits_for_it() {
         setting, server, ..
     } = &hosted;
     let repository = server.repository("stall/r.git", None);
-    let mirrors = Mirrors::open(
-        setting.dir.path().join("mirrors"),
-        ("OF_A_TEST", String::new()),
-        Room::boundless(),
-    );
+    let mirrors = setting.another();
     let task = tokio::spawn(async move { mirrors.resolve(&repository).await });
     // The worker's thread is needed while the server's channel is waited for.
     tokio::task::block_in_place(|| {

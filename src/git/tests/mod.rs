@@ -26,16 +26,22 @@ struct Setting {
     mirrors: Mirrors,
 }
 
+fn open(dir: &Path) -> Mirrors {
+    let places = (dir.join("mirrors"), dir.join("scratch"));
+    Mirrors::open(places, ("OF_A_TEST", String::new()), Room::boundless())
+}
+
 impl Setting {
     fn new() -> Self {
         let dir = TempDir::with_prefix("host-path-canary-").expect("a directory");
         std::fs::create_dir(dir.path().join("scratch")).expect("a directory");
-        let mirrors = Mirrors::open(
-            dir.path().join("mirrors"),
-            ("OF_A_TEST", String::new()),
-            Room::boundless(),
-        );
+        let mirrors = open(dir.path());
         Self { dir, mirrors }
+    }
+
+    /// The same mirrors, as another process has them.
+    fn another(&self) -> Mirrors {
+        open(self.dir.path())
     }
 
     fn scratch(&self) -> PathBuf {
@@ -60,7 +66,7 @@ impl Setting {
         let mut stream = tempfile::tempfile().expect("a file");
         let sink = stream.try_clone().expect("a descriptor");
         self.mirrors
-            .checkout(repository, what, Owner::default(), &self.scratch(), sink)
+            .checkout(repository, what, Owner::default(), sink)
             .await
             .expect("checks out");
         stream.rewind().expect("seeks");
@@ -737,11 +743,7 @@ async fn many_at_once_share_one_mirror() {
     let commit = upstream.commit("first");
     let repository = repository(&upstream.url(), None);
     // Another process sees the first one's locks only, as these do each other's.
-    let other = Mirrors::open(
-        setting.dir.path().join("mirrors"),
-        ("OF_A_TEST", String::new()),
-        Room::boundless(),
-    );
+    let other = setting.another();
     let tasks: Vec<_> = (0..8)
         .map(|number| {
             let mirrors = if number % 2 == 0 {
@@ -749,12 +751,12 @@ async fn many_at_once_share_one_mirror() {
             } else {
                 other.clone()
             };
-            let (repository, scratch) = (repository.clone(), setting.scratch());
+            let repository = repository.clone();
             tokio::spawn(async move {
                 let at = mirrors.resolve(&repository).await.expect("resolves");
                 let sink = tempfile::tempfile().expect("a file");
                 mirrors
-                    .checkout(&repository, (&at, &[]), Owner::default(), &scratch, sink)
+                    .checkout(&repository, (&at, &[]), Owner::default(), sink)
                     .await
                     .expect("checks out");
                 at.commit
@@ -1081,13 +1083,7 @@ async fn a_reader_that_goes_away_ends_the_checkout() {
     let sink = File::from(std::os::fd::OwnedFd::from(writer));
     let error = setting
         .mirrors
-        .checkout(
-            &repository,
-            (&at, &[]),
-            Owner::default(),
-            &setting.scratch(),
-            sink,
-        )
+        .checkout(&repository, (&at, &[]), Owner::default(), sink)
         .await
         .expect_err("is refused");
     assert!(matches!(error, GitError::Io { .. }), "{error}");

@@ -321,3 +321,85 @@ async fn an_upstream_that_knows_no_filter_gives_out_all() {
     inside.run(&["merge", "-q", "--ff-only", "origin/main"]);
     assert_sound_in_part(&inside);
 }
+
+#[tokio::test]
+async fn files_come_in_portions_where_they_do_not_come_at_once() {
+    let upstreams = TempDir::new().expect("a directory");
+    let server = http::Server::start(upstreams.path(), "");
+    let upstream = upstream_of("sha1");
+    for number in 100..120 {
+        upstream.write(&number.to_string(), &large(number));
+    }
+    upstream.commit("many");
+    let bare = upstreams.path().join("r.git");
+    let bare = bare.to_str().expect("UTF-8");
+    upstream.run(&["clone", "-q", "--bare", ".", bare]);
+    upstream.run(&[
+        "--git-dir",
+        bare,
+        "config",
+        "uploadpack.allowFilter",
+        "true",
+    ]);
+    let narrow = filtered(
+        "blob:none",
+        &server.repository("narrow/r.git", None).url,
+        serde_json::json!({}),
+    );
+    // Enough for all commits, or for some of the files.
+    let most = &server.narrow.most;
+    most.store(20_000, std::sync::atomic::Ordering::SeqCst);
+    let setting = Setting::new();
+    assert_sound_in_part(&setting.fresh(&narrow).await);
+    // Where not even one comes it is said so, and what came is there when more comes.
+    most.store(2_000, std::sync::atomic::Ordering::SeqCst);
+    let setting = Setting::new();
+    let refused = setting.mirrors.resolve(&narrow).await;
+    assert!(
+        matches!(refused, Err(GitError::Transfer { .. })),
+        "{refused:?}"
+    );
+    most.store(usize::MAX, std::sync::atomic::Ordering::SeqCst);
+    assert_sound_in_part(&setting.fresh(&narrow).await);
+
+    // A server of git's old protocol gives out no file by its id.
+    let old = filtered(
+        "blob:none",
+        &server.repository("old/r.git", None).url,
+        serde_json::json!({}),
+    );
+    let refused = setting.mirrors.resolve(&old).await;
+    assert!(
+        matches!(refused, Err(GitError::NotByTheirIds { .. })),
+        "{refused:?}"
+    );
+    upstream.run(&[
+        "--git-dir",
+        bare,
+        "config",
+        "uploadpack.allowAnySHA1InWant",
+        "true",
+    ]);
+    assert_sound_in_part(&setting.fresh(&old).await);
+}
+
+#[tokio::test]
+async fn submodules_are_found_in_a_mirror_without_files_and_come_whole() {
+    let setting = Setting::new();
+    let (top, sub) = (upstream_of("sha1"), upstream_of("sha1"));
+    let wanted = sub.run(&["rev-parse", "main~1"]).trim().to_owned();
+    submodules::name(&top, "sub", &sub.url(), &wanted);
+    submodules::commit_index(&top, "with a submodule");
+    let fields = serde_json::json!({ "submodules": true, "submodule_urls": [sub.url()] });
+    let repository = filtered("blob:none", &top.url(), fields);
+    let inside = setting
+        .with_all(&repository, &[])
+        .await
+        .expect("is allowed");
+    assert_sound_in_part(&inside);
+    inside.run(&["-C", "sub", "log", "-p"]);
+    assert_eq!(
+        inside.run(&["-C", "sub", "rev-parse", "HEAD"]).trim(),
+        wanted
+    );
+}

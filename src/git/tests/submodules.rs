@@ -389,7 +389,6 @@ async fn what_cannot_be_mended_is_said_and_leaves_nothing_half_done() {
             &repository,
             (&at, &all),
             Owner::default(),
-            &scratch,
             sink.try_clone().expect("a descriptor"),
         );
         let error = checkout.await.expect_err(what);

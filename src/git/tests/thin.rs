@@ -335,12 +335,11 @@ async fn a_mirror_of_a_depth_is_made_anew_while_others_want_to_read_it() {
         made.expect("makes it anew");
         drop(lock);
     };
-    let scratch = setting.scratch();
     let checkouts = (0..3).map(|_| {
         let sink = tempfile::tempfile().expect("a file");
         let what = (&at, [].as_slice());
         let mirrors = &setting.mirrors;
-        mirrors.checkout(&repository, what, Owner::default(), &scratch, sink)
+        mirrors.checkout(&repository, what, Owner::default(), sink)
     });
     let have = Have::from_iter([at.commit.clone()]);
     let sink = tempfile::tempfile().expect("a file");
