@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::reference::{CommitId, Reference, Resolved, is_ref_name};
+use super::reference::{CommitId, Reference, Resolved, fits_a_file, is_ref_name};
+use crate::shown::is_shown;
 
 /// Where commits are kept that were fetched by their ids, so that nobody collects them, by those ids.
 pub(super) const COMMITS: &str = "refs/derrick/commits/";
@@ -384,10 +385,11 @@ pub fn commit_of_command(name: &str) -> Vec<String> {
     ])
 }
 
-/// Whether git takes this as the name of a branch, without `refs/heads/`.
+/// Whether git takes this as the name of a branch, without `refs/heads/`, and a person sees which one it is.
 #[must_use]
 pub fn is_branch_name(name: &str) -> bool {
-    is_ref_name(name) && name != "HEAD" && name.len() <= 255
+    let is_short = name.len() <= 255 && fits_a_file(name.as_bytes());
+    is_ref_name(name) && name != "HEAD" && is_short && name.chars().all(is_shown)
 }
 
 /// Prints the full name of the branch that is checked out; fails where that is none.
@@ -477,6 +479,24 @@ mod tests {
                 branch,
                 "{printed:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_branch_s_name_shows_and_has_room_for_a_lock() {
+        for name in ["main", "a/b", "ü", "-x", &"x".repeat(250)] {
+            assert!(is_branch_name(name), "{name:?}");
+        }
+        for name in [
+            "HEAD",
+            "a..b",
+            "x\u{202e}ab",
+            "x\u{2028}y",
+            "x\u{85}y",
+            &"x".repeat(251),
+            &"x/".repeat(200),
+        ] {
+            assert!(!is_branch_name(name), "{name:?}");
         }
     }
 

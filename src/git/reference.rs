@@ -119,9 +119,25 @@ pub(super) fn is_ref_name(name: &str) -> bool {
         && !name.ends_with('.')
 }
 
+/// Whether a mirror can have a reference of this full name: git has a file for it, and a lock beside that.
+pub(super) fn fits_a_file(name: &[u8]) -> bool {
+    const LONGEST_PART: usize = 255 - ".lock".len();
+    const LONGEST: usize = 1024;
+    let mut parts = name.split(|&byte| byte == b'/');
+    name.len() <= LONGEST && parts.all(|part| part.len() <= LONGEST_PART)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_one_of_a_file() {
+        let long = |length: usize| format!("refs/heads/{}/x", "a".repeat(length)).into_bytes();
+        assert!(fits_a_file(&long(250)));
+        assert!(!fits_a_file(&long(251)));
+        assert!(!fits_a_file("a/".repeat(600).as_bytes()));
+    }
 
     #[test]
     fn a_commit_id_is_whole_and_hexadecimal() {

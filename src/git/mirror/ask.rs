@@ -5,12 +5,15 @@ use reqwest::{Method, Url};
 
 use super::super::error::GitError;
 use super::super::http::{Credentials, Failed, Request, Web};
+use super::super::reference::fits_a_file;
 use super::super::upstream::Access;
 use super::{Mirror, Refs, WriteLock, lines, text};
 
 /// What the upstream says it has.
 pub(super) struct Advertised {
     pub(super) refs: Refs,
+    /// Names of those that no mirror can have.
+    pub(super) unfit: Vec<Vec<u8>>,
     pub(super) head: Head,
 }
 
@@ -106,6 +109,7 @@ impl Advertised {
     /// Reads the answer of `git ls-remote --symref`.
     fn parse(answer: &[u8]) -> Self {
         let (mut refs, mut target, mut id_of_head) = (Refs::new(), None, None);
+        let mut unfit = Vec::new();
         for (id, name) in lines(answer, b'\t') {
             match (id.strip_prefix(b"ref: "), name) {
                 (Some(branch), b"HEAD") => target = Some(branch.to_vec()),
@@ -116,7 +120,10 @@ impl Advertised {
                 (None, name)
                     if name.starts_with(b"refs/heads/") || name.starts_with(b"refs/tags/") =>
                 {
-                    refs.insert(name.to_vec(), text(id));
+                    match fits_a_file(name) {
+                        true => drop(refs.insert(name.to_vec(), text(id))),
+                        false => unfit.push(name.to_vec()),
+                    }
                 }
                 (None, _) => {}
             }
@@ -140,7 +147,7 @@ impl Advertised {
             }
             (None, None) => Head::Nowhere,
         };
-        Self { refs, head }
+        Self { refs, unfit, head }
     }
 
     /// The name of the objects' format.

@@ -122,7 +122,7 @@ impl Mirror {
     ) -> Result<(), GitError> {
         let begun = is_shallow(into).await?;
         if !begun {
-            match self.fetch(lock, access, into).await {
+            match self.fetch(lock, access, advertised, into).await {
                 Err(error) if error.is_broken_off() => {
                     let url = self.upstream.url();
                     tracing::info!(url, %error, "going on in steps");
@@ -144,7 +144,7 @@ impl Mirror {
         self.references_by_and_by(lock, access, (into, depth), left)
             .await?;
         self.deepen(lock, access, advertised, into).await?;
-        self.fetch(lock, access, into).await
+        self.fetch(lock, access, advertised, into).await
     }
 
     /// Fetches all these references at once, or fewer at a time.

@@ -1,7 +1,9 @@
 //! How a mirror becomes equal to its upstream: by a fetch into it, or made anew aside.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use super::super::error::GitError;
@@ -134,17 +136,29 @@ impl Mirror {
         remove(&old).await
     }
 
-    /// Fetches all branches and tags at once.
+    /// Fetches all branches and tags at once, of which a mirror can have the names.
     pub(super) async fn fetch(
         &self,
         lock: &WriteLock,
         access: &Access,
+        advertised: &Advertised,
         into: &Path,
     ) -> Result<(), GitError> {
+        let unfit = advertised.unfit.iter();
+        let unfit = unfit.map(|name| OsString::from_vec([b"^", name.as_slice()].concat()));
+        if !advertised.unfit.is_empty() {
+            let (url, count) = (self.upstream.url(), advertised.unfit.len());
+            tracing::warn!(
+                url,
+                count,
+                "references whose names are too long are left out"
+            );
+        }
         let call = self
             .fetching(lock, access, into)?
             .args(["--prune", "--", REMOTE])
-            .args(["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"]);
+            .args(["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"])
+            .args(unfit);
         match call.messages().await {
             // Not an error to git: it leaves those references out.
             Ok(said) if said.contains("shallow roots are not allowed") => {

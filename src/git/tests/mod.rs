@@ -979,6 +979,30 @@ async fn a_bundle_for_unknown_or_no_commits_holds_everything() {
 }
 
 #[tokio::test]
+async fn a_name_that_no_mirror_can_have_keeps_nobody_from_the_others() {
+    let setting = Setting::new();
+    let upstream = Git::new();
+    upstream.write("file", "1\n");
+    let first = upstream.commit("first");
+    // As where the upstream has no file for each; in its packed file git itself looks at no length.
+    let long = format!("refs/heads/{}", "x".repeat(251));
+    let packed = format!("# pack-refs with: peeled fully-peeled sorted \n{first} {long}\n");
+    std::fs::write(upstream.path().join(".git/packed-refs"), packed).expect("writes");
+    let fits = format!("refs/heads/{}", "y".repeat(250));
+    upstream.run(&["update-ref", &fits, &first]);
+    let all = repository(&upstream.url(), None);
+    let inside = setting.fresh(&all).await;
+    assert_sound(&inside);
+    upstream.write("file", "2\n");
+    let second = upstream.commit("second");
+    setting.fetch(&all, &inside).await;
+    assert_eq!(inside.run(&["rev-parse", "origin/main"]).trim(), second);
+    let names = names(&inside);
+    assert!(names.iter().any(|name| name.ends_with("yyy")), "{names:?}");
+    assert!(!names.iter().any(|name| name.ends_with("xxx")), "{names:?}");
+}
+
+#[tokio::test]
 async fn an_old_checkout_can_be_brought_to_where_a_new_one_would_be() {
     let setting = Setting::new();
     let upstream = Git::new();
