@@ -22,8 +22,7 @@ async fn an_owner_whose_pushes_do_not_end_keeps_nobody_else_waiting() {
         branch: "theirs".to_owned(),
         owner: Some("other".to_owned()),
     };
-    let scratch = setting.scratch();
-    let looked_at = setting.mirrors.push(&repository, outgoing, &scratch);
+    let looked_at = setting.mirrors.push(&repository, outgoing);
     // It had its turn. The git that looks is started by derrick's program, which these tests are not.
     let refused = looked_at.await.expect_err("no git is confined");
     assert!(matches!(refused, PushError::Unfit(_)), "{refused}");
