@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn filtered(filter: &str, url: &str, fields: serde_json::Value) -> Repository {
+fn filtered(filter: &str, url: &str, fields: &serde_json::Value) -> Repository {
     let mut all = serde_json::json!({ "url": url, "path": "/r", "filter": filter });
     let more = fields.as_object().expect("an object").clone();
     all.as_object_mut().expect("an object").extend(more);
@@ -101,7 +101,7 @@ async fn a_filter_makes_what_a_partial_clone_is() {
         ] {
             for reference in ["main", "side", "v1"] {
                 let fields = serde_json::json!({ "reference": reference, "history": "full" });
-                let repository = filtered(filter, &url, fields);
+                let repository = filtered(filter, &url, &fields);
                 let inside = setting.fresh(&repository).await;
                 assert_sound_in_part(&inside);
                 let clone = Git::somewhere();
@@ -130,7 +130,7 @@ async fn what_is_there_is_up_to_the_commit_and_not_to_what_others_wanted() {
     let upstream = upstream_of("sha1");
     let of = |reference: &str| {
         let fields = serde_json::json!({ "reference": reference });
-        filtered("blob:none", &upstream.url(), fields)
+        filtered("blob:none", &upstream.url(), &fields)
     };
     let alone = setting
         .fresh(&of("main~0").at("main".to_owned()).expect("a name"))
@@ -154,10 +154,10 @@ async fn what_is_there_is_up_to_the_commit_and_not_to_what_others_wanted() {
     // Configs of other filters, and none, have mirrors of their own, and what is asked alike, one.
     let mirror = setting.mirror_of(&of("main"));
     for other in ["blob:limit=1024", "blob:limit=1025"] {
-        let other = filtered(other, &upstream.url(), serde_json::json!({}));
+        let other = filtered(other, &upstream.url(), &serde_json::json!({}));
         assert_ne!(setting.mirror_of(&other), mirror);
     }
-    let same = filtered("blob:limit=0", &upstream.url(), serde_json::json!({}));
+    let same = filtered("blob:limit=0", &upstream.url(), &serde_json::json!({}));
     assert_eq!(setting.mirror_of(&same), mirror);
 }
 
@@ -166,7 +166,7 @@ async fn the_files_alone_are_whole_without_history() {
     let setting = Setting::new();
     let upstream = upstream_of("sha1");
     let none = serde_json::json!({ "history": "none" });
-    let repository = filtered("blob:none", &upstream.url(), none);
+    let repository = filtered("blob:none", &upstream.url(), &none);
     let inside = setting.fresh(&repository).await;
     assert_sound(&inside);
     let (_, missing) = objects(&inside);
@@ -178,7 +178,7 @@ async fn the_files_alone_are_whole_without_history() {
 async fn a_commit_that_is_mirrored_with_its_files_needs_no_upstream() {
     let setting = Setting::new();
     let upstream = upstream_of("sha1");
-    let repository = filtered("blob:none", &upstream.url(), serde_json::json!({}));
+    let repository = filtered("blob:none", &upstream.url(), &serde_json::json!({}));
     let at = setting.resolve(&repository).await;
     let pinned = |commit: &str| repository.at(commit.to_owned()).expect("an id");
     let old = upstream.run(&["rev-parse", "main~4"]);
@@ -205,7 +205,7 @@ async fn what_comes_later_comes_with_its_files() {
     ] {
         let upstream = upstream_of("sha1");
         let fields = serde_json::json!({ "history": history });
-        let repository = filtered(filter, &upstream.url(), fields);
+        let repository = filtered(filter, &upstream.url(), &fields);
         let inside = setting.fresh(&repository).await;
         let first = setting.resolve(&repository).await.commit;
         let (_, before) = objects(&inside);
@@ -254,7 +254,7 @@ async fn a_filter_goes_with_a_depth() {
     let setting = Setting::new();
     let upstream = upstream_of("sha1");
     let url = format!("file://{}", upstream.url());
-    let repository = filtered("blob:none", &url, serde_json::json!({ "depth": 3 }));
+    let repository = filtered("blob:none", &url, &serde_json::json!({ "depth": 3 }));
     let inside = setting.fresh(&repository).await;
     assert_sound_in_part(&inside);
     let clone = Git::somewhere();
@@ -274,7 +274,7 @@ async fn a_mirror_without_files_is_made_anew_with_those_that_are_wanted() {
     let setting = Setting::new();
     let upstream = upstream_of("sha1");
     for fields in [serde_json::json!({}), serde_json::json!({ "depth": 4 })] {
-        let repository = filtered("blob:none", &upstream.url(), fields);
+        let repository = filtered("blob:none", &upstream.url(), &fields);
         let mirror = setting.mirror_of(&repository);
         let without = |kept: &dyn Fn(&str) -> bool| {
             for file in std::fs::read_dir(mirror.join("objects/pack")).expect("lists") {
@@ -312,7 +312,7 @@ async fn an_upstream_that_knows_no_filter_gives_out_all() {
     let setting = Setting::new();
     let upstream = upstream_of("sha1");
     upstream.run(&["config", "uploadpack.allowFilter", "false"]);
-    let repository = filtered("blob:none", &upstream.url(), serde_json::json!({}));
+    let repository = filtered("blob:none", &upstream.url(), &serde_json::json!({}));
     let inside = setting.fresh(&repository).await;
     assert_sound_in_part(&inside);
     let first = setting.resolve(&repository).await.commit;
@@ -344,7 +344,7 @@ async fn files_come_in_portions_where_they_do_not_come_at_once() {
     let narrow = filtered(
         "blob:none",
         &server.repository("narrow/r.git", None).url,
-        serde_json::json!({}),
+        &serde_json::json!({}),
     );
     // Enough for all commits, or for some of the files.
     let most = &server.narrow.most;
@@ -366,7 +366,7 @@ async fn files_come_in_portions_where_they_do_not_come_at_once() {
     let old = filtered(
         "blob:none",
         &server.repository("old/r.git", None).url,
-        serde_json::json!({}),
+        &serde_json::json!({}),
     );
     let refused = setting.mirrors.resolve(&old).await;
     assert!(
@@ -391,7 +391,7 @@ async fn submodules_are_found_in_a_mirror_without_files_and_come_whole() {
     submodules::name(&top, "sub", &sub.url(), &wanted);
     submodules::commit_index(&top, "with a submodule");
     let fields = serde_json::json!({ "submodules": true, "submodule_urls": [sub.url()] });
-    let repository = filtered("blob:none", &top.url(), fields);
+    let repository = filtered("blob:none", &top.url(), &fields);
     let inside = setting
         .with_all(&repository, &[])
         .await
