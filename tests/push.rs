@@ -345,6 +345,11 @@ fn a_git_that_is_none_is_found_out_and_ended() {
         );
         problem(bundle(&workspace, ""), 422, "git-failed", bundled);
     }
+    replace_git(&workspace, "printf '\\033[2Jwhy\\n' >&2; exit 3");
+    let refused = workspace.post("fetch", &json!({})).problem(422);
+    let detail = refused["detail"].as_str().unwrap_or_default();
+    assert!(detail.contains("\u{fffd}[2Jwhy"), "{refused}");
+    assert!(!detail.contains('\u{1b}'), "{refused}");
     // It says nothing for ever.
     replace_git(&workspace, "exec sleep 100000");
     problem(

@@ -258,7 +258,7 @@ impl Inside<'_> {
     /// What is said of something that git inside could not do.
     pub(crate) fn failed(&self, attempt: &'static str, answered: &Answered) -> AskError {
         // It is shown to people, some of them at a terminal.
-        let said: String = answered.said.trim().chars().map(visible).collect();
+        let said = visible(&answered.said);
         let said = match said.is_empty() {
             true => format!("it ended with exit code {}", answered.exit_code),
             false => said,
@@ -355,12 +355,14 @@ impl Inside<'_> {
     }
 }
 
-fn visible(char: char) -> char {
-    match char {
+/// What was said inside, fit to be shown.
+pub(super) fn visible(said: &str) -> String {
+    let shown = |char| match char {
         '\n' => char,
         char if is_shown(char) => char,
         _ => '\u{fffd}',
-    }
+    };
+    said.trim().chars().map(shown).collect()
 }
 
 const WRITING: &str = "keeping what git inside printed";

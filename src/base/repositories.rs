@@ -14,7 +14,7 @@ use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 
 use super::SetupError;
-use super::asking::{ANSWERING, WORKING};
+use super::asking::{ANSWERING, WORKING, visible};
 use super::build::{Build, OUTPUT_END, exec_as, pipe_for_archive, run_as, run_in};
 use super::patience::{Patience, TooLong, Wait};
 use super::submodules::{Above, Bringing, Moved, Update, commits_of};
@@ -190,7 +190,7 @@ impl Checkout {
         }
         Err(SetupError::Checkout {
             path: path.clone(),
-            reason: ended.output.end(OUTPUT_END).trim().to_owned(),
+            reason: visible(&ended.output.end(OUTPUT_END)),
         })
     }
 }
@@ -409,7 +409,7 @@ impl<'a> Inside<'a> {
         for command in commands {
             let ended = self.run(command).await?;
             if ended.exit_code() != 0 {
-                return Ok(Some(ended.output.end(OUTPUT_END).trim().to_owned()));
+                return Ok(Some(visible(&ended.output.end(OUTPUT_END))));
             }
         }
         Ok(None)
@@ -453,7 +453,7 @@ pub(crate) async fn take_in(
     }
     let refused = |ended: Ended| SetupError::GitInside {
         path: at.clone(),
-        output: ended.output.end(OUTPUT_END),
+        output: visible(&ended.output.end(OUTPUT_END)),
     };
     let told = inside.look(git::have_command()).await?;
     if told.exit_code() != 0 {

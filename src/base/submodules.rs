@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::SetupError;
+use super::asking::visible;
 use super::build::OUTPUT_END;
 use super::repositories::{Inside, take_in};
 use crate::git::{self, CommitId, Mirrors, Resolved, Submodule};
@@ -362,7 +363,7 @@ async fn unmake(inside: &Inside<'_>) -> Result<(), SetupError> {
 
 /// The end of what was said.
 fn end(said: &str) -> String {
-    let said = said.trim();
+    let said = visible(said);
     let start = (said.len().saturating_sub(TOLD)..=said.len())
         .find(|&at| said.is_char_boundary(at))
         .unwrap_or_default();
