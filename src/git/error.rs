@@ -307,6 +307,8 @@ impl GitError {
             Self::NoSuchRepository { url }
         } else if failure.says(MALFORMED) {
             Self::Malformed { url, detail }
+        } else if failure.says(CUT) && failure.says(BROKEN) {
+            Self::Transfer { url, detail }
         } else if failure.says(DAMAGED) {
             Self::Other { attempt, detail }
         } else if matches!(failure.ended, Ended::Stalled) || failure.says(BROKEN) {
@@ -373,6 +375,9 @@ const NO_REPOSITORY: &[&str] = &[
 ];
 
 const MALFORMED: &[&str] = &["fsck error"];
+
+/// What git says of a pack whose last bytes did not come.
+const CUT: &[&str] = &["pack is corrupted"];
 
 /// What may be the mirror's own fault; looked at before the broken transfer that it leads to.
 const DAMAGED: &[&str] = &[
@@ -462,6 +467,10 @@ mod tests {
             ),
             (
                 "error: RPC failed; curl 18 transfer closed\nfatal: early EOF",
+                "Transfer",
+            ),
+            (
+                "error: RPC failed; curl 18 transfer closed\nfatal: pack is corrupted (SHA1 mismatch)",
                 "Transfer",
             ),
             (
