@@ -81,6 +81,26 @@ fn count(workspace: &Workspace) -> String {
     workspace.ok("git rev-list --count HEAD").trim().to_owned()
 }
 
+/// Changes two files and has them committed on `parent`; the order, and what was made.
+fn changed_and_committed(workspace: &Workspace, parent: &str) -> (Value, Value) {
+    workspace.ok("echo mine > other; echo new > new");
+    let changes = workspace
+        .api()
+        .get(&workspace.path("changes"))
+        .expect(200)
+        .json();
+    assert_eq!(
+        changes["changes"].as_array().map(Vec::len),
+        Some(2),
+        "{changes}"
+    );
+    let order =
+        json!({ "message": "mine", "author": { "name": "Grace", "email": "g@example.org" } });
+    let made = workspace.post("commit", &order).expect(200).json();
+    assert_eq!(made["parent"], parent);
+    (order, made)
+}
+
 #[test]
 fn a_workspace_of_a_depth_is_fetched_committed_bundled_and_pushed() {
     let server = GitServer::open();
@@ -104,21 +124,7 @@ fn a_workspace_of_a_depth_is_fetched_committed_bundled_and_pushed() {
     );
 
     // Changes, a commit, a bundle and a push.
-    workspace.ok("echo mine > other; echo new > new");
-    let changes = workspace
-        .api()
-        .get(&workspace.path("changes"))
-        .expect(200)
-        .json();
-    assert_eq!(
-        changes["changes"].as_array().map(Vec::len),
-        Some(2),
-        "{changes}"
-    );
-    let order =
-        json!({ "message": "mine", "author": { "name": "Grace", "email": "g@example.org" } });
-    let made = workspace.post("commit", &order).expect(200).json();
-    assert_eq!(made["parent"], first);
+    let (order, made) = changed_and_committed(&workspace, &first);
     let bundle = workspace.api().get(&workspace.path("bundle")).expect(200);
     assert!(bundle.body.starts_with(b"# v2 git bundle"));
     let pushed = workspace
@@ -281,21 +287,7 @@ fn a_partial_clone_is_fetched_committed_bundled_and_pushed() {
     assert_eq!(server.packs(), packs);
 
     // Changes, a commit, a bundle and a push.
-    workspace.ok("echo mine > other; echo new > new");
-    let changes = workspace
-        .api()
-        .get(&workspace.path("changes"))
-        .expect(200)
-        .json();
-    assert_eq!(
-        changes["changes"].as_array().map(Vec::len),
-        Some(2),
-        "{changes}"
-    );
-    let order =
-        json!({ "message": "mine", "author": { "name": "Grace", "email": "g@example.org" } });
-    let made = workspace.post("commit", &order).expect(200).json();
-    assert_eq!(made["parent"], first);
+    let (order, made) = changed_and_committed(&workspace, &first);
     // What follows on the upstream's: the rest is not there.
     let bundle = workspace.api().get(&workspace.path("bundle")).expect(200);
     let file = upstream.bare.join("a.bundle");

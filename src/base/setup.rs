@@ -313,29 +313,26 @@ impl Setups {
             // Whom the repositories belong to.
             "user": (!config.repositories.is_empty()).then_some(&config.user),
         });
-        let depths = config.repositories.iter();
-        let depths: Vec<_> = depths
-            .filter_map(|repository| Some((&repository.path, repository.depth?)))
-            .collect();
-        if !depths.is_empty() {
-            determinants["depths"] = serde_json::json!(depths);
-        }
-        let filters = config.repositories.iter();
-        let filters: Vec<_> = filters
-            .filter_map(|repository| Some((&repository.path, repository.filter?)))
-            .collect();
-        if !filters.is_empty() {
-            determinants["filters"] = serde_json::json!(filters);
-        }
+        let mut note = |name: &str, of_each: fn(&Repository) -> Option<serde_json::Value>| {
+            let each = config.repositories.iter();
+            let each: Vec<_> = each
+                .filter_map(|repository| Some((&repository.path, of_each(repository)?)))
+                .collect();
+            if !each.is_empty() {
+                determinants[name] = serde_json::json!(each);
+            }
+        };
+        note("depths", |one| {
+            one.depth.map(|depth| serde_json::json!(depth))
+        });
+        note("filters", |one| {
+            one.filter.map(|filter| serde_json::json!(filter))
+        });
+        note("lfs", |one| {
+            one.lfs.then(|| serde_json::json!(one.lfs_urls))
+        });
         if !submodules.is_empty() {
             determinants["submodules"] = serde_json::json!(submodules);
-        }
-        let large = config.repositories.iter().filter(|one| one.lfs);
-        let large: Vec<_> = large
-            .map(|repository| (&repository.path, &repository.lfs_urls))
-            .collect();
-        if !large.is_empty() {
-            determinants["lfs"] = serde_json::json!(large);
         }
         Digest::of([determinants.to_string()])
     }

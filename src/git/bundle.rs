@@ -67,7 +67,7 @@ pub(super) async fn write(
     let header = header(&refs, &known.commits);
     let mut range: String = refs.values().map(|id| format!("{id}\n")).collect();
     range.extend(known.objects.iter().map(|id| format!("^{id}\n")));
-    if let (Some(_), Some(lock)) = (mirror.extent.filter, &lock) {
+    if let Some(lock) = &lock {
         mirror.fill_if_needed(lock, repository, &range).await?;
     }
     wanted.extend(range.into_bytes());

@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
+use std::io::{self, BufRead as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -498,14 +498,6 @@ impl Quarantine {
         if wanted.is_empty() {
             return Ok(wanted);
         }
-        let (sink, list) = {
-            let directory = self.0.clone();
-            blocking("make a list", move || {
-                let list = tempfile::tempfile_in(directory)?;
-                Ok((list.try_clone()?, list))
-            })
-            .await?
-        };
         // The mirror's own may say something else while git fetches.
         let walk = mirror
             .git()
@@ -515,17 +507,12 @@ impl Quarantine {
             .args(mirror.extent.filter.map(|_| "--missing=print"))
             .args(bases.iter().map(CommitId::as_str))
             .arg("--");
-        match tokio::time::timeout(CHECKING, walk.output_into(sink)).await {
-            Ok(walked) => {
-                walked.map_err(|failure| GitError::local("list what is there", failure))?;
-            }
-            Err(_) => return Err(too_long(COMPARE)),
-        }
+        let list = mirror.list(walk, "list what is there");
+        let list = tokio::time::timeout(CHECKING, list).await;
+        let list = list.map_err(|_| too_long(COMPARE))??;
         let unknown = blocking("read a list", move || {
-            let mut list = list;
-            list.seek(SeekFrom::Start(0))?;
             let mut unknown: HashSet<String> = wanted.iter().cloned().collect();
-            for id in BufReader::new(list).lines() {
+            for id in list.lines() {
                 unknown.remove(id?.trim_start_matches('?'));
             }
             Ok(wanted

@@ -41,7 +41,17 @@ impl Mirror {
         access: &Access,
         wanted: &str,
     ) -> Result<(), GitError> {
-        let mut missing = self.missing(wanted).await?;
+        let missing = self.missing(wanted).await?;
+        self.bring_missing(lock, access, wanted, missing).await
+    }
+
+    async fn bring_missing(
+        &self,
+        lock: &WriteLock,
+        access: &Access,
+        wanted: &str,
+        mut missing: Vec<String>,
+    ) -> Result<(), GitError> {
         while !missing.is_empty() {
             let mut portions = Portions::of(self.upstream.url(), &missing);
             while let Some(ids) = portions.next() {
@@ -67,12 +77,13 @@ impl Mirror {
         repository: &Repository,
         wanted: &str,
     ) -> Result<(), GitError> {
-        if !self.lacks(wanted).await? {
+        let missing = self.missing(wanted).await?;
+        if missing.is_empty() {
             return Ok(());
         }
         // What it redirects to is found out by asking.
         let (access, _) = self.ask(lock, Access::of(repository).await?).await?;
-        self.fill(lock, &access, wanted).await
+        self.bring_missing(lock, &access, wanted, missing).await
     }
 
     /// Whether something is missing of what these lines lead to.
@@ -131,7 +142,7 @@ impl Mirror {
     }
 
     /// What git prints, of which there may be more than is kept elsewhere.
-    pub(super) async fn list(
+    pub(in crate::git) async fn list(
         &self,
         call: Call,
         attempt: &'static str,
